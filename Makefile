@@ -1,0 +1,61 @@
+# Nothing but Python and a package index is needed: `make env` builds .venv, every other target uses it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-fast test-slow check format lock clean
+
+help:
+	@echo "make env        create $(VENV) with the pinned packages"
+	@echo "make demo       run the embedded study, offline, to its report"
+	@echo "make check      static checks: format, lint, types, import floors, spelling"
+	@echo "make test       static checks and every test that needs no accelerator"
+	@echo "make test-fast  the unit tests alone"
+	@echo "make test-slow  the slow tests alone"
+	@echo "make format     rewrite the sources in the one format"
+	@echo "make lock       write constraints.txt from $(VENV)"
+	@echo "make clean      remove caches and builds; keeps $(VENV) and runs/"
+
+env: $(STAMP)
+
+# torch goes first and alone, so that its exact pin decides which build is taken (a CPU build where the index has one).
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: env
+	$(BIN)/tuneoff demo
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu and not golden"
+
+test-fast: env
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu and not golden"
+
+test-slow: env
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "slow and not gpu and not golden"
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Without the local part of a version (+cpu), which other machines do not have, and without Tuneoff itself.
+lock:
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E '/^tuneoff([ =@]|$$)/d; s/\+[A-Za-z0-9.]+$$//' > constraints.txt
+	touch $(STAMP)
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,45 @@
+"""Tuneoff: a bake-off for fine-tuning methods, on your model, your data and your machine.
+
+Importing this module loads neither torch nor transformers; the names below are found when they are first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0.dev0"
+
+_API = {"Study", "load", "plan", "run"}
+
+__all__ = [
+    "Study",
+    "__version__",
+    "analysis",
+    "data",
+    "errors",
+    "evaluation",
+    "load",
+    "methods",
+    "plan",
+    "planning",
+    "report",
+    "run",
+    "running",
+    "study",
+    "training",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562: the type is that of whatever was asked for
+    """Import what is asked for when it is asked for (PEP 562)."""
+    if name in _API:
+        value = getattr(import_module("tuneoff.api"), name)
+    elif name in __all__:
+        value = import_module(f"tuneoff.{name}")
+    else:
+        raise AttributeError(f"module 'tuneoff' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Statistics, audit and verdict: pure functions of records."""

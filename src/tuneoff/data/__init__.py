@@ -1,0 +1,1 @@
+"""Sources, tasks, batches and metrics."""

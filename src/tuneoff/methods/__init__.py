@@ -1,0 +1,1 @@
+"""What is trained: one seam, many methods."""

@@ -1,0 +1,1 @@
+"""Study to runs to records, on one machine or a cluster."""

@@ -1,0 +1,1 @@
+"""The study as a pure value: spec, expansion, identity, records."""

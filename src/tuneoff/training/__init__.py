@@ -1,0 +1,1 @@
+"""The loop, its steps and its meters: the only code that calls backward()."""
