@@ -142,13 +142,13 @@ def did_you_mean(asked: str, allowed: Iterable[str]) -> str:
         allowed: the names that exist.
 
     Returns:
-        `Did you mean q_proj or k_proj?`, without a space around it.
+        ` Did you mean q_proj or k_proj?`, with a space before it, so that it can follow a sentence.
     """
     names = nearest_names(asked, allowed)
     if not names:
         return ""
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-    return f"Did you mean {listed}?"
+    return f" Did you mean {listed}?"
 
 
 def _is_part(asked: str, name: str) -> bool:

@@ -1,0 +1,140 @@
+"""From the study file's arms to arms, trials and runs: a list where one value belongs is a grid, one arm each."""
+
+import itertools
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from tuneoff.errors import StudyError, did_you_mean
+from tuneoff.study.identity import Run, make_run
+from tuneoff.study.spec import (
+    DEFAULT_RATES,
+    TRAINED_METHODS,
+    Arm,
+    FullMethod,
+    LoadMethod,
+    LoraMethod,
+    NoneMethod,
+    Study,
+)
+
+METHODS: dict[str, type[BaseModel]] = {"none": NoneMethod, "full": FullMethod, "lora": LoraMethod, "load": LoadMethod}
+NOT_OF_THE_METHOD = ("lr", "tune", "assumed")
+
+
+def expand_arms(arms: Any) -> list[dict[str, Any]]:
+    """Turn the file's `arms` mapping into one plain mapping per arm, ready for `Arm`.
+
+    Args:
+        arms: name to mapping, as read from the file. A list for a hyperparameter that takes one value is a grid; so is a list of lists
+            for one that takes a list (`targets`).
+
+    Raises:
+        StudyError: not a mapping, an unknown method or key, or an empty grid; the message names the key's path.
+    """
+    if not isinstance(arms, Mapping) or not arms:
+        raise StudyError("arms: expected a mapping of at least one arm, such as `lora: {method: lora, rank: 8}`")
+    return [cell for family, body in arms.items() for cell in _expand_arm(str(family), body)]
+
+
+def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
+    path = f"arms.{family}"
+    if not isinstance(body, Mapping):
+        raise StudyError(f"{path}: expected a mapping such as {{method: lora, rank: 8}}, found {body!r}")
+    name = body.get("method")
+    if name not in METHODS:
+        hint = did_you_mean(str(name), METHODS)
+        raise StudyError(f"{path}.method: found {name!r}; allowed: {', '.join(METHODS)}.{hint}")
+    fields = METHODS[name].model_fields
+    allowed = [*fields, *NOT_OF_THE_METHOD]
+    for key in body:
+        if key not in allowed:
+            raise StudyError(
+                f"{path}.{key}: unknown key; {name} takes {', '.join(allowed)}.{did_you_mean(str(key), allowed)}"
+            )
+    rates = _rates(path, name, body)
+    own = {key: value for key, value in body.items() if key not in NOT_OF_THE_METHOD}
+    grids = {key: value for key, value in own.items() if _is_grid(fields[key].annotation, value)}
+    for key, values in grids.items():
+        if not values:
+            raise StudyError(f"{path}.{key}: found an empty list; give at least one value")
+    for cell in itertools.product(*grids.values()):
+        chosen = dict(zip(grids, cell, strict=True))
+        suffix = "".join(f"-{key}{_label(value)}" for key, value in chosen.items())
+        yield {
+            "name": family + suffix,
+            "family": family,
+            "method": own | chosen,
+            "lr": rates,
+            "assumed": body.get("assumed", ()),
+        }
+
+
+def _rates(path: str, method: str, body: Mapping[str, Any]) -> Sequence[Any]:
+    tune = body.get("tune")
+    if method not in TRAINED_METHODS:
+        for key in ("lr", "tune"):
+            if key in body:
+                raise StudyError(f"{path}.{key}: method {method!r} trains nothing, so it takes no learning rate")
+        return ()
+    if tune is None:
+        lr = body.get("lr")
+        if isinstance(lr, list):
+            raise StudyError(f"{path}.lr: one fixed rate belongs here; to choose among {lr} write `tune: {{lr: {lr}}}`")
+        return DEFAULT_RATES[method] if lr is None else (lr,)
+    if "lr" in body:
+        raise StudyError(f"{path}: give `lr` (fixed) or `tune.lr` (chosen on the validation split), not both")
+    if not isinstance(tune, Mapping) or set(tune) != {"lr"}:
+        found = sorted(map(str, tune)) if isinstance(tune, Mapping) else tune
+        raise StudyError(
+            f"{path}.tune: found {found}; allowed: a mapping with the one key lr, such as {{lr: [1e-4, 3e-4]}}"
+        )
+    rates = tune["lr"]
+    if not isinstance(rates, list) or not rates:
+        raise StudyError(f"{path}.tune.lr: expected a list of at least one learning rate, found {rates!r}")
+    return rates
+
+
+def _is_grid(annotation: Any, value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
+    if _takes_list(annotation):
+        return bool(value) and all(isinstance(item, list) for item in value)
+    return True
+
+
+def _takes_list(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _takes_list(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return any(_takes_list(part) for part in typing.get_args(annotation))
+    return origin in (tuple, list)
+
+
+def _label(value: Any) -> str:
+    parts = value if isinstance(value, list) else [value]
+    text = "+".join(str(part) for part in parts)
+    return "".join(char if char.isalnum() or char in "._-" else "-" for char in text)
+
+
+def trials(study: Study, arm: Arm) -> tuple[Run, ...]:
+    """Return the runs among which the arm's learning rate is chosen: every candidate rate, on the first seed."""
+    if not arm.is_trained:
+        return (make_run(study, arm, None, None),)
+    return tuple(make_run(study, arm, lr, study.seeds[0]) for lr in arm.lr)
+
+
+def chosen_runs(study: Study, arm: Arm, lr: float | None) -> tuple[Run, ...]:
+    """Return the runs that are tested once the rate is chosen: one for each seed (one in all where nothing is trained)."""
+    if not arm.is_trained:
+        return trials(study, arm)
+    return tuple(make_run(study, arm, lr, seed) for seed in study.seeds)
+
+
+def num_runs(study: Study, arm: Arm) -> int:
+    """Return how many runs the arm takes in all, tuning included."""
+    return len(trials(study, arm)) + (len(study.seeds) - 1 if arm.is_trained else 0)

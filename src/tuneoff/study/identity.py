@@ -1,0 +1,66 @@
+"""Canonical JSON and the identity of a run: the same question always has the same name, whatever the order or spelling in the file."""
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field, PositiveFloat
+
+from tuneoff.study.spec import Arm, BudgetSpec, EvaluateSpec, MethodSpec, OptimizerSpec, Study, TaskSpec, Value, plain
+
+RUN_ID_DIGITS = 16
+"""Hex digits of a run's name: 64 bits, so that among a million runs a clash has a chance of 3e-8."""
+
+
+class Run(Value):
+    """A trial with one seed: the unit that is trained, stored and resumed. Holds all that its result depends on, and nothing else."""
+
+    model: str
+    revision: str | None
+    trust_remote_code: bool
+    task: TaskSpec
+    budget: BudgetSpec
+    precision: str
+    optimizer: OptimizerSpec
+    evaluate: EvaluateSpec
+    keep: str
+    method: MethodSpec
+    lr: PositiveFloat | None = None
+    """Peak learning rate; none where nothing is trained."""
+    seed: int | None = None
+    """None where nothing is drawn (zero-shot, loaded arms)."""
+    micro_batch: int | None = Field(default=None)
+
+    @property
+    def run_id(self) -> str:
+        """Hash that names the run's folder."""
+        return digest(plain(self))[:RUN_ID_DIGITS]
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys, no spaces, and the shortest digits that give each number back."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 (hex) of a JSON value's canonical form."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def make_run(study: Study, arm: Arm, lr: float | None, seed: int | None) -> Run:
+    """Return the run of `arm` at one learning rate and seed."""
+    return Run(
+        model=study.model,
+        revision=study.revision,
+        trust_remote_code=study.trust_remote_code,
+        task=study.task,
+        budget=study.budget,
+        precision=study.precision,
+        optimizer=study.optimizer,
+        evaluate=study.evaluate,
+        keep="last" if study.keep == "last" else "best",
+        method=arm.method,
+        lr=lr,
+        seed=seed,
+        micro_batch=study.micro_batch,
+    )

@@ -1,0 +1,183 @@
+"""Reads study files: YAML to a frozen `Study`, with overrides, and errors that name the key, what was found and what is allowed."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tuneoff.errors import StudyError, did_you_mean
+from tuneoff.study.expand import expand_arms
+from tuneoff.study.spec import Study
+
+RECIPES = resources.files("tuneoff.study") / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number (YAML 1.2; PyYAML's 1.1 makes it text) and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the reference studies that ship with the package."""
+    names = (entry.name for entry in RECIPES.iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+
+
+def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file or a recipe.
+
+    Args:
+        source: path of a YAML file, or the name of a recipe.
+        overrides: `KEY=VALUE` each; KEY is a dotted path (`budget.steps`, `arms.lora.rank`), VALUE is YAML.
+
+    Raises:
+        StudyError: no such file or recipe, not YAML, an unknown key, an impossible value, an empty grid.
+    """
+    raw, root, label = _read(source)
+    for override in overrides:
+        _apply(raw, override)
+    return study_from(raw, root, label)
+
+
+def study_from(raw: Mapping[str, Any], root: Path, label: str = "study") -> Study:
+    """Validate a study given as a plain mapping. `root` is where its relative paths start; `label` names it in errors."""
+    body = dict(raw)
+    if "arms" not in body:
+        raise StudyError(f"{label}: arms: missing. Give at least one arm, such as `lora: {{method: lora, rank: 8}}`.")
+    if "root" in body:
+        raise StudyError(f"{label}: root: unknown key")
+    try:
+        body["arms"] = expand_arms(body["arms"])
+        return Study.model_validate(body | {"root": root})
+    except StudyError as error:
+        raise StudyError(f"{label}: {error}") from None
+    except ValidationError as error:
+        raise StudyError(_explain(error, body["arms"], label)) from None
+
+
+def _read(source: str | Path) -> tuple[dict[str, Any], Path, str]:
+    path = Path(source)
+    if path.is_file():
+        try:
+            return _parse(path.read_text(encoding="utf-8"), str(path)), path.parent.absolute(), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise StudyError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if str(source) in recipe_names():
+        text = (RECIPES / f"{source}.yaml").read_text(encoding="utf-8")
+        return _parse(text, f"recipe {source}"), Path.cwd(), f"recipe {source}"
+    if path.is_dir():
+        raise StudyError(f"{path} is a folder; expected a study file (YAML)")
+    hint = did_you_mean(str(source), recipe_names())
+    raise StudyError(
+        f"no study file and no recipe is called {str(source)!r}.{hint} Recipes: {', '.join(recipe_names())}."
+    )
+
+
+def _parse(text: str, label: str) -> dict[str, Any]:
+    try:
+        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise StudyError(f"{label}{where}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise StudyError(f"{label}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise StudyError(f"{label}: nested too deeply to be a study file") from None
+    if not isinstance(raw, dict):
+        raise StudyError(
+            f"{label}: expected a mapping with the keys {', '.join(_keys(Study))}; found {type(raw).__name__}"
+        )
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise StudyError(f"--set {override}: expected KEY=VALUE, such as budget.steps=100")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise StudyError(f"--set {override}: the value is not valid YAML: {error}") from None
+    if isinstance(value, str) and _is_path_key(key) and Path(value).exists():
+        value = str(Path(value).absolute())  # typed on the command line, so it starts from the working folder
+    node = raw
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise StudyError(f"--set {override}: {'.'.join(parents[: depth + 1])} is {child!r}, which has no keys")
+        node = child
+    if key in ("budget.steps", "budget.epochs", "budget.target_tokens"):
+        for other in ("steps", "epochs", "target_tokens"):
+            node.pop(other, None)  # the three exclude each other; the override is the one that is meant
+    node[last] = value
+
+
+def _is_path_key(key: str) -> bool:
+    return (
+        key in ("model", "task.data")
+        or key.startswith("task.splits.")
+        or (key.startswith("arms.") and key.endswith(".path"))
+    )
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [name for name, field in model.model_fields.items() if not field.exclude]
+
+
+def _explain(error: ValidationError, arms: Sequence[Mapping[str, Any]], label: str) -> str:
+    lines = []
+    for item in error.errors():
+        path = _path(item["loc"], arms)
+        if item["type"] == "extra_forbidden":
+            allowed = _allowed_at(item["loc"])
+            hint = did_you_mean(str(item["loc"][-1]), allowed)
+            line = f"{path}: unknown key; allowed: {', '.join(allowed)}.{hint}"
+        elif item["type"] == "missing":
+            line = f"{path}: missing"
+        else:
+            found = "" if isinstance(item["input"], dict) else f"; found {item['input']!r}"
+            line = f"{path}: {item['msg'].removeprefix('Value error, ')}{found}"
+        if line not in lines:
+            lines.append(line)
+    return "\n".join(f"{label}: {line}" for line in lines)
+
+
+def _path(loc: tuple[int | str, ...], arms: Sequence[Mapping[str, Any]]) -> str:
+    if len(loc) >= 2 and loc[0] == "arms" and isinstance(loc[1], int):
+        rest = [str(part) for part in loc[2:] if part not in ("method", "none", "full", "lora", "load")]
+        return ".".join(["arms", str(arms[loc[1]]["family"]), *rest])
+    return ".".join(str(part) for part in loc if part not in ("constrained-str",)) or "study"
+
+
+def _allowed_at(loc: tuple[int | str, ...]) -> list[str]:
+    model: Any = Study
+    for part in _walk(loc[:-1]):
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return _keys(model)
+
+
+def _walk(loc: tuple[int | str, ...]) -> Iterator[str]:
+    yield from (part for part in loc if isinstance(part, str))

@@ -1,0 +1,174 @@
+"""What a run leaves behind, as frozen values: `record.json` (training and validation) and `test.json` (the one reading of the test split)."""
+
+import math
+from typing import Any, Literal
+
+from pydantic import computed_field, model_validator
+
+from tuneoff.study.identity import Run
+from tuneoff.study.spec import Value
+
+RECORD_VERSION = 1
+MAX_EXPONENT = 700.0
+
+
+def exp(value: float) -> float:
+    """Return e to `value`, capped below the largest float (JSON has no infinity)."""
+    return math.exp(min(value, MAX_EXPONENT))
+
+
+class Likelihood(Value):
+    """How well a model predicts a split, over all its target tokens."""
+
+    nll_nats: float
+    """Sum of the negative log-likelihood over target tokens."""
+    num_target_tokens: int
+    num_sequences: int
+    """Sequences (text: windows) scored."""
+    num_target_bytes: int
+    """UTF-8 bytes of the text that the target tokens stand for."""
+    mean_sequence_loss_nats: float
+    """(1/N) sum over sequences of each one's own mean loss L_i."""
+    vocabulary_size: int
+    stride_tokens: int | None = None
+    """New target tokens per window, for text longer than the context; none where nothing is windowed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_derived(cls, value: Any) -> Any:
+        """Written for readers of the JSON; worked out again when it is read back, so that the two cannot disagree."""
+        if isinstance(value, dict):
+            return {key: item for key, item in value.items() if key not in cls.model_computed_fields}
+        return value
+
+    @computed_field
+    @property
+    def loss_nats(self) -> float:
+        """Mean negative log-likelihood per target token."""
+        return self.nll_nats / self.num_target_tokens
+
+    @computed_field
+    @property
+    def perplexity(self) -> float:
+        """exp of the loss."""
+        return exp(self.loss_nats)
+
+    @computed_field
+    @property
+    def mean_sequence_perplexity(self) -> float:
+        """exp((1/N) sum L_i): every sequence counts the same, however short. Not a corpus perplexity; given under its own name."""
+        return exp(self.mean_sequence_loss_nats)
+
+    @computed_field
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Loss in bits per UTF-8 byte of target text (the end-of-sequence tokens' loss included); compares across tokenizers."""
+        return self.nll_nats / math.log(2) / self.num_target_bytes if self.num_target_bytes else None
+
+    @property
+    def is_worse_than_uniform(self) -> bool:
+        """Whether guessing every token with equal chance would do better."""
+        return self.perplexity > self.vocabulary_size
+
+
+class Parameters(Value):
+    """What an arm trains, with storage that is shared counted once."""
+
+    trainable: int
+    total: int
+    """All parameters of the adapted model, what the method added included."""
+    modules: tuple[str, ...] = ()
+    """Names of the adapted modules."""
+
+    @property
+    def share_pct(self) -> float:
+        """Trainable parameters in per cent of all."""
+        return 100.0 * self.trainable / self.total if self.total else 0.0
+
+
+class Costs(Value):
+    """What training took. Times leave out start-up, evaluation and saving; the first steps are warm-up and do not count for the medians."""
+
+    train_s: float
+    """Time in optimizer steps, over all the sittings that a resumed run took."""
+    step_s: float
+    """Median time of an optimizer step."""
+    input_tokens_per_s: float
+    target_tokens_per_s: float
+    evaluate_s: float
+    peak_bytes: dict[str, int]
+    """Highest memory use by phase (load, train, evaluate): the allocator's on a GPU, the process's resident memory on a CPU."""
+    peak_kind: Literal["resident", "allocated"]
+    optimizer_bytes: int
+    weights_bytes: int
+    """Size of the saved file."""
+
+
+class Training(Value):
+    """What happened while training."""
+
+    steps: int
+    epochs: float
+    num_target_tokens: int
+    num_input_tokens: int
+    batch_sequence_sha256: str
+    """Hash of the example ids in the order in which the steps saw them."""
+    best_step: int
+    final_loss_nats: float
+    """Mean training loss over the last tenth of the steps."""
+
+
+class Provenance(Value):
+    """Where a result comes from."""
+
+    created_at: str
+    tuneoff_version: str
+    versions: dict[str, str]
+    python: str
+    platform: str
+    device: str
+    num_threads: int
+    micro_batch: int
+    num_sittings: int = 1
+    """How many times the run was started until it was done."""
+    model_sha256: str
+    """Hash of the base's configuration and weights."""
+    data_sha256: str
+    """Hash of the tokenised splits."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know, such as tokens that were cut."""
+
+
+class Record(Value):
+    """A finished run: its identity, what happened, and what it scored on the validation split."""
+
+    version: int = RECORD_VERSION
+    run_id: str
+    run: Run
+    status: Literal["done", "infeasible"]
+    reason: str = ""
+    """Why an infeasible run is infeasible."""
+    parameters: Parameters | None = None
+    training: Training | None = None
+    validation: Likelihood | None = None
+    costs: Costs | None = None
+    provenance: Provenance
+    files: dict[str, str] = {}
+    """Sha256 of each file that belongs to the record."""
+
+
+class TestRecord(Value):
+    """The one reading of the test split, of a run whose learning rate was chosen."""
+
+    __test__ = False
+
+    version: int = RECORD_VERSION
+    run_id: str
+    test: Likelihood
+    score_s: float
+    files: dict[str, str] = {}
+
+
+def to_json(record: Record | TestRecord) -> dict[str, Any]:
+    """Return the record as JSON types."""
+    return record.model_dump(mode="json")
