@@ -39,13 +39,13 @@ check: env
 	$(BIN)/codespell
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu and not golden"
+	$(BIN)/pytest -n 2 -m "not gpu and not golden"
 
 test-fast: env
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu and not golden"
+	$(BIN)/pytest -n 2 -m "not slow and not gpu and not golden"
 
 test-slow: env
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "slow and not gpu and not golden"
+	$(BIN)/pytest -n 2 -m "slow and not gpu and not golden"
 
 format: env
 	$(BIN)/ruff format .

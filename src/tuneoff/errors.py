@@ -109,9 +109,9 @@ class InfeasibleError(TuneoffError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type["InfeasibleError"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type["InfeasibleError"], tuple[str, str], dict[str, object]]:
         """Rebuild from both arguments; `Exception` would pass the message alone."""
-        return type(self), (self.message, self.reason)
+        return type(self), (self.message, self.reason), self.__dict__
 
 
 def nearest_names(asked: str, allowed: Iterable[str], n: int = 3) -> list[str]:

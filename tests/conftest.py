@@ -1,0 +1,49 @@
+"""What every test stands on: no network, one thread, caches of its own, the same draws each time."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# These are read when the libraries are first imported, so they are set before any test module is.
+_CACHE = Path(tempfile.mkdtemp(prefix="tuneoff-tests-"))
+os.environ |= {
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HOME": str(_CACHE / "huggingface"),
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TUNEOFF_CACHE": str(_CACHE / "tuneoff"),
+}
+# Sums depend on the number of threads in their last bits; one thread each also lets pytest-xdist fill the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shared machine may stall, so no deadline; the same examples each time, so that a red test stays red.
+settings.register_profile("tuneoff", deadline=None, derandomize=True)
+settings.load_profile("tuneoff")
+
+
+def pytest_unconfigure() -> None:
+    """Remove the caches of this session."""
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs an accelerator where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.accelerator.is_available():
+            pytest.skip("no accelerator")
+
+
+@pytest.fixture(scope="session")
+def cache_folder() -> Path:
+    """The folder that `TUNEOFF_CACHE` names during this session."""
+    folder = Path(os.environ["TUNEOFF_CACHE"])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,68 @@
+"""The shape of the house: short files and functions, named floors, and no torch where none is needed."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import tuneoff
+
+TOP = Path(__file__).resolve().parent.parent
+PACKAGE = TOP / "src" / "tuneoff"
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+SOURCES = sorted(path for folder in ("src", "scripts", "benchmarks") for path in (TOP / folder).rglob("*.py"))
+
+
+def _long_functions(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            num_lines = node.end_lineno - node.lineno + 1
+            if num_lines >= MAX_FUNCTION_LINES:
+                yield f"{path.relative_to(TOP)}:{node.lineno} {node.name} has {num_lines} lines"
+
+
+def test_files_are_short() -> None:
+    lengths = {str(path.relative_to(TOP)): len(path.read_text("utf-8").splitlines()) for path in SOURCES}
+    assert {path: num for path, num in lengths.items() if num >= MAX_FILE_LINES} == {}
+
+
+def test_functions_are_short() -> None:
+    assert [line for path in SOURCES for line in _long_functions(path)] == []
+
+
+def test_every_floor_is_in_the_contract() -> None:
+    settings = tomllib.loads((TOP / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
+    floors = next(contract for contract in settings["contracts"] if contract["type"] == "layers")["layers"]
+    named = {name for floor in floors for name in re.findall(r"tuneoff\.(\w+)", floor)}
+    found = {path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
+    found |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert found - named == set()
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    """Without `__init__.py` a folder is left out of the import contracts, silently."""
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert [str(folder.relative_to(TOP)) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("module", ["tuneoff", "tuneoff.errors", "tuneoff.study", "tuneoff.cli"])
+def test_import_leaves_torch_unloaded(module: str) -> None:
+    if find_spec(module) is None:
+        pytest.skip(f"{module} is not written yet")
+    code = f"import sys, {module}; print(*{{'torch', 'transformers', 'datasets'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []
+
+
+def test_lazy_names_are_found() -> None:
+    assert tuneoff.errors.TuneoffError.exit_code == 2
+    assert set(tuneoff.__all__) <= set(dir(tuneoff))
+    with pytest.raises(AttributeError, match="no attribute 'nonesuch'"):
+        _ = tuneoff.nonesuch
