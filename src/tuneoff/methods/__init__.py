@@ -1,1 +1,10 @@
-"""What is trained: one seam, many methods."""
+"""Fine-tuning methods, usable alone: `tuneoff.methods.LoRA(rank=8, alpha=16).adapt(model, generator)`."""
+
+from tuneoff.methods.base import AdaptedModel as AdaptedModel
+from tuneoff.methods.base import Method as Method
+from tuneoff.methods.lora import LoRA as LoRA
+from tuneoff.methods.lora import LoRACohort as LoRACohort
+from tuneoff.methods.registry import cohort_from_specs as cohort_from_specs
+from tuneoff.methods.registry import method_from_spec as method_from_spec
+from tuneoff.methods.selective import Full as Full
+from tuneoff.methods.selective import NoTraining as NoTraining

@@ -1,0 +1,126 @@
+"""The seam between methods and everything above them: a method adapts a model, and the training loop sees only the result.
+
+What is trained is known by identity, as the parameters that the adapted model returns, never by a substring of a name.
+A method holds one or more *members*: runs that share one frozen base (a cohort). One member is the ordinary case.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tuneoff.errors import MethodError
+
+
+class AdaptedModel(ABC):
+    """A model together with what a method added to it or chose from it.
+
+    Attributes:
+        module: the model to call; the one that was given, changed in place.
+        matched: names of the modules that were adapted; empty where the method adapts none in particular.
+        num_members: runs that share the base.
+    """
+
+    module: nn.Module
+    matched: tuple[str, ...] = ()
+    num_members: int = 1
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @abstractmethod
+    def trainable_parameters(self, member: int = 0) -> Mapping[str, nn.Parameter]:
+        """Return what a member trains, by the name under which `state_dict` saves it; shared storage once."""
+
+    def state_dict(self, member: int = 0) -> dict[str, Tensor]:
+        """Return a member's trained tensors (detached, not copied): what the method added, or all weights where it trains them."""
+        return {name: parameter.detach() for name, parameter in self.trainable_parameters(member).items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], member: int = 0) -> None:
+        """Copy saved tensors into a member.
+
+        Raises:
+            MethodError: a tensor is missing, is not known, or has another shape.
+        """
+        own = self.trainable_parameters(member)
+        check_same_names(own, state)
+        with torch.no_grad():
+            for name, parameter in own.items():
+                if parameter.shape != state[name].shape:
+                    found, wanted = tuple(state[name].shape), tuple(parameter.shape)
+                    raise MethodError(f"{name}: the saved tensor has shape {found}; this model's has {wanted}")
+                parameter.copy_(state[name])
+
+    @contextmanager
+    def member(self, index: int) -> Iterator[nn.Module]:
+        """Within the context every row goes through one member (a cohort gives each member its own rows otherwise)."""
+        if index:
+            raise IndexError(f"member {index} of a model that holds one")
+        yield self.module
+
+    @contextmanager
+    def base_model(self) -> Iterator[nn.Module]:
+        """Within the context the module is the base again, bit for bit.
+
+        Raises:
+            MethodError: the method overwrote the base.
+        """
+        yield self.module
+
+    def merge(self, member: int = 0) -> nn.Module:
+        """Fold a member into the base's own weights, in place, and return the plain model.
+
+        Raises:
+            MethodError: the method has nothing that could be folded into weights.
+        """
+        raise MethodError(f"{type(self).__name__} has nothing to merge")
+
+    def unmerge(self) -> None:
+        """Undo `merge`, bit for bit."""
+        raise MethodError(f"{type(self).__name__} has nothing to unmerge")
+
+    def remove(self) -> nn.Module:
+        """Take out what was added and return the base, bit for bit."""
+        with self.base_model() as module:
+            return module
+
+
+class Method(Protocol):
+    """A way to fine-tune, with its hyperparameters fixed."""
+
+    trains_base: bool
+    """Whether the base's own weights are trained (they are then held in fp32, whatever the compute type)."""
+
+    def adapt(self, model: nn.Module, generator: torch.Generator | Sequence[torch.Generator]) -> AdaptedModel:
+        """Adapt `model` in place.
+
+        Args:
+            model: a causal language model; on the meta device shapes alone are made.
+            generator: draws the starting values of what is added, on the CPU; one for each member.
+
+        Raises:
+            MethodError: the model cannot take the method (targets that match nothing, a rank out of range).
+        """
+
+
+def check_same_names(own: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """Refuse a saved state whose names are not exactly the model's own."""
+    missing = [name for name in own if name not in given]
+    unknown = [name for name in given if name not in own]
+    if missing or unknown:
+        parts = [f"missing {len(missing)} tensors ({', '.join(missing[:3])})"] if missing else []
+        parts += [f"unknown {len(unknown)} tensors ({', '.join(unknown[:3])})"] if unknown else []
+        raise MethodError(f"the saved weights are not of this model and method: {'; '.join(parts)}")
+
+
+def unique_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the module's parameters by name, storage that is shared (tied embeddings) once, under its first name."""
+    return dict(module.named_parameters(remove_duplicate=True))
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return the number of parameters, those that share storage once."""
+    return sum(parameter.numel() for parameter in unique_parameters(module).values())

@@ -1,0 +1,40 @@
+"""From a study's method specs to methods: the one place that knows all of them."""
+
+from collections.abc import Sequence
+
+from tuneoff.errors import MethodError
+from tuneoff.methods.base import Method
+from tuneoff.methods.lora import LoRA, LoRACohort
+from tuneoff.methods.selective import Full, NoTraining
+from tuneoff.study.spec import FullMethod, LoraMethod, MethodSpec, NoneMethod
+
+
+def method_from_spec(spec: MethodSpec) -> Method:
+    """Return the method that a spec describes.
+
+    Raises:
+        MethodError: a spec that is no method of its own (`load` reads one from a folder; see `interchange`).
+    """
+    match spec:
+        case NoneMethod():
+            return NoTraining()
+        case FullMethod():
+            return Full()
+        case LoraMethod():
+            return LoRA(rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout, targets=spec.targets)
+    raise MethodError(f"{spec.method!r} is not a method that adapts a model")
+
+
+def cohort_from_specs(specs: Sequence[MethodSpec]) -> Method:
+    """Return the method that trains several runs in one pass; one spec gives the ordinary method.
+
+    Raises:
+        MethodError: specs that cannot share a pass (only LoRA runs with equal targets and dropout can).
+    """
+    methods = [method_from_spec(spec) for spec in specs]
+    if len(methods) == 1:
+        return methods[0]
+    loras = tuple(method for method in methods if isinstance(method, LoRA))
+    if len(loras) != len(methods):
+        raise MethodError("only LoRA runs can train together; the others change or replace the base")
+    return LoRACohort(loras)
