@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -24,7 +25,7 @@ env: $(STAMP)
 # torch goes first and alone, so that its exact pin decides which build is taken (a CPU build where the index has one).
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
@@ -39,13 +40,13 @@ check: env
 	$(BIN)/codespell
 
 test: check
-	$(BIN)/pytest -n 2 -m "not gpu and not golden"
+	$(BIN)/pytest -n $(WORKERS) -m "not gpu and not golden"
 
 test-fast: env
-	$(BIN)/pytest -n 2 -m "not slow and not gpu and not golden"
+	$(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu and not golden"
 
 test-slow: env
-	$(BIN)/pytest -n 2 -m "slow and not gpu and not golden"
+	$(BIN)/pytest -n $(WORKERS) -m "slow and not gpu and not golden"
 
 format: env
 	$(BIN)/ruff format .
