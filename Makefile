@@ -54,7 +54,7 @@ format: env
 
 # Without the local part of a version (+cpu), which other machines do not have, and without Tuneoff itself.
 lock:
-	$(BIN)/python -m pip freeze --exclude-editable | sed -E '/^tuneoff([ =@]|$$)/d; s/\+[A-Za-z0-9.]+$$//' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E '/^#/d; /^tuneoff([ =@]|$$)/d; s/\+[A-Za-z0-9.]+$$//' > constraints.txt
 	touch $(STAMP)
 
 clean:
