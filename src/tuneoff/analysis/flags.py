@@ -1,0 +1,65 @@
+"""What must be said beside an arm's numbers."""
+
+from collections.abc import Iterator, Sequence
+
+from tuneoff.analysis.selection import Edge, Trial
+from tuneoff.analysis.values import Flag
+from tuneoff.study.records import Likelihood, Record
+from tuneoff.study.spec import Arm
+
+
+def flags_of(arm: Arm, chosen_lr: float | None, edge: Edge | None, runs: Sequence[Record]) -> Iterator[Flag]:
+    """Yield the flags that follow from the arm itself and from its runs.
+
+    Args:
+        arm: the arm.
+        chosen_lr: its chosen rate, where there is one.
+        edge: at which end of the grid that rate lies.
+        runs: the records of its chosen runs.
+    """
+    if edge is not None and chosen_lr is not None:
+        yield Flag(
+            kind="edge",
+            label="rate at edge",
+            message=f"the best rate tried, {chosen_lr:g}, is the {edge} of its grid, so a better one may lie beyond",
+        )
+    if arm.is_trained and not arm.is_tuned:
+        yield Flag(kind="untuned", label="untuned", message="its learning rate was fixed, not chosen among several")
+    if arm.assumed:
+        names = ", ".join(arm.assumed)
+        yield Flag(kind="assumed", label="assumed values", message=f"assumed, because not published: {names}")
+    lost = [record for record in runs if record.status == "infeasible"]
+    if lost:
+        reasons = "; ".join(dict.fromkeys(record.reason or "no reason given" for record in lost))
+        seeds = "seed" if len(lost) == 1 else "seeds"
+        yield Flag(
+            kind="infeasible_seeds",
+            label=f"{len(lost)} {seeds} lost",
+            message=f"{len(lost)} of {len(runs)} seeds gave no result ({reasons}); the means leave them out",
+        )
+    if arm.method.method == "load":
+        yield Flag(
+            kind="unverified",
+            label="training not verified",
+            message="training not verified: it was loaded, not trained here",
+        )
+
+
+def uniform_flag(seeds: Sequence[Likelihood]) -> Iterator[Flag]:
+    """Yield a flag where guessing every token with equal chance would do better on the split, for at least one seed."""
+    if any(scores.is_worse_than_uniform for scores in seeds):
+        size = seeds[0].vocabulary_size
+        yield Flag(
+            kind="worse_than_uniform",
+            label="worse than uniform",
+            message=f"perplexity above the vocabulary size ({size:,}), so worse than guessing evenly",
+        )
+
+
+def reasons_of(trials: Sequence[Trial]) -> str:
+    """Return why an arm has no result at all: the reasons of its trials, each once, with the rates they belong to."""
+    rates: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.status == "infeasible":
+            rates.setdefault(trial.reason, []).append("" if trial.lr is None else f"{trial.lr:g}")
+    return "; ".join(reason + (f" (rate {', '.join(at)})" if any(at) else "") for reason, at in rates.items())

@@ -1,0 +1,188 @@
+"""From a study and its records to what is known: a pure function, so that a report can be had at any time."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+
+from tuneoff.analysis.estimates import exp_of, over_seeds
+from tuneoff.analysis.flags import flags_of, reasons_of, uniform_flag
+from tuneoff.analysis.selection import choose_rate, edge_of, tried
+from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Origins, Scores, Status, Summary
+from tuneoff.analysis.verdict import caveats, verdict
+from tuneoff.study.expand import chosen_runs, num_runs
+from tuneoff.study.records import Costs, Likelihood, Parameters, Record, TestRecord
+from tuneoff.study.spec import Arm, Study
+
+
+def summarise(study: Study, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> Summary:
+    """Return what the records say about each arm of the study, and about the study as a whole.
+
+    Args:
+        study: the question.
+        records: finished runs by `run_id`; runs of other studies may be among them.
+        tests: the readings of the test split by `run_id`.
+    """
+    full_trainable = _full_trainable(study, records)
+    arms = tuple(_summarise_arm(study, arm, records, tests, full_trainable) for arm in study.arms)
+    scored = [(arm.test.loss_nats.value, place, arm.name) for place, arm in enumerate(arms) if arm.test is not None]
+    ranking = tuple(name for _, _, name in sorted(scored))
+    wanted = {run_id for arm in arms for run_id in arm.run_ids}
+    finished = [records[run_id] for run_id in wanted if run_id in records]
+    # The seeds' runs of an arm whose rate is not chosen yet have no name, so nothing can share them.
+    num_nameless = sum(arm.num_wanted - len(arm.run_ids) for arm in arms)
+    return Summary(
+        study=study.name,
+        arms=arms,
+        ranking=ranking,
+        verdict=verdict(arms, ranking),
+        caveats=caveats(arms, ranking),
+        num_wanted=len(wanted) + num_nameless,
+        num_done=sum(record.status == "done" for record in finished),
+        num_infeasible=sum(record.status == "infeasible" for record in finished),
+        origins=_origins(finished),
+    )
+
+
+def _summarise_arm(
+    study: Study,
+    arm: Arm,
+    records: Mapping[str, Record],
+    tests: Mapping[str, TestRecord],
+    full_trainable: int | None,
+) -> ArmSummary:
+    trials = tried(study, arm, records)
+    lr = choose_rate(study, arm, records)
+    is_lost = all(trial.status == "infeasible" for trial in trials)
+    is_chosen = lr is not None or not arm.is_trained
+    chosen = tuple(run.run_id for run in chosen_runs(study, arm, lr)) if is_chosen else ()
+    run_ids = tuple(dict.fromkeys((*(trial.run_id for trial in trials), *chosen)))
+    found = [records[run_id] for run_id in run_ids if run_id in records]
+    runs = [records[run_id] for run_id in chosen if run_id in records]
+    tested = [tests[run_id].test for run_id in chosen if run_id in tests]
+    validated = [record.validation for record in runs if record.validation is not None]
+    num_wanted = len(trials) if is_lost else num_runs(study, arm)
+    num_done = sum(record.status == "done" for record in found)
+    is_finished = len(found) == num_wanted and len(tested) >= sum(record.status == "done" for record in runs)
+    flags = () if is_lost else flags_of(arm, lr, edge_of(arm, lr), runs)
+    return ArmSummary(
+        name=arm.name,
+        family=arm.family,
+        method=arm.method,
+        status=_status(found, is_lost=is_lost, is_finished=is_finished),
+        reason=reasons_of(trials) if is_lost else "",
+        run_ids=run_ids,
+        chosen_run_ids=chosen,
+        num_wanted=num_wanted,
+        num_done=num_done,
+        num_infeasible=len(found) - num_done,
+        num_tested=len(tested),
+        num_seeds=len(study.seeds) if arm.is_trained else 1,
+        trials=trials,
+        chosen_lr=lr,
+        edge=edge_of(arm, lr),
+        is_trained=arm.is_trained,
+        is_tuned=arm.is_tuned,
+        is_verified=arm.method.method != "load",
+        assumed=arm.assumed,
+        parameters=_parameters(found, full_trainable),
+        validation=_scores(validated, is_drawn=arm.is_trained),
+        test=_scores(tested, is_drawn=arm.is_trained),
+        costs=_costs([record.costs for record in runs if record.costs is not None]),
+        flags=(*uniform_flag(tested or validated), *flags),
+    )
+
+
+def _status(found: Sequence[Record], *, is_lost: bool, is_finished: bool) -> Status:
+    if is_lost:
+        return "infeasible"
+    if is_finished:
+        return "done"
+    return "partly" if found else "missing"
+
+
+def _scores(splits: Sequence[Likelihood], *, is_drawn: bool) -> Scores | None:
+    loss = over_seeds([split.loss_nats for split in splits], is_drawn=is_drawn)
+    by_sequence = over_seeds([split.mean_sequence_loss_nats for split in splits], is_drawn=is_drawn)
+    perplexity, sequence_perplexity = exp_of(loss), exp_of(by_sequence)
+    if loss is None or perplexity is None or sequence_perplexity is None:
+        return None
+    bits = [split.bits_per_byte for split in splits if split.bits_per_byte is not None]
+    return Scores(
+        loss_nats=loss,
+        perplexity=perplexity,
+        mean_sequence_perplexity=sequence_perplexity,
+        bits_per_byte=over_seeds(bits, is_drawn=is_drawn),
+        num_target_tokens=splits[0].num_target_tokens,
+    )
+
+
+def _full_trainable(study: Study, records: Mapping[str, Record]) -> int | None:
+    """Return how many parameters full fine-tuning trains: counted where it ran, else the base's own."""
+    tells: dict[str, Callable[[Parameters], int]] = {
+        "full": lambda counts: counts.trainable,
+        "none": lambda counts: counts.total,
+        "lora": lambda counts: counts.total - counts.trainable,  # all that is not the adapter
+    }
+    for method, count in tells.items():
+        for arm in study.arms:
+            if arm.method.method != method:
+                continue
+            for trial in tried(study, arm, records):
+                record = records.get(trial.run_id)
+                if record is not None and record.parameters is not None:
+                    return count(record.parameters)
+    return None
+
+
+def _parameters(found: Iterable[Record], full_trainable: int | None) -> ArmParameters | None:
+    counts = next((record.parameters for record in found if record.parameters is not None), None)
+    if counts is None:
+        return None
+    return ArmParameters(
+        trainable=counts.trainable,
+        total=counts.total,
+        share_pct=counts.share_pct,
+        reduction_pct=100.0 * (1 - counts.trainable / full_trainable) if full_trainable else None,
+        num_modules=len(counts.modules),
+    )
+
+
+def _costs(costs: Sequence[Costs]) -> ArmCosts | None:
+    if not costs:
+        return None
+    phases = dict.fromkeys(phase for cost in costs for phase in cost.peak_bytes)
+    return ArmCosts(
+        num_runs=len(costs),
+        train_s=median(cost.train_s for cost in costs),
+        step_s=median(cost.step_s for cost in costs),
+        target_tokens_per_s=median(cost.target_tokens_per_s for cost in costs),
+        peak_bytes={
+            phase: round(median(cost.peak_bytes[phase] for cost in costs if phase in cost.peak_bytes))
+            for phase in phases
+        },
+        peak_kind=" and ".join(sorted({cost.peak_kind for cost in costs})),
+        optimizer_bytes=round(median(cost.optimizer_bytes for cost in costs)),
+        weights_bytes=round(median(cost.weights_bytes for cost in costs)),
+    )
+
+
+def _origins(records: Sequence[Record]) -> Origins:
+    values: dict[str, Counter[str]] = {}
+    notes: dict[str, None] = {}
+    for record in sorted(records, key=lambda record: record.run_id):
+        source = record.provenance
+        facts = {
+            "device": source.device,
+            "threads": str(source.num_threads),
+            "platform": source.platform,
+            "python": source.python,
+            "tuneoff": source.tuneoff_version,
+            **source.versions,
+            "model sha256": source.model_sha256,
+            "data sha256": source.data_sha256,
+        }
+        for name, value in facts.items():
+            values.setdefault(name, Counter())[value] += 1
+        notes |= dict.fromkeys(source.notes)
+    ordered = {name: tuple(value for value, _ in counts.most_common()) for name, counts in values.items()}
+    return Origins(facts=ordered, notes=tuple(notes))

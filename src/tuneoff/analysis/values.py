@@ -1,0 +1,146 @@
+"""What is known about a study, as frozen values: one per arm, and the whole."""
+
+from typing import Literal
+
+from tuneoff.analysis.estimates import Estimate
+from tuneoff.analysis.selection import Edge, Trial
+from tuneoff.study.spec import MethodSpec, Value
+
+Status = Literal["done", "partly", "missing", "infeasible"]
+FlagKind = Literal["worse_than_uniform", "edge", "untuned", "assumed", "infeasible_seeds", "unverified"]
+
+
+class Flag(Value):
+    """Something about an arm that a reader of its numbers must know."""
+
+    kind: FlagKind
+    label: str
+    """Two or three words, for a table."""
+    message: str
+    """A sentence."""
+
+
+class Scores(Value):
+    """How well an arm predicts one split, over seeds."""
+
+    loss_nats: Estimate
+    perplexity: Estimate
+    mean_sequence_perplexity: Estimate
+    bits_per_byte: Estimate | None
+    num_target_tokens: int
+    """Target tokens of the split, of one seed."""
+
+
+class ArmParameters(Value):
+    """What the arm trains."""
+
+    trainable: int
+    total: int
+    share_pct: float
+    reduction_pct: float | None
+    """How many per cent fewer are trained than by full fine-tuning; none where that count is not known."""
+    num_modules: int
+
+
+class ArmCosts(Value):
+    """Medians over the arm's chosen runs."""
+
+    num_runs: int
+    train_s: float
+    step_s: float
+    target_tokens_per_s: float
+    peak_bytes: dict[str, int]
+    """By phase."""
+    peak_kind: str
+    optimizer_bytes: int
+    weights_bytes: int
+
+    @property
+    def train_peak_bytes(self) -> int:
+        """Highest memory use while training, or of all phases where training was not metered."""
+        return self.peak_bytes.get("train", max(self.peak_bytes.values(), default=0))
+
+
+class ArmSummary(Value):
+    """All that is known about one arm."""
+
+    name: str
+    family: str
+    method: MethodSpec
+    status: Status
+    reason: str = ""
+    """Why it is infeasible."""
+    run_ids: tuple[str, ...]
+    """Every run that is wanted, so far as is known: the seeds' runs are known once the rate is chosen."""
+    chosen_run_ids: tuple[str, ...]
+    """The runs at the chosen rate, one for each seed."""
+    num_wanted: int
+    num_done: int
+    num_infeasible: int
+    num_tested: int
+    """Seeds whose test score is in."""
+    num_seeds: int
+    """Seeds wanted; one where nothing is trained."""
+    trials: tuple[Trial, ...]
+    chosen_lr: float | None
+    edge: Edge | None
+    is_trained: bool
+    is_tuned: bool
+    is_verified: bool
+    """Whether the training was ours; a loaded arm's was not."""
+    assumed: tuple[str, ...]
+    parameters: ArmParameters | None
+    validation: Scores | None
+    test: Scores | None
+    costs: ArmCosts | None
+    flags: tuple[Flag, ...]
+
+    @property
+    def num_left(self) -> int:
+        """Runs that are still to do."""
+        return self.num_wanted - self.num_done - self.num_infeasible
+
+
+class Origins(Value):
+    """Where the results come from: every value that the records hold, so that more than one is seen."""
+
+    facts: dict[str, tuple[str, ...]]
+    """Name of a fact (`device`, `python`, `torch`) to its values, the commonest first."""
+    notes: tuple[str, ...]
+
+
+class Summary(Value):
+    """A study's state and answer, from its records alone."""
+
+    study: str
+    arms: tuple[ArmSummary, ...]
+    """In the order of the study file."""
+    ranking: tuple[str, ...]
+    """Names of the arms that have a test score, the lowest loss first."""
+    verdict: str
+    """What is known, in a sentence or two."""
+    caveats: tuple[str, ...]
+    """What else must be known before the verdict is used, a sentence each."""
+    num_wanted: int
+    """Distinct runs; arms may share one."""
+    num_done: int
+    num_infeasible: int
+    origins: Origins
+
+    def arm(self, name: str) -> ArmSummary:
+        """Return the arm called `name`; raises `KeyError` where there is none."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise KeyError(name)
+
+    @property
+    def num_left(self) -> int:
+        """Runs that are still to do."""
+        return self.num_wanted - self.num_done - self.num_infeasible
+
+    @property
+    def ranked(self) -> tuple[ArmSummary, ...]:
+        """The arms as a table shows them: the lowest test loss first, then those without one in the study's order."""
+        rest = [arm for arm in self.arms if arm.name not in self.ranking]
+        return (*(self.arm(name) for name in self.ranking), *rest)

@@ -1,0 +1,95 @@
+"""Numbers as people read them: three significant digits where more would pretend, units that say what they count."""
+
+import math
+
+from tuneoff.analysis.estimates import Estimate
+
+NONE = "-"
+"""What stands where there is no number."""
+
+_COUNTS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
+_BYTES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return `value` with so many significant digits, all digits of the whole part, and no exponent below a million."""
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude >= 6 or magnitude < -4:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - magnitude)
+    text = f"{value:,.{decimals}f}"
+    # 9.999 becomes 10.00, one digit more than was asked for.
+    return (
+        f"{value:,.{max(0, decimals - 1)}f}" if decimals and len(text.strip("-0.").replace(".", "")) > digits else text
+    )
+
+
+def loss(value: float) -> str:
+    """Return a loss in nats, to the third decimal: differences below that are rarely worth anything."""
+    return f"{value:.3f}"
+
+
+def count(value: int) -> str:
+    """Return a count with an SI unit: 124,439,808 is 124 M."""
+    for size, unit in _COUNTS:
+        if value >= size:
+            return f"{significant(value / size)} {unit}"
+    return f"{value:,}"
+
+
+def size(value: int) -> str:
+    """Return bytes in binary units: 1,294,336 is 1.23 MiB."""
+    for unit_size, unit in _BYTES:
+        if value >= unit_size:
+            return f"{significant(value / unit_size)} {unit}"
+    return f"{value:,} B"
+
+
+def duration(value: float) -> str:
+    """Return seconds as milliseconds, seconds, minutes or hours, whichever reads best."""
+    if value == 0:
+        return "0 s"
+    if value < 1:
+        return f"{significant(1000 * value)} ms"
+    if value < 120:
+        return f"{significant(value)} s"
+    minutes, seconds = divmod(round(value), 60)
+    if minutes < 120:
+        return f"{minutes} min {seconds:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def rate(value: float) -> str:
+    """Return a learning rate as it is written in a study file: 3e-4."""
+    mantissa, _, exponent = f"{value:.3e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def plain(value: float) -> str:
+    """Return a hyperparameter: 16.0 is 16."""
+    return f"{value:g}"
+
+
+def percent(value: float) -> str:
+    """Return per cent with two decimals, or as many as a small share needs, and never 100 for a little less."""
+    if value in (0, 100):
+        return f"{value:.0f} %"
+    if 0 < value < 0.1:
+        return f"{significant(value, 2)} %"
+    return "> 99.99 %" if value > 99.995 else f"{value:.2f} %"
+
+
+def loss_interval(estimate: Estimate) -> str:
+    """Return a loss with half the width of its interval, which is symmetrical: `2.325 ± 0.006`."""
+    half = "" if estimate.low is None else f" ± {estimate.value - estimate.low:.3f}"
+    return loss(estimate.value) + half
+
+
+def perplexity_interval(estimate: Estimate) -> str:
+    """Return a perplexity with the ends of its interval, which is not symmetrical: `10.2 [10.1, 10.4]`."""
+    text = significant(estimate.value)
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{significant(estimate.low)}, {significant(estimate.high)}]"

@@ -1,0 +1,50 @@
+"""How far a study is: for each arm what is done, running, infeasible and left."""
+
+from collections.abc import Set
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tuneoff.analysis.values import ArmSummary, Summary
+from tuneoff.report import numbers
+from tuneoff.report.text import clean
+
+_STYLES = {"done": "green", "partly": "yellow", "missing": "dim", "infeasible": "red"}
+
+
+def status_table(summary: Summary, running: Set[str] = frozenset()) -> RenderableType:
+    """Return the state of every arm for the terminal.
+
+    Args:
+        summary: what is known.
+        running: ids of the runs that some process works on now.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("arm", no_wrap=True)
+    table.add_column("state")
+    for heading in ("done", "running", "infeasible", "left", "tested"):
+        table.add_column(heading, justify="right")
+    table.add_column("rate", justify="right")
+    for arm in summary.arms:
+        table.add_row(*_row(arm, running))
+    working = sum(len(running & set(arm.run_ids)) for arm in summary.arms)
+    table.add_section()
+    totals = (summary.num_done, working, summary.num_infeasible, max(summary.num_left - working, 0))
+    table.add_row(Text("all", style="bold"), "", *(Text(f"{total}", style="bold") for total in totals), "", "")
+    return table
+
+
+def _row(arm: ArmSummary, running: Set[str]) -> tuple[Text, ...]:
+    working = len(running & set(arm.run_ids))
+    state = "running" if working and arm.status in ("missing", "partly") else arm.status
+    counts = (arm.num_done, working, arm.num_infeasible, max(arm.num_left - working, 0))
+    lr = numbers.NONE if arm.chosen_lr is None else numbers.rate(arm.chosen_lr)
+    return (
+        Text(clean(arm.name)),
+        Text(state if not arm.reason else clean(f"{state}: {arm.reason}"), style=_STYLES.get(state, "cyan")),
+        *(Text(str(value) if value else numbers.NONE) for value in counts),
+        Text(f"{arm.num_tested}/{arm.num_seeds}"),
+        Text(lr),
+    )

@@ -1,0 +1,176 @@
+"""A study and its records as a real run would leave them, made up: full, three LoRA ranks, zero-shot, three seeds."""
+
+import math
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tuneoff.analysis.selection import choose_rate
+from tuneoff.study.expand import chosen_runs, trials
+from tuneoff.study.identity import Run
+from tuneoff.study.loading import study_from
+from tuneoff.study.records import Costs, Likelihood, Parameters, Provenance, Record, TestRecord, Training
+from tuneoff.study.spec import Arm, Study
+
+HOSTILE = "<script>alert('x')</script> \x1b[31mred\x1b[0m [bold]markup[/bold] =cmd() | a_b \u202ereversed"
+BASE = 124_439_808
+VOCABULARY = 50_257
+STEPS = 800
+# Best rate and the loss there; how much worse a rate ten times off is.
+SHAPES = {"full": (3e-5, 2.31), "lora-rank2": (4e-4, 2.47), "lora-rank8": (3e-4, 2.39), "lora-rank32": (3e-4, 2.335)}
+BOWL = 0.22
+
+
+def make_study(**changes: Any) -> Study:
+    """A study as its file would give it; `changes` replace whole keys."""
+    lora = {"method": "lora", "alpha": 16, "targets": ["c_attn"], "dropout": 0.05}
+    raw: dict[str, Any] = {
+        "name": "dolly-gpt2",
+        "about": "Does a low-rank adapter keep up with full fine-tuning on short instructions?",
+        "model": "gpt2",
+        "task": {"kind": "instruction", "data": "databricks/databricks-dolly-15k", "max_length": 384},
+        "budget": {"steps": STEPS, "batch_size": 16},
+        "seeds": [0, 1, 2],
+        "arms": {
+            "zero-shot": {"method": "none"},
+            "full": {"method": "full", "tune": {"lr": [1e-5, 3e-5, 1e-4]}},
+            "lora": {**lora, "rank": [2, 8, 32], "tune": {"lr": [1e-4, 3e-4, 1e-3]}, "assumed": ["dropout"]},
+        },
+    }
+    return study_from(raw | changes, Path())
+
+
+def make_likelihood(loss: float, tokens: int = 61_204) -> Likelihood:
+    """A split's score with this loss."""
+    return Likelihood(
+        nll_nats=loss * tokens,
+        num_target_tokens=tokens,
+        num_sequences=750,
+        num_target_bytes=round(4.3 * tokens),
+        mean_sequence_loss_nats=loss + 0.21,
+        vocabulary_size=VOCABULARY,
+    )
+
+
+def make_provenance(*notes: str) -> Provenance:
+    """Where a fake comes from."""
+    return Provenance(
+        created_at="2026-10-01T12:00:00+00:00",
+        tuneoff_version="0.1.0",
+        versions={"torch": "2.13.0", "transformers": "5.17.0", "peft": "0.21.0"},
+        python="3.11.9",
+        platform="Linux x86_64",
+        device="cpu",
+        num_threads=2,
+        micro_batch=16,
+        model_sha256="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+        data_sha256="1c1a9b40bd1e8a7e5a9ed9b1f3a4e9d7c0b6b7f0d7b5cfa0b1f0a2c4d5e6f708",
+        notes=("3 of 15,011 examples lost the middle of their prompt", *notes),
+    )
+
+
+def final_loss(arm: Arm, run: Run) -> float:
+    """Validation loss that this run ends with: a bowl over the logarithm of the rate, and a little luck of the seed."""
+    if run.lr is None:
+        return 3.42
+    best, lowest = SHAPES.get(arm.name, (3e-4, 2.4))
+    luck = Random(f"{arm.name}/{run.lr}/{run.seed}").gauss(0, 0.006)
+    return lowest + BOWL * math.log10(run.lr / best) ** 2 + luck
+
+
+def make_record(arm: Arm, run: Run, *notes: str) -> Record:
+    """A finished run."""
+    rank = getattr(arm.method, "rank", 0)
+    is_full = arm.method.method == "full"
+    trainable = BASE if is_full else 36_864 * rank
+    is_trained = run.lr is not None
+    step_s = 0.61 if is_full else 0.44 + 0.001 * rank
+    costs = Costs(
+        train_s=STEPS * step_s,
+        step_s=step_s,
+        input_tokens_per_s=2600 / step_s,
+        target_tokens_per_s=1040 / step_s,
+        evaluate_s=41.0,
+        peak_bytes={"load": 700 << 20, "train": (2900 if is_full else 1650 + 2 * rank) << 20, "evaluate": 1100 << 20},
+        peak_kind="resident",
+        optimizer_bytes=8 * trainable,
+        weights_bytes=4 * trainable,
+    )
+    training = Training(
+        steps=STEPS,
+        epochs=0.95,
+        num_target_tokens=STEPS * 1040,
+        num_input_tokens=STEPS * 2600,
+        batch_sequence_sha256=f"{run.seed}" * 64,
+        best_step=STEPS,
+        final_loss_nats=2.2,
+    )
+    return Record(
+        run_id=run.run_id,
+        run=run,
+        status="done",
+        parameters=Parameters(
+            trainable=trainable, total=BASE + (0 if is_full else trainable), modules=("h.0.c_attn",) if rank else ()
+        ),
+        training=training if is_trained else None,
+        validation=make_likelihood(final_loss(arm, run)),
+        costs=costs if is_trained else None,
+        provenance=make_provenance(*notes),
+    )
+
+
+def make_infeasible(run: Run, reason: str = "diverged: loss is not a number at step 41") -> Record:
+    """A run that ended without a result."""
+    return Record(run_id=run.run_id, run=run, status="infeasible", reason=reason, provenance=make_provenance())
+
+
+def make_curve(arm: Arm, run: Run, steps: int = STEPS) -> list[dict[str, Any]]:
+    """The lines that the run's `curve.jsonl` would hold."""
+    luck = Random(f"curve/{arm.name}/{run.seed}")
+    end = final_loss(arm, run)
+    lines: list[dict[str, Any]] = []
+    for step in range(steps + 1):
+        level = end + 1.1 * math.exp(-5.0 * step / steps)
+        place = {"step": step, "epoch": step / 840, "target_tokens": step * 1040}
+        if step:
+            more = {"lr": run.lr, "gradient_norm": 0.8, "input_tokens": step * 2600, "elapsed_s": step * 0.5}
+            lines.append({"kind": "train", "loss_nats": level - 0.06 + luck.gauss(0, 0.09), **place, **more})
+        if step % (steps // 10) == 0:
+            lines.append({"kind": "validation", "loss_nats": level, "perplexity": math.exp(level), **place})
+    return lines
+
+
+class Fakes:
+    """A study with its records, tests and curves.
+
+    Args:
+        study: the study.
+        share: how much of it is done, arm by arm.
+        lost: names of arms of which every run is infeasible.
+        notes: further notes of the data.
+    """
+
+    def __init__(
+        self, study: Study, share: float = 1.0, lost: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+    ) -> None:
+        self.study = study
+        self.records: dict[str, Record] = {}
+        self.tests: dict[str, TestRecord] = {}
+        self.curves: dict[str, list[dict[str, Any]]] = {}
+        for arm in study.arms[: math.ceil(share * len(study.arms))]:
+            for run in trials(study, arm):
+                self._add(arm, run, is_lost=arm.name in lost, notes=notes)
+            lr = choose_rate(study, arm, self.records)
+            for run in chosen_runs(study, arm, lr) if lr is not None or not arm.is_trained else ():
+                self._add(arm, run, is_lost=False, notes=notes)
+                test = make_likelihood(final_loss(arm, run) + 0.012, 64_877)
+                self.tests[run.run_id] = TestRecord(run_id=run.run_id, test=test, score_s=12.0)
+
+    def _add(self, arm: Arm, run: Run, *, is_lost: bool, notes: tuple[str, ...]) -> None:
+        is_hot = run.lr is not None and run.lr >= 1e-3 and arm.name == "lora-rank32"
+        if is_lost or is_hot:
+            self.records[run.run_id] = make_infeasible(run)
+            return
+        self.records[run.run_id] = make_record(arm, run, *notes)
+        if run.lr is not None:
+            self.curves[run.run_id] = make_curve(arm, run)
