@@ -1,0 +1,191 @@
+"""What a study will train and keep, worked out before anything is trained: no weights, no data and, if may be, no hub.
+
+Every count comes from the method itself, put on a model of the right shapes on the meta device, so that the plan and
+the run cannot disagree.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tuneoff.errors import MethodError, TuneoffError
+from tuneoff.methods import AdaptedModel, Full, Method, method_from_spec
+from tuneoff.methods.base import num_parameters
+from tuneoff.methods.interchange import is_adapter_folder, read_peft
+from tuneoff.methods.surgery import adaptable_layers, features, match_targets
+from tuneoff.planning.groups import ModuleGroup, group_modules
+from tuneoff.study.expand import num_runs
+from tuneoff.study.identity import canonical_json
+from tuneoff.study.records import Parameters
+from tuneoff.study.spec import Arm, LoadMethod, LoraMethod, MethodSpec, Study, Value, plain
+from tuneoff.training.models import check_context, load_config, shape_only
+
+FP32_BYTES = 4
+COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of one weight in each precision; a frozen base is held in the compute type, what is trained in fp32."""
+NUM_MOMENTS = 2
+"""Adam keeps two running means for each trainable weight, in fp32."""
+
+
+class TargetMatch(Value):
+    """What one target pattern names in the model."""
+
+    pattern: str
+    num_modules: int
+    groups: tuple[ModuleGroup, ...]
+    """The modules; those that differ in numbers alone are one group. Two groups may be one more than was meant."""
+
+
+class ArmPlan(Value):
+    """What one arm trains, how often, and what it keeps."""
+
+    name: str
+    method: MethodSpec
+    lr: tuple[float, ...]
+    assumed: tuple[str, ...]
+    parameters: Parameters
+    """Of a loaded arm `trainable` is what it adds to the base or replaces: it was trained elsewhere."""
+    reduction_pct: float | None
+    """By how much less is trained than all of the base's weights; none where nothing is trained."""
+    targets: tuple[TargetMatch, ...]
+    num_runs: int
+    """Trials and seeds."""
+    steps_per_run: int | None
+    """None where the data decide (epochs, target tokens), 0 where nothing is trained."""
+    saved_bytes: int
+    """Tensors in the file that a run leaves behind, in fp32; the file's header (a few kB) is not counted."""
+    optimizer_bytes: int
+    """Adam's two moments of every trainable weight, in fp32."""
+    weights_bytes: int
+    """The model in memory: what is trained in fp32, the rest in the compute type."""
+
+    @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps of all the arm's runs."""
+        return None if self.steps_per_run is None else self.num_runs * self.steps_per_run
+
+
+class Plan(Value):
+    """What a study will train and keep."""
+
+    study: str
+    model: str
+    architecture: str
+    num_parameters: int
+    """The base's, storage that is shared counted once."""
+    precision: str
+    arms: tuple[ArmPlan, ...]
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of all arms."""
+        return sum(arm.num_runs for arm in self.arms)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps of all runs; none where the data decide."""
+        steps = [arm.num_steps for arm in self.arms]
+        return None if None in steps else sum(step for step in steps if step is not None)
+
+
+def plan(study: Study) -> Plan:
+    """Work out the plan of a study.
+
+    Raises:
+        ModelError: the base's configuration cannot be had or is not a causal language model.
+        MethodError: an arm whose targets match nothing, or whose rank is above a layer's size.
+        StudyError: sequences longer than the model's context.
+    """
+    config = load_config(study.model, study.root, study.revision, study.trust_remote_code, allow_shape=True)
+    check_context(config, study.task.max_length)
+    base = shape_only(config, study.trust_remote_code)
+    seen: dict[str, tuple[Parameters, tuple[TargetMatch, ...]]] = {}
+    arms = []
+    for arm in study.arms:
+        key = canonical_json(plain(arm.method))  # a published arm and its tuned twin have one shape
+        if key not in seen:
+            seen[key] = _measure(study, arm, base)
+        arms.append(_arm_plan(study, arm, num_parameters(base), *seen[key]))
+    return Plan(
+        study=study.name,
+        model=study.model,
+        architecture=type(base).__name__,
+        num_parameters=num_parameters(base),
+        precision=study.precision,
+        arms=tuple(arms),
+    )
+
+
+def _measure(study: Study, arm: Arm, base: nn.Module) -> tuple[Parameters, tuple[TargetMatch, ...]]:
+    """Put the arm's method on a copy of the base's shape and count."""
+    try:
+        method, patterns = _method(study, arm)
+        adapted = method.adapt(copy.deepcopy(base), torch.Generator())
+        targets = tuple(_target_matches(base, patterns, adapted))
+    except TuneoffError as error:
+        raise type(error)(f"arms.{arm.name}: {error}") from None
+    trained = adapted.trainable_parameters()
+    trainable = sum(parameter.numel() for parameter in trained.values())
+    total = num_parameters(adapted.module)
+    return Parameters(trainable=trainable, total=total, modules=adapted.matched), targets
+
+
+def _method(study: Study, arm: Arm) -> tuple[Method, tuple[str, ...]]:
+    """Return the arm's method and the target patterns as the user wrote them."""
+    spec = arm.method
+    if not isinstance(spec, LoadMethod):
+        return method_from_spec(spec), spec.targets if isinstance(spec, LoraMethod) else ()
+    folder = study.root / Path(spec.path).expanduser()
+    if not folder.is_dir():
+        raise MethodError(f"path: no such folder ({folder})")
+    if is_adapter_folder(folder):
+        lora, _ = read_peft(folder)
+        return lora, lora.targets
+    return Full(), ()  # a whole checkpoint replaces every weight
+
+
+def _target_matches(base: nn.Module, patterns: tuple[str, ...], adapted: AdaptedModel) -> Iterator[TargetMatch]:
+    sizes = {name: features(layer) for name, layer in adaptable_layers(base).items()}
+    kinds = {name: type(layer).__name__ for name, layer in adaptable_layers(base).items()}
+    trained = _trained_by_module(adapted)
+    for pattern in patterns:
+        names = list(match_targets(base, [pattern]))
+        groups = group_modules({name: (kinds[name], *sizes[name], trained.get(name, 0)) for name in names})
+        yield TargetMatch(pattern=pattern, num_modules=len(names), groups=groups)
+
+
+def _trained_by_module(adapted: AdaptedModel) -> Mapping[str, int]:
+    """Return how many trainable parameters each adapted module has: those whose names start with the module's."""
+    found = dict.fromkeys(adapted.matched, 0)
+    for name, parameter in adapted.trainable_parameters().items():
+        owner = name
+        while owner and owner not in found:
+            owner = owner.rpartition(".")[0]
+        if owner:
+            found[owner] += parameter.numel()
+    return found
+
+
+def _arm_plan(
+    study: Study, arm: Arm, base_total: int, parameters: Parameters, targets: tuple[TargetMatch, ...]
+) -> ArmPlan:
+    trainable = parameters.trainable
+    in_fp32 = trainable if arm.is_trained else 0
+    frozen = parameters.total - in_fp32
+    return ArmPlan(
+        name=arm.name,
+        method=arm.method,
+        lr=arm.lr,
+        assumed=arm.assumed,
+        parameters=parameters,
+        reduction_pct=100.0 * (1 - trainable / base_total) if trainable else None,
+        targets=targets,
+        num_runs=num_runs(study, arm),
+        steps_per_run=study.budget.steps if arm.is_trained else 0,
+        saved_bytes=FP32_BYTES * in_fp32 if study.keep != "none" else 0,
+        optimizer_bytes=NUM_MOMENTS * FP32_BYTES * in_fp32,
+        weights_bytes=FP32_BYTES * in_fp32 + COMPUTE_BYTES[study.precision] * frozen,
+    )

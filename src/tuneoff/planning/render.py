@@ -1,0 +1,130 @@
+"""A plan as text for the terminal: two tables, and below them what the target patterns matched."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tuneoff.planning.plan import ArmPlan, Plan, TargetMatch
+from tuneoff.study.spec import LoadMethod, LoraMethod
+
+NOTHING = "-"
+V = TypeVar("V")
+UNITS = ("B", "kB", "MB", "GB", "TB")
+UNIT_STEP = 1000
+
+
+def render(plan: Plan) -> RenderableType:
+    """Return the whole plan."""
+    head = f"{plan.study}: {plan.model} ({plan.architecture}, {plan.num_parameters:,} parameters), {plan.precision}"
+    parts = [Text(head, style="bold"), parameter_table(plan), cost_table(plan), Text(totals(plan))]
+    listing = module_listing(plan)
+    return Group(*_spaced([*parts, Text(listing)] if listing else parts))
+
+
+def _spaced(parts: Sequence[RenderableType]) -> Iterator[RenderableType]:
+    for place, part in enumerate(parts):
+        if place:
+            yield Text()
+        yield part
+
+
+def parameter_table(plan: Plan) -> Table:
+    """Return what each arm trains."""
+    table = _table("arm", "method", "rate", numbers=("trainable", "all", "share", "reduction"))
+    for arm in plan.arms:
+        parameters = arm.parameters
+        table.add_row(
+            arm.name,
+            method_label(arm),
+            " ".join(f"{rate:g}" for rate in arm.lr) or NOTHING,
+            f"{parameters.trainable:,}",
+            f"{parameters.total:,}",
+            f"{parameters.share_pct:.4f} %",
+            NOTHING if arm.reduction_pct is None else f"{arm.reduction_pct:.2f} %",
+        )
+    return table
+
+
+def cost_table(plan: Plan) -> Table:
+    """Return how often each arm runs, and the bytes that are known before anything is trained."""
+    table = _table("arm", numbers=("runs", "steps", "model in memory", "Adam state", "saved per run"))
+    for arm in plan.arms:
+        table.add_row(
+            arm.name,
+            str(arm.num_runs),
+            "by data" if arm.num_steps is None else f"{arm.num_steps:,}",
+            bytes_text(arm.weights_bytes),
+            bytes_text(arm.optimizer_bytes),
+            bytes_text(arm.saved_bytes),
+        )
+    return table
+
+
+def _table(*texts: str, numbers: Sequence[str]) -> Table:
+    """Return an empty table whose numbers stay whole where the terminal is narrow; the texts are folded instead."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def method_label(arm: ArmPlan) -> str:
+    """Return the method with what fixes its size."""
+    spec = arm.method
+    if isinstance(spec, LoraMethod):
+        dropout = f" p{spec.dropout:g}" if spec.dropout else ""
+        return f"lora r{spec.rank} a{spec.alpha:g}{dropout}"
+    if isinstance(spec, LoadMethod):
+        return f"load {spec.path} (training not verified)"
+    return spec.method
+
+
+def totals(plan: Plan) -> str:
+    """Return the study's runs and steps in one line, and what is assumed in which arm."""
+    steps = "steps known once the data are read" if plan.num_steps is None else f"{plan.num_steps:,} optimizer steps"
+    lines = [f"{plan.num_runs} runs (trials and seeds), {steps}"]
+    for what, names in _shared((arm.name, ", ".join(arm.assumed)) for arm in plan.arms if arm.assumed):
+        lines.append(f"assumed, not published: {what} ({', '.join(names)})")
+    return "\n".join(lines)
+
+
+def module_listing(plan: Plan) -> str:
+    """Return what each target pattern matched; arms that match the same are listed once."""
+    lines: list[str] = []
+    listed = (arm for arm in plan.arms if arm.targets)
+    for targets, names in _shared((arm.name, arm.targets) for arm in listed):
+        modules = {name for arm in plan.arms if arm.name in names for name in arm.parameters.modules}
+        lines.append(f"{', '.join(names)}: {len(modules)} modules adapted")
+        lines += [line for target in targets for line in _target_lines(target)]
+    return "\n".join(lines)
+
+
+def _target_lines(target: TargetMatch) -> Iterator[str]:
+    kinds = f", {len(target.groups)} kinds" if len(target.groups) > 1 else ""
+    yield f"  {target.pattern}: {target.num_modules} modules{kinds}"
+    for group in target.groups:
+        size = f"{group.num_modules} x {group.kind} {group.in_features}->{group.out_features}"
+        yield f"    {group.names} ({size}): {group.trainable:,} trainable"
+
+
+def _shared(pairs: Iterable[tuple[str, V]]) -> list[tuple[V, list[str]]]:
+    """Return each value once, with the names that have it."""
+    found: dict[V, list[str]] = {}
+    for key, value in pairs:
+        found.setdefault(value, []).append(key)
+    return list(found.items())
+
+
+def bytes_text(num_bytes: int) -> str:
+    """Return a size in decimal units with three digits: 1769472 gives `1.77 MB`."""
+    if num_bytes == 0:
+        return NOTHING
+    value, unit = float(num_bytes), 0
+    while value >= UNIT_STEP - 0.5 and unit < len(UNITS) - 1:
+        value, unit = value / UNIT_STEP, unit + 1
+    return f"{value:.3g} {UNITS[unit]}"

@@ -1,0 +1,294 @@
+"""Finds and reads base models and tokenizers, and refuses those that would give wrong numbers without a word.
+
+Weights come from safetensors alone: nothing is unpickled, and no code that comes with a model runs unless asked for.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneoff.errors import ModelError, StudyError
+from tuneoff.study.shapes import known_shape
+from tuneoff.training.model_errors import explained
+from tuneoff.training.model_files import (
+    CONFIG,
+    check_config_file,
+    check_tokenizer_files,
+    check_weights,
+    resolve,
+    weight_files,
+)
+from tuneoff.training.model_files import DEMO as DEMO
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_logger = logging.getLogger(__name__)
+
+
+def load_config(
+    model: str,
+    root: Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    *,
+    allow_shape: bool = False,
+) -> "PreTrainedConfig":
+    """Return the configuration of a causal language model.
+
+    Args:
+        model: hub id, folder, `config.json` file, or `demo`.
+        root: folder that relative paths start from.
+        revision: commit, tag or branch on the hub.
+        trust_remote_code: run Python code that comes with the model.
+        allow_shape: take a shape that ships with the package before asking the hub; enough for planning.
+
+    Raises:
+        ModelError: not found, not readable, or not a causal language model.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    source = resolve(model, root)
+    shape = known_shape(model) if allow_shape and isinstance(source, str) else None
+    if isinstance(source, Path):
+        check_config_file(source, model)
+    with quiet(), explained(model, "configuration"):
+        if shape is not None:
+            config: PreTrainedConfig = CONFIG_MAPPING[shape["model_type"]].from_dict(shape)
+        else:
+            config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
+    _check_causal(config, model)
+    return config
+
+
+def _check_causal(config: "PreTrainedConfig", model: str) -> None:
+    """Refuse models that do not predict the next token from those before it.
+
+    Transformers puts a causal head on BERT and its kin, too; their attention looks ahead unless `is_decoder` is set.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.model_type
+    custom = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    causal = custom or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        causal = False
+    if not causal or getattr(config, "is_encoder_decoder", False):
+        names = ", ".join(getattr(config, "architectures", None) or ()) or kind
+        raise ModelError(
+            f"model {model!r} is not a causal language model (found {names}). "
+            "Use a decoder that predicts the next token, such as GPT-2, Llama, Qwen or Mistral."
+        )
+
+
+def check_context(config: "PreTrainedConfig", max_length: int) -> None:
+    """Refuse sequences that are longer than the model's context.
+
+    Raises:
+        StudyError: `max_length` is above the number of positions.
+    """
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(context, int) and max_length > context:
+        raise StudyError(f"task.max_length: {max_length} is above the model's context of {context} tokens. Lower it.")
+
+
+def load_tokenizer(
+    model: str, root: Path, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Return the base's tokenizer. One without a padding token pads with EOS (see `tokenizer_notes`).
+
+    Raises:
+        ModelError: no tokenizer, neither padding nor EOS, or more ids than the model has embeddings.
+    """
+    from transformers import AutoTokenizer
+
+    config = load_config(model, root, revision, trust_remote_code)
+    source = resolve(model, root)
+    if isinstance(source, Path):
+        check_tokenizer_files(source, model)
+    with quiet(), explained(model, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(source), revision=revision, trust_remote_code=trust_remote_code
+        )
+        vocabulary = tokenizer.get_vocab()
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    largest = max(vocabulary.values(), default=-1)
+    if largest < 1:
+        raise ModelError(
+            f"model {model!r}: its tokenizer has an empty vocabulary. Copy its files from where the model comes from."
+        )
+    if isinstance(rows, int) and largest >= rows:
+        raise ModelError(
+            f"model {model!r}: its tokenizer gives ids up to {largest}, but the model has {rows} embeddings. "
+            "Use the tokenizer that belongs to the model."
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"model {model!r}: its tokenizer has neither a padding nor an end-of-sequence token. "
+                'Name one in tokenizer_config.json, such as "eos_token": "</s>".'
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_notes(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """Return what a reader of the results should know about the tokenizer."""
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        return (f"the tokenizer has no padding token of its own; its EOS {tokenizer.eos_token!r} fills up, masked",)
+    return ()
+
+
+def load_base(
+    model: str,
+    root: Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: "torch.dtype | None" = None,
+) -> "PreTrainedModel":
+    """Return the base model on the CPU, in evaluation mode.
+
+    Args:
+        model: hub id, folder, or `demo`.
+        root: folder that relative paths start from.
+        revision: commit, tag or branch on the hub.
+        trust_remote_code: run Python code that comes with the model.
+        dtype: type of the weights; none is fp32.
+
+    Raises:
+        ModelError: not found, not causal, quantised, not in safetensors, torn, or not fitting the configuration.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(model, root, revision, trust_remote_code)
+    source = resolve(model, root)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"model {model!r}: its weights are quantised, which cannot be trained here. Use the original weights."
+        )
+    if isinstance(source, Path):
+        check_weights(source, model)
+    # Else a remote service converts a hub model that has only pickles, to weights of another commit than the record's.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    with quiet(progress=isinstance(source, str)), explained(model, "weights"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            config=config,
+            revision=revision,
+            dtype=torch.float32 if dtype is None else dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+    base: PreTrainedModel = loaded[0]
+    _check_loaded(base, loaded[1], model)
+    return base
+
+
+def _check_loaded(base: "PreTrainedModel", found: Mapping[str, Any], model: str) -> None:
+    """Refuse weights that left a part of the model at random values; tied weights are not reported as missing."""
+    mismatched = sorted(found["mismatched_keys"])
+    if mismatched:
+        name, have, want = mismatched[0]
+        raise ModelError(
+            f"model {model!r}: {len(mismatched)} weights do not fit {CONFIG}; {name} has shape {tuple(have)} in the "
+            f"file and {tuple(want)} by the configuration. Use the {CONFIG} that belongs to the weights."
+        )
+    if found["missing_keys"]:
+        raise ModelError(
+            f"model {model!r}: {len(found['missing_keys'])} weights are not in the files and would start at random "
+            f"({_some(found['missing_keys'])}). Use the whole causal language model, with its own {CONFIG}."
+        )
+    if found["unexpected_keys"]:
+        own = {_numberless(name) for name in base.state_dict()}
+        layers = [name for name in found["unexpected_keys"] if _numberless(name) in own]
+        if layers:
+            raise ModelError(
+                f"model {model!r}: the files hold layers that {CONFIG} does not count ({_some(layers)}), "
+                f"so the model would be cut short. Use the {CONFIG} that belongs to the weights."
+            )
+        _logger.warning(
+            "model %r: weights that the model has no place for are left out (%s)",
+            model,
+            _some(found["unexpected_keys"]),
+        )
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+
+
+def shape_only(config: "PreTrainedConfig", trust_remote_code: bool = False) -> "PreTrainedModel":
+    """Return the model on the meta device: shapes, names and ties as in the real one, and no weights.
+
+    Raises:
+        ModelError: a configuration that no model can have.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), explained(config.name_or_path or config.model_type, "configuration"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
+    return model
+
+
+def fingerprint(model: str, root: Path, revision: str | None = None) -> str:
+    """Return what tells a base from every other: sha256 of a local one's configuration and weights, or its hub commit.
+
+    Raises:
+        ModelError: not found, or without weights.
+    """
+    source = resolve(model, root)
+    if isinstance(source, str):
+        from huggingface_hub import hf_hub_download
+
+        with quiet(), explained(model, "configuration"):
+            cached = hf_hub_download(source, CONFIG, revision=revision)
+            return Path(cached).parent.name  # .../snapshots/COMMIT/config.json
+    check_config_file(source, model)
+    check_weights(source, model)
+    total = hashlib.sha256()
+    for path in (source / CONFIG, *weight_files(source, model)):
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+@contextmanager
+def quiet(progress: bool = False) -> Iterator[None]:
+    """Within the context Transformers logs errors alone, unless TRANSFORMERS_VERBOSITY asks for more.
+
+    Args:
+        progress: leave progress bars on (a download from the hub is long).
+    """
+    from transformers.utils import logging as library
+
+    asked = "TRANSFORMERS_VERBOSITY" in os.environ
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    if not asked:
+        library.set_verbosity(logging.ERROR)
+    if bars and not (progress or asked):
+        library.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()  # type: ignore[no-untyped-call]
