@@ -1,0 +1,93 @@
+"""Scores a split: the negative log-likelihood of its target tokens, summed over the whole split whatever the batch.
+
+Perplexity = exp(sum of NLL over target tokens / number of target tokens). Padding never counts, nor does the mask of the
+micro-batch: sums are kept per sequence, in float64 (Jelinek et al., 1977, define perplexity over the whole test text).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tuneoff.data.batching import evaluation_batches
+from tuneoff.data.prepare import TokenSplit
+from tuneoff.study.records import Likelihood
+from tuneoff.training.runtime import Runtime
+from tuneoff.training.steps import Forward, to_device
+
+EVALUATION_TOKENS = 4096
+"""Tokens of one scoring batch, padding included: enough to fill a processor, few enough that logits stay small."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """NLL of every sequence of a split.
+
+    Attributes:
+        nll_nats: float64 (sequences,), sum over each one's target tokens.
+        likelihood: the sums over the split.
+    """
+
+    nll_nats: np.ndarray[Any, np.dtype[np.float64]]
+    likelihood: Likelihood
+
+
+@torch.no_grad()
+def score_split(
+    module: nn.Module,
+    forward: Forward,
+    split: TokenSplit,
+    runtime: Runtime,
+    pad_id: int,
+    *,
+    batch_size: int | None = None,
+    stride_tokens: int | None = None,
+) -> Scores:
+    """Score every sequence of a split.
+
+    Args:
+        module: the model, in evaluation mode afterwards.
+        forward: way through it.
+        split: tokenised sequences.
+        runtime: device and compute type.
+        pad_id: token that fills rows up; it is never scored.
+        batch_size: sequences in one forward; none takes as many as `EVALUATION_TOKENS` holds of the longest.
+        stride_tokens: reported with the result, for text that was cut into windows.
+    """
+    module.eval()
+    rows = batch_size or max(1, EVALUATION_TOKENS // int(split.lengths.max()))
+    nll = np.zeros(len(split))
+    counts = np.zeros(len(split), dtype=np.int64)
+    for batch in evaluation_batches(split, rows, pad_id):
+        placed = to_device([batch], runtime.device, pad_id)
+        with runtime.autocast():
+            found = forward.target_nll(placed)
+        sequences = batch.slots[placed.rows.cpu().numpy()]
+        np.add.at(nll, sequences, found.double().cpu().numpy())
+        np.add.at(counts, sequences, 1)
+    return Scores(nll, _sum_up(nll, counts, split, _vocabulary_size(module), stride_tokens))
+
+
+def _sum_up(
+    nll: np.ndarray[Any, Any],
+    counts: np.ndarray[Any, Any],
+    split: TokenSplit,
+    vocabulary_size: int,
+    stride_tokens: int | None,
+) -> Likelihood:
+    scored = counts > 0
+    return Likelihood(
+        nll_nats=float(nll.sum()),
+        num_target_tokens=int(counts.sum()),
+        num_sequences=int(scored.sum()),
+        num_target_bytes=int(split.target_bytes.sum()),
+        mean_sequence_loss_nats=float((nll[scored] / counts[scored]).mean()),
+        vocabulary_size=vocabulary_size,
+        stride_tokens=stride_tokens,
+    )
+
+
+def _vocabulary_size(module: nn.Module) -> int:
+    return int(module.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]

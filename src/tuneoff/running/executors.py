@@ -1,0 +1,217 @@
+"""Runs tasks in child processes on this machine: one precision and one device set-up each, and a crash takes only its own.
+
+Children are forked from a server that has imported the libraries and done nothing else, so each starts in a fraction of a second.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+from tuneoff.errors import TuneoffError
+from tuneoff.running.schedule import Task
+
+PRELOADED = ["tuneoff.running.preload"]
+CRASHED = 3
+"""Exit code of a child that met an error which is no `TuneoffError`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task with all that a child needs to do it; it can be pickled."""
+
+    task: Task
+    folder: Path
+    root: Path
+    checkpoint_every: int | None
+    num_threads: int | None
+    micro_batch: int | None = None
+
+
+@dataclass
+class Child:
+    """A child at work."""
+
+    job: Job
+    process: Any
+    connection: Connection
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a child said.
+
+    Attributes:
+        job: whose it is.
+        kind: step, validation, phase, resumed, or at the end done, busy, error, crashed, killed.
+        body: details, as JSON types; `error` has the exception.
+    """
+
+    job: Job
+    kind: str
+    body: dict[str, Any]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the child has ended."""
+        return self.kind in ("done", "busy", "error", "crashed", "killed")
+
+
+class LocalExecutor:
+    """Child processes on this machine.
+
+    Args:
+        num_jobs: children at a time.
+    """
+
+    def __init__(self, num_jobs: int = 1) -> None:
+        self.num_jobs = num_jobs
+        self.children: list[Child] = []
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self._context: BaseContext = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self._context.set_forkserver_preload(PRELOADED)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another child may be started."""
+        return len(self.children) < self.num_jobs
+
+    def start(self, job: Job) -> None:
+        """Start a child."""
+        ours, theirs = self._context.Pipe()
+        with _main_hidden():
+            process = self._context.Process(  # type: ignore[attr-defined]
+                target=_work, args=(job, theirs), name=f"tuneoff {job.task.arm}", daemon=False
+            )
+            process.start()
+        theirs.close()
+        self.children.append(Child(job, process, ours))
+
+    def messages(self, timeout_s: float | None = None) -> Iterator[Message]:
+        """Wait until a child says something, and yield what has come; of an ended child the last message says how it ended."""
+        ready = wait([child.connection for child in self.children], timeout_s)
+        for child in [child for child in self.children if child.connection in ready]:
+            yield from self._drain(child)
+
+    def _drain(self, child: Child) -> Iterator[Message]:
+        try:
+            while child.connection.poll():
+                kind, body = child.connection.recv()
+                message = Message(child.job, kind, body)
+                if message.is_last:
+                    self._forget(child)
+                yield message
+                if message.is_last:
+                    return
+        except (EOFError, OSError):
+            yield self._ended(child)
+
+    def _ended(self, child: Child) -> Message:
+        """Say how a child ended that could not say it itself."""
+        self._forget(child)
+        code = child.process.exitcode
+        kind = "killed" if code is not None and code < 0 else "crashed"
+        return Message(child.job, kind, {"exit_code": code})
+
+    def _forget(self, child: Child) -> None:
+        child.process.join()
+        child.connection.close()
+        self.children.remove(child)
+
+    def stop(self) -> None:
+        """End all children; their runs go on from their last checkpoints another time."""
+        for child in self.children:
+            child.process.terminate()
+        for child in list(self.children):
+            self._forget(child)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keep children from importing the caller's script again, which would run it again where it has no main guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _work(job: Job, connection: Connection) -> None:
+    """Do a job in the child and exit."""
+    watcher = threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True)
+    watcher.start()
+    code = 0
+    try:
+        _log_to(job.folder / job.task.run.run_id)
+        kind, body = _do(job, connection)
+        connection.send((kind, body))
+    except TuneoffError as error:
+        connection.send(("error", {"error": error}))
+    except BrokenPipeError:
+        code = 1
+    except BaseException:  # the child's last line of defence: the log has the traceback, the parent is told
+        traceback.print_exc()
+        connection.send(("crashed", {"exit_code": CRASHED, "what": traceback.format_exc(limit=0).strip()}))
+        code = CRASHED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # not sys.exit: nothing of the libraries' clean-up is needed, and some of it can hang
+
+
+def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
+    from filelock import FileLock, Timeout
+
+    from tuneoff.running.store import Store
+    from tuneoff.running.trial import Place, score_run, train_runs
+
+    def tell(kind: str, body: dict[str, Any]) -> None:
+        connection.send((kind, body))
+
+    task = job.task
+    store = Store(job.folder)
+    try:
+        with FileLock(store.run_folder(task.run.run_id) / ".lock", timeout=0):
+            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch)
+            if task.kind == "score":
+                if store.test(task.run.run_id, verify=True) is None:
+                    score_run(task.run, place, tell)
+            elif store.record(task.run.run_id, verify=True) is None:
+                train_runs([task.run], place, tell, with_test=task.with_test)
+    except Timeout:
+        return "busy", {}  # another process is at this run
+    return "done", {}
+
+
+def _log_to(folder: Path) -> None:
+    """Send everything that libraries print to the run's log, on the level of file descriptors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    faulthandler.enable()
+
+
+def _exit_with_parent(connection: Connection) -> None:
+    """End the child when the parent is gone: the pipe then reads as ended."""
+    try:
+        connection.poll(None)
+    finally:
+        os._exit(1)
+
+
+__all__: Sequence[str] = ("Child", "Job", "LocalExecutor", "Message")

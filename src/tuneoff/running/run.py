@@ -1,0 +1,202 @@
+"""Runs a study: trains what is missing and nothing that is done. The same command resumes."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_mean
+from tuneoff.running.executors import Job, LocalExecutor, Message
+from tuneoff.running.schedule import Task, ready_tasks, unchosen
+from tuneoff.running.store import FULL_WEIGHTS, Store
+from tuneoff.study.records import Record, TestRecord
+from tuneoff.study.spec import Arm, Study
+
+BUSY_WAIT_S = 1.0
+"""How long to wait before looking again at a run that another process is at."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show while a study runs.
+
+    Attributes:
+        kind: `start`, `step`, `validation`, `phase`, `resumed`, `finished`, `infeasible`, `failed`, `problem`, `choice`.
+        arm: whose it is; empty for the study.
+        task: the task at work, where there is one.
+        body: details.
+    """
+
+    kind: str
+    arm: str = ""
+    task: Task | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is run; none of it changes a result.
+
+    Attributes:
+        only: arms (or families of arms) to work on; none is all.
+        num_jobs: children at a time.
+        num_threads: CPU threads of each child; none shares the processors out.
+        listener: is told what happens.
+    """
+
+    only: Sequence[str] = ()
+    num_jobs: int = 1
+    num_threads: int | None = None
+    listener: Listener = lambda event: None
+
+
+class StudyRunner:
+    """Works through a study's tasks.
+
+    Args:
+        study: the study.
+        store: where its results are.
+        options: how to run it.
+    """
+
+    def __init__(self, study: Study, store: Store, options: Options) -> None:
+        self.study = study
+        self.store = store
+        self.options = options
+        self.arms = select_arms(study, options.only)
+        self.failed: dict[str, str] = {}
+        """Runs that crashed or were killed in this sitting, with what is known of it."""
+        self._busy_until: dict[str, float] = {}
+        self._micro_batch: dict[str, int] = {}
+        self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
+
+    def run(self) -> None:
+        """Do everything that is left.
+
+        Raises:
+            TuneoffError: bad input. Runs that crash do not raise: see `failed`.
+        """
+        executor = LocalExecutor(self.options.num_jobs)
+        try:
+            while True:
+                waiting = self._fill(executor)
+                if executor.children:
+                    for message in executor.messages():
+                        self._take(message)
+                elif waiting:
+                    time.sleep(BUSY_WAIT_S)
+                else:
+                    return
+        finally:
+            executor.stop()
+
+    def _fill(self, executor: LocalExecutor) -> bool:
+        """Start what there is room for; return whether anything is left that waits for another process."""
+        records, tests = self._finished()
+        at_work = {child.job.task.run.run_id for child in executor.children}
+        waiting = False
+        for task in ready_tasks(self.study, self.arms, records, tests):
+            run_id = task.run.run_id
+            if run_id in self.failed or run_id in at_work:
+                continue
+            if self._busy_until.get(run_id, 0.0) > time.monotonic():
+                waiting = True
+                continue
+            if not executor.has_room:
+                break
+            at_work.add(run_id)
+            self._start(executor, task)
+        for arm in self.arms:
+            self._prune(arm, records, tests)
+        return waiting
+
+    def _start(self, executor: LocalExecutor, task: Task) -> None:
+        threads = self.options.num_threads or max(1, (os.cpu_count() or 1) // self.options.num_jobs)
+        self.options.listener(Event("start", task.arm, task))
+        executor.start(
+            Job(
+                task=task,
+                folder=self.store.folder,
+                root=self.study.root,
+                checkpoint_every=self.study.checkpoint.every,
+                num_threads=threads,
+                micro_batch=self._micro_batch.get(task.run.run_id),
+            )
+        )
+
+    def _finished(self) -> tuple[dict[str, Record], dict[str, TestRecord]]:
+        """Return what is done, each file verified once in a sitting."""
+        known = len(self.store.problems)
+        for run_id in self.store.run_ids():
+            record, test = self._verified.get(run_id, (None, None))
+            if record is None:
+                record = self.store.record(run_id, verify=True)
+            if record is not None and test is None:
+                test = self.store.test(run_id, verify=True)
+            if record is not None:
+                self._verified[run_id] = (record, test)
+        for problem in self.store.problems[known:]:
+            self.options.listener(Event("problem", body={"what": problem}))
+        records = {run_id: record for run_id, (record, _) in self._verified.items()}
+        return records, {run_id: test for run_id, (_, test) in self._verified.items() if test is not None}
+
+    def _take(self, message: Message) -> None:
+        task, run_id = message.job.task, message.job.task.run.run_id
+        if message.kind == "error":
+            self._error(task, message.body["error"], message.job)
+        elif message.kind in ("crashed", "killed"):
+            log = self.store.run_folder(run_id) / "log.txt"
+            what = message.body.get("what") or f"exit code {message.body['exit_code']}"
+            self.failed[run_id] = f"{message.kind} ({what}); its log is {log}"
+            self.options.listener(Event("failed", task.arm, task, {"what": self.failed[run_id]}))
+        elif message.kind == "busy":
+            self._busy_until[run_id] = time.monotonic() + BUSY_WAIT_S
+        elif message.kind == "done":
+            record = self.store.record(run_id)
+            is_sound = record is not None and record.status == "done"
+            reason = record.reason if record is not None else ""
+            self.options.listener(Event("finished" if is_sound else "infeasible", task.arm, task, {"what": reason}))
+        else:
+            self.options.listener(Event(message.kind, task.arm, task, message.body))
+
+    def _error(self, task: Task, error: TuneoffError, job: Job) -> None:
+        """Halve the micro-batch after an out-of-memory; anything else is bad input and ends the study."""
+        if not isinstance(error, InfeasibleError):
+            raise error
+        run_id = task.run.run_id
+        setup = self.store.setup(run_id) or {}
+        micro_batch = int(setup.get("micro_batch", 1))
+        if micro_batch <= 1:
+            self.failed[run_id] = f"out of memory with one sequence at a time ({error})"
+            self.options.listener(Event("failed", task.arm, task, {"what": self.failed[run_id]}))
+            return
+        self._micro_batch[run_id] = micro_batch // 2
+        what = f"out of memory; trying again with a micro-batch of {micro_batch // 2} (the effective batch stays)"
+        self.options.listener(Event("problem", task.arm, task, {"what": what}))
+
+    def _prune(self, arm: Arm, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> None:
+        """Remove full weights that nothing will read again; adapters are small and stay."""
+        gone = list(unchosen(self.study, arm, records))
+        if self.study.keep == "none":
+            gone += [run_id for run_id in tests if run_id in records]
+        for run_id in gone:
+            (self.store.run_folder(run_id) / FULL_WEIGHTS).unlink(missing_ok=True)
+
+
+def select_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
+    """Return the arms that `only` names, by name or by family; all where it is empty.
+
+    Raises:
+        StudyError: a name that is no arm.
+    """
+    for name in only:
+        if not any(name in (arm.name, arm.family) for arm in study.arms):
+            names = [arm.name for arm in study.arms]
+            raise StudyError(
+                f"--only {name}: no arm is called so.{did_you_mean(name, names)} Arms: {', '.join(names)}."
+            )
+    return tuple(arm for arm in study.arms if not only or arm.name in only or arm.family in only)

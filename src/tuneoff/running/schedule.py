@@ -1,0 +1,66 @@
+"""What is left to do in a study, as a pure function of its records: every arm at its first seed before any second one."""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from tuneoff.analysis.selection import choose_rate
+from tuneoff.study.expand import chosen_runs, trials
+from tuneoff.study.identity import Run
+from tuneoff.study.records import Record, TestRecord
+from tuneoff.study.spec import Arm, Study, Value
+
+
+class Task(Value):
+    """One thing for a child process to do."""
+
+    kind: Literal["train", "score"]
+    """Train (and validate), or read the test split with weights that are there."""
+    arm: str
+    run: Run
+    with_test: bool = False
+    """Read the test split right after training: the rate is chosen already."""
+
+
+def ready_tasks(
+    study: Study, arms: tuple[Arm, ...], records: Mapping[str, Record], tests: Mapping[str, TestRecord]
+) -> Iterator[Task]:
+    """Yield what can be done now, most urgent first; what waits for a rate to be chosen is not among it.
+
+    Args:
+        study: the study.
+        arms: those to work on.
+        records: finished runs.
+        tests: readings of the test split.
+    """
+    for arm in arms:
+        for run in trials(study, arm):
+            if run.run_id not in records:
+                yield Task(kind="train", arm=arm.name, run=run, with_test=not arm.is_tuned)
+    for index in range(len(study.seeds)):
+        for arm in arms:
+            yield from _seed(study, arm, index, records, tests)
+
+
+def _seed(
+    study: Study, arm: Arm, index: int, records: Mapping[str, Record], tests: Mapping[str, TestRecord]
+) -> Iterator[Task]:
+    lr = choose_rate(study, arm, records)
+    if arm.is_trained and lr is None:
+        return  # not all of its trials are done, or none of them is feasible
+    runs = chosen_runs(study, arm, lr)
+    if index >= len(runs):
+        return
+    run = runs[index]
+    record = records.get(run.run_id)
+    if record is None:
+        if index:  # the first seed's runs are the trials
+            yield Task(kind="train", arm=arm.name, run=run, with_test=True)
+    elif record.status == "done" and run.run_id not in tests:
+        yield Task(kind="score", arm=arm.name, run=run)
+
+
+def unchosen(study: Study, arm: Arm, records: Mapping[str, Record]) -> Iterator[str]:
+    """Yield the trials of an arm whose rate was not chosen; none while the choice is open."""
+    lr = choose_rate(study, arm, records)
+    if lr is not None:
+        yield from (run.run_id for run in trials(study, arm) if run.lr != lr)

@@ -1,0 +1,206 @@
+"""Where results live: one folder per run, named by the hash of its spec, its record written last and atomically.
+
+    runs/STUDY/study.json            the study as it was last run
+    runs/STUDY/RUN_ID/setup.json     what the bits depend on, stored before the first step
+                      curve.jsonl    one line per step and per validation
+                      checkpoint/    while the run is under way
+                      adapter_model.safetensors, adapter_config.json (full: model.safetensors)
+                      record.json    training and validation; its being there means that the run is finished
+                      predictions.jsonl, test.json   the one reading of the test split
+                      log.txt        what libraries said
+
+A record carries the sha256 of itself and of its files; a torn or altered one counts as missing and is said so.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tuneoff.errors import StoreError
+from tuneoff.study.identity import canonical_json, digest
+from tuneoff.study.records import RECORD_VERSION, Record, TestRecord, to_json
+from tuneoff.study.spec import Study, plain
+from tuneoff.training.checkpoint import file_sha256, write_synced
+
+RECORD_FILE = "record.json"
+TEST_FILE = "test.json"
+SETUP_FILE = "setup.json"
+CURVE_FILE = "curve.jsonl"
+PREDICTIONS_FILE = "predictions.jsonl"
+LOG_FILE = "log.txt"
+STUDY_FILE = "study.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FULL_WEIGHTS = "model.safetensors"
+CHECKSUM = "checksum"
+
+
+class Store:
+    """Results of one study, in one folder.
+
+    Args:
+        folder: such as `runs/my-study`; it need not be there yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problems: list[str] = []
+        """What was found torn or altered, one line each."""
+
+    def create(self, study: Study) -> None:
+        """Make the folder and write down the study.
+
+        Raises:
+            StoreError: the folder cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(plain(study), indent=2, ensure_ascii=False).encode()
+            write_synced(self.folder / STUDY_FILE, content)
+        except OSError as error:
+            raise StoreError(
+                f"results cannot be written to {self.folder} ({error.strerror}). Make it writable, or name another with --out."
+            ) from None
+
+    def run_folder(self, run_id: str) -> Path:
+        """Return the folder of a run, which need not be there."""
+        return self.folder / run_id
+
+    def run_ids(self) -> Iterator[str]:
+        """Yield the names of the run folders that are there."""
+        if self.folder.is_dir():
+            yield from sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
+
+    def record(self, run_id: str, *, verify: bool = False) -> Record | None:
+        """Return a finished run's record, or none where there is none or it cannot be trusted.
+
+        Args:
+            run_id: name of the run.
+            verify: compare the files' checksums too, which reads the weights.
+        """
+        body = self._read(self.run_folder(run_id) / RECORD_FILE, Record)
+        if body is None or not isinstance(body, Record) or (verify and not self._files_are_whole(run_id, body.files)):
+            return None
+        return body
+
+    def test(self, run_id: str, *, verify: bool = False) -> TestRecord | None:
+        """Return a run's reading of the test split, or none."""
+        body = self._read(self.run_folder(run_id) / TEST_FILE, TestRecord)
+        if body is None or not isinstance(body, TestRecord):
+            return None
+        if verify and not self._files_are_whole(run_id, body.files):
+            return None
+        return body
+
+    def _read(self, path: Path, kind: type[Record] | type[TestRecord]) -> Record | TestRecord | None:
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            return self._distrust(path, f"cannot be read ({error})")
+        if not isinstance(body, dict) or body.pop(CHECKSUM, None) != digest(body):
+            return self._distrust(path, "is torn or was altered")
+        if body.get("version") != RECORD_VERSION:
+            return self._distrust(
+                path, f"has version {body.get('version')}; this program writes version {RECORD_VERSION}"
+            )
+        try:
+            return kind.model_validate(body)
+        except ValidationError as error:
+            return self._distrust(path, f"is not a valid record ({error.error_count()} errors)")
+
+    def _distrust(self, path: Path, what: str) -> None:
+        line = f"{path} {what}; the run will be done again"
+        if line not in self.problems:
+            self.problems.append(line)
+
+    def _files_are_whole(self, run_id: str, files: Mapping[str, str]) -> bool:
+        for name, sha256 in files.items():
+            path = self.run_folder(run_id) / name
+            is_weights = name in (ADAPTER_WEIGHTS, FULL_WEIGHTS)
+            if is_weights and not path.exists():
+                continue  # pruned once the learning rate was chosen, or by `keep`
+            if not path.exists() or file_sha256(path) != sha256:
+                self._distrust(path, "is missing" if not path.exists() else "is torn or was altered")
+                return False
+        return True
+
+    def records(self, run_ids: Iterator[str] | None = None) -> tuple[dict[str, Record], dict[str, TestRecord]]:
+        """Return all finished runs and readings of the test split, by run."""
+        records, tests = {}, {}
+        for run_id in run_ids if run_ids is not None else self.run_ids():
+            record = self.record(run_id)
+            if record is not None:
+                records[run_id] = record
+                test = self.test(run_id)
+                if test is not None:
+                    tests[run_id] = test
+        return records, tests
+
+    def write_record(self, record: Record) -> None:
+        """Write a run's record; from then on the run is finished."""
+        self._write(self.run_folder(record.run_id) / RECORD_FILE, to_json(record))
+
+    def write_test(self, test: TestRecord) -> None:
+        """Write a run's reading of the test split."""
+        self._write(self.run_folder(test.run_id) / TEST_FILE, to_json(test))
+
+    def _write(self, path: Path, body: dict[str, Any]) -> None:
+        write_synced(path, json.dumps(body | {CHECKSUM: digest(body)}, indent=2, ensure_ascii=False).encode())
+
+    def setup(self, run_id: str) -> dict[str, Any] | None:
+        """Return what a run was set up with, or none."""
+        try:
+            body = json.loads((self.run_folder(run_id) / SETUP_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return body if isinstance(body, dict) else None
+
+    def write_setup(self, run_id: str, setup: Mapping[str, Any]) -> None:
+        """Store what the bits of a run depend on."""
+        self.run_folder(run_id).mkdir(parents=True, exist_ok=True)
+        write_synced(self.run_folder(run_id) / SETUP_FILE, canonical_json(dict(setup)).encode())
+
+    def curve(self, run_id: str) -> list[dict[str, Any]]:
+        """Return a run's learning curve; a torn last line is left out."""
+        try:
+            lines = (self.run_folder(run_id) / CURVE_FILE).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        rows = []
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def cut_curve(self, run_id: str, step: int) -> None:
+        """Drop the points after a step, which a resumed run will write again."""
+        rows = [row for row in self.curve(run_id) if row["step"] <= step]
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        write_synced(self.run_folder(run_id) / CURVE_FILE, content.encode())
+
+    def weights(self, run_id: str) -> Path | None:
+        """Return the file with a run's weights, or none where it has none or they were pruned."""
+        for name in (ADAPTER_WEIGHTS, FULL_WEIGHTS):
+            path = self.run_folder(run_id) / name
+            if path.exists():
+                return path
+        return None
+
+    def find_run(self, name: str) -> str:
+        """Return the one run whose name starts with `name`.
+
+        Raises:
+            StoreError: none does, or several do.
+        """
+        found = [run_id for run_id in self.run_ids() if run_id.startswith(name)]
+        if len(found) != 1:
+            what = f"{len(found)} runs start with" if found else "no run starts with"
+            raise StoreError(f"{what} {name!r} in {self.folder}. `tuneoff status STUDY` lists the runs.")
+        return found[0]

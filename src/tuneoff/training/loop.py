@@ -1,0 +1,269 @@
+"""The one loop that trains every method; the only code that calls backward().
+
+A run alone and a cohort go through the same lines: a cohort has several members, each with its own data order, normaliser,
+clip, schedule and loss scale, whose rows share the forward and backward of one frozen base.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tuneoff.data.batching import Batch, BatchSequence, micro_batches
+from tuneoff.data.prepare import TokenSplit
+from tuneoff.methods.base import AdaptedModel
+from tuneoff.study.records import Likelihood
+from tuneoff.study.streams import DROPOUT, stream_seed
+from tuneoff.training.checkpoint import Checkpoint
+from tuneoff.training.masks import masked
+from tuneoff.training.meter import Meter
+from tuneoff.training.optim import MemberOptimizer
+from tuneoff.training.runtime import Runtime
+from tuneoff.training.steps import DeviceBatch, Forward, to_device
+
+Evaluate = Callable[[nn.Module, Forward], Likelihood]
+"""Scores the validation split with the model as it stands."""
+
+
+@dataclass(frozen=True)
+class LoopPlan:
+    """How long and how often, the same for every member."""
+
+    num_steps: int
+    evaluate_every: int
+    checkpoint_every: int
+    micro_batch: int
+    """Rows of one member in one forward."""
+    pad_id: int
+
+
+@dataclass
+class Member:
+    """One run of a cohort, and where it stands."""
+
+    seed: int
+    order: BatchSequence
+    optimizer: MemberOptimizer
+    best_loss_nats: float = math.inf
+    best_step: int = 0
+    validation: Likelihood | None = None
+    """At the best step."""
+    last_validation: Likelihood | None = None
+    target_tokens: int = 0
+    input_tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    failure: str = ""
+    """Why the run ended early; empty while it is sound."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, as JSON types."""
+        return {
+            "best_loss_nats": self.best_loss_nats if math.isfinite(self.best_loss_nats) else None,
+            "best_step": self.best_step,
+            "validation": self.validation.model_dump() if self.validation else None,
+            "last_validation": self.last_validation.model_dump() if self.last_validation else None,
+            "target_tokens": self.target_tokens,
+            "input_tokens": self.input_tokens,
+            "losses": self.losses,
+            "failure": self.failure,
+            "optimizer": self.optimizer.scalars(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        best = state["best_loss_nats"]
+        self.best_loss_nats = math.inf if best is None else best
+        self.best_step = state["best_step"]
+        self.validation = Likelihood.model_validate(state["validation"]) if state["validation"] else None
+        last = state["last_validation"]
+        self.last_validation = Likelihood.model_validate(last) if last else None
+        self.target_tokens, self.input_tokens = state["target_tokens"], state["input_tokens"]
+        self.losses, self.failure = list(state["losses"]), state["failure"]
+
+
+class Observer(Protocol):
+    """What the loop tells of itself; running/ writes it down and shows it."""
+
+    def curve(self, member: int, row: dict[str, Any]) -> None:
+        """Take one point of a member's learning curve."""
+
+    def best(self, member: int) -> None:
+        """Save a member's weights: they are the best by validation so far."""
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Save the state of all members."""
+
+    def progress(self, step: int, loss_nats: float, tokens_per_s: float) -> None:
+        """Show how far the loop is."""
+
+
+class Loop:
+    """Trains the members of one adapted model.
+
+    Args:
+        adapted: the model with what the method added.
+        members: one for each member of `adapted`, in its order.
+        split: training sequences.
+        plan: how long and how often.
+        evaluate: scores the validation split.
+        observer: is told what happens.
+        meter: measures.
+        runtime: device and compute type.
+    """
+
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        members: Sequence[Member],
+        split: TokenSplit,
+        plan: LoopPlan,
+        evaluate: Evaluate,
+        observer: Observer,
+        meter: Meter,
+    ) -> None:
+        self.adapted = adapted
+        self.members = list(members)
+        self.split = split
+        self.plan = plan
+        self.evaluate = evaluate
+        self.observer = observer
+        self.meter = meter
+        self.runtime: Runtime = meter.runtime
+        self.forward = Forward(adapted.module)
+        self.step = 0
+
+    def run(self, resume: Checkpoint | None = None) -> None:
+        """Train from the start, or from a checkpoint, to the end of the budget or until no member is sound."""
+        self._check_forward()
+        if resume is not None:
+            self._restore(resume)
+        while self.step < self.plan.num_steps and any(not member.failure for member in self.members):
+            self._train_step()
+            self.step += 1
+            is_last = self.step == self.plan.num_steps
+            if is_last or self.step % self.plan.evaluate_every == 0:
+                self._validate()
+            if not is_last and self.step % self.plan.checkpoint_every == 0:
+                self.observer.checkpoint(self._checkpoint())
+
+    def _check_forward(self) -> None:
+        batches = self._micro_batches(0)[0]
+        self.adapted.module.eval()
+        with self.runtime.autocast():
+            self.forward.check(to_device(batches, self.runtime.device, self.plan.pad_id))
+
+    def _micro_batches(self, step: int) -> list[list[Batch]]:
+        """Return the step's micro-batches, each as one batch for every member."""
+        layouts = [
+            micro_batches(self.split, member.order.indices(step), self.plan.micro_batch, self.plan.pad_id)
+            for member in self.members
+        ]
+        return [list(batches) for batches in zip(*layouts, strict=True)]
+
+    def _train_step(self) -> None:
+        layout = self._micro_batches(self.step)
+        num_targets = [sum(int(batch.targets.sum()) for batch in column) for column in zip(*layout, strict=True)]
+        num_inputs = [sum(int(batch.lengths.sum()) for batch in column) for column in zip(*layout, strict=True)]
+        self.adapted.module.train()
+        with self.meter.step(sum(num_inputs), sum(num_targets)):
+            sums = [torch.zeros((), device=self.runtime.device) for _ in self.members]
+            for batches in layout:
+                batch = to_device(batches, self.runtime.device, self.plan.pad_id)
+                for index, nll in enumerate(self._backward(batch, num_targets)):
+                    sums[index] = sums[index] + nll
+            losses = [float(total) / count for total, count in zip(sums, num_targets, strict=True)]
+            norms = [
+                self._update(member, index, loss)
+                for index, (member, loss) in enumerate(zip(self.members, losses, strict=True))
+            ]
+        for index, member in enumerate(self.members):
+            member.target_tokens += num_targets[index]
+            member.input_tokens += num_inputs[index]
+            if not member.failure:
+                member.losses.append(losses[index])
+                self.observer.curve(index, self._train_row(member, losses[index], norms[index]))
+        self.observer.progress(self.step + 1, losses[0], sum(num_inputs) / self.meter.step_s[-1])
+
+    def _backward(self, batch: DeviceBatch, num_targets: Sequence[int]) -> list[Tensor]:
+        """Add one micro-batch's gradients; return each member's sum of NLL.
+
+        A member's loss is its NLL divided by its own target tokens in the effective batch, so the layout in micro-batches does
+        not weigh. The sum over members keeps their gradients apart, as no trained weight is shared.
+        """
+        rows = len(batch.slots) // len(self.members)
+        streams = [stream_seed(member.seed, DROPOUT) for member in self.members for _ in range(rows)]
+        with masked(streams, self.step, batch.slots, batch.input_ids.shape[1]), self.runtime.autocast():
+            nll = self.forward.target_nll(batch)
+        owner = batch.rows // rows  # (N,)
+        weights = [m.optimizer.loss_scale.scale / count for m, count in zip(self.members, num_targets, strict=True)]
+        loss = (nll * torch.tensor(weights, device=nll.device, dtype=nll.dtype)[owner]).sum()
+        self.runtime.accelerator.backward(loss)
+        return [nll.detach()[owner == index].sum() for index in range(len(self.members))]
+
+    def _update(self, member: Member, index: int, loss: float) -> float:
+        """Apply a member's gradients; a member whose numbers are not finite is ended, the others go on."""
+        if member.failure:
+            member.optimizer.zero_grad()
+            return math.nan
+        norm, is_finite = member.optimizer.step(self.step)
+        if not math.isfinite(loss):
+            member.failure = f"diverged: the loss was {loss} at step {self.step + 1}"
+        elif not is_finite and not member.optimizer.loss_scale.can_retry:
+            member.failure = f"diverged: the gradient norm was {norm} at step {self.step + 1}"
+        return norm
+
+    def _train_row(self, member: Member, loss: float, norm: float) -> dict[str, Any]:
+        return {
+            "kind": "train",
+            "step": self.step + 1,
+            "epoch": member.order.epochs(self.step + 1),
+            "loss_nats": loss,
+            "lr": member.optimizer.rate(self.step),
+            "gradient_norm": norm if math.isfinite(norm) else None,
+            "target_tokens": member.target_tokens,
+            "input_tokens": member.input_tokens,
+            "elapsed_s": self.meter.train_s,
+        }
+
+    def _validate(self) -> None:
+        self.meter.optimizer_bytes = self.members[0].optimizer.num_bytes
+        for index, member in enumerate(self.members):
+            if member.failure:
+                continue
+            with self.meter.evaluating(), self.adapted.member(index) as module:
+                module.eval()
+                found = self.evaluate(module, self.forward)
+            member.last_validation = found
+            row = {"kind": "validation", "step": self.step, "epoch": member.order.epochs(self.step)}
+            row |= {"loss_nats": found.loss_nats, "perplexity": found.perplexity, "target_tokens": member.target_tokens}
+            self.observer.curve(index, row)
+            if not math.isfinite(found.nll_nats):
+                member.failure = f"diverged: the validation loss was {found.nll_nats} at step {self.step}"
+            elif found.loss_nats < member.best_loss_nats:
+                member.best_loss_nats, member.best_step, member.validation = found.loss_nats, self.step, found
+                self.observer.best(index)
+
+    def _checkpoint(self) -> Checkpoint:
+        tensors = {}
+        for index, member in enumerate(self.members):
+            parts = {"weights": self.adapted.state_dict(index), "optimizer": member.optimizer.tensors()}
+            tensors |= {f"{index}/{part}/{name}": value for part, own in parts.items() for name, value in own.items()}
+        state = {"members": [member.state() for member in self.members], "meter": self.meter.state()}
+        return Checkpoint(self.step, state, tensors)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        for index, member in enumerate(self.members):
+            weights = _below(checkpoint.tensors, f"{index}/weights/")
+            self.adapted.load_state_dict(weights, index)
+            state = checkpoint.state["members"][index]
+            member.restore(state)
+            member.optimizer.restore(_below(checkpoint.tensors, f"{index}/optimizer/"), state["optimizer"])
+        self.meter.restore(checkpoint.state["meter"])
+        self.step = checkpoint.step
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
