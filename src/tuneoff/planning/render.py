@@ -19,9 +19,16 @@ UNIT_STEP = 1000
 def render(plan: Plan) -> RenderableType:
     """Return the whole plan."""
     head = f"{plan.study}: {plan.model} ({plan.architecture}, {plan.num_parameters:,} parameters), {plan.precision}"
-    parts = [Text(head, style="bold"), parameter_table(plan), cost_table(plan), Text(totals(plan))]
+    parts: list[RenderableType] = [
+        Text(head, style="bold"),
+        parameter_table(plan),
+        cost_table(plan),
+        Text(totals(plan)),
+    ]
     listing = module_listing(plan)
-    return Group(*_spaced([*parts, Text(listing)] if listing else parts))
+    if listing:
+        parts.append(Text(listing))
+    return Group(*_spaced(parts))
 
 
 def _spaced(parts: Sequence[RenderableType]) -> Iterator[RenderableType]:
@@ -33,13 +40,12 @@ def _spaced(parts: Sequence[RenderableType]) -> Iterator[RenderableType]:
 
 def parameter_table(plan: Plan) -> Table:
     """Return what each arm trains."""
-    table = _table("arm", "method", "rate", numbers=("trainable", "all", "share", "reduction"))
+    table = _table("arm", "method", numbers=("trainable", "all", "share", "reduction"))
     for arm in plan.arms:
         parameters = arm.parameters
         table.add_row(
             arm.name,
             method_label(arm),
-            " ".join(f"{rate:g}" for rate in arm.lr) or NOTHING,
             f"{parameters.trainable:,}",
             f"{parameters.total:,}",
             f"{parameters.share_pct:.4f} %",
@@ -49,11 +55,12 @@ def parameter_table(plan: Plan) -> Table:
 
 
 def cost_table(plan: Plan) -> Table:
-    """Return how often each arm runs, and the bytes that are known before anything is trained."""
-    table = _table("arm", numbers=("runs", "steps", "model in memory", "Adam state", "saved per run"))
+    """Return at which rates and how often each arm runs, and the bytes that are known before anything is trained."""
+    table = _table("arm", "rate", numbers=("runs", "steps", "model in memory", "Adam state", "saved per run"))
     for arm in plan.arms:
         table.add_row(
             arm.name,
+            " ".join(f"{rate:g}" for rate in arm.lr) or NOTHING,
             str(arm.num_runs),
             "by data" if arm.num_steps is None else f"{arm.num_steps:,}",
             bytes_text(arm.weights_bytes),

@@ -35,11 +35,15 @@ def explained(name: str, what: str = "model") -> Iterator[None]:
 
 
 def _explain(error: BaseException, name: str, what: str) -> str:
-    """Return what happened and what to do. The hub's own error is often wrapped, so the whole chain is looked at."""
-    for link in _chain(error):
-        found = _hub_error(link, name)
-        if found:
-            return found
+    """Return what happened and what to do.
+
+    The hub's answer is often wrapped, also in "not in the cache", so the whole chain is searched for an answer first.
+    """
+    for look in (_hub_answer, _no_answer):
+        for link in _chain(error):
+            found = look(link, name)
+            if found:
+                return found
     text = _first_line(error)
     if "trust_remote_code" in str(error):
         return (
@@ -49,7 +53,7 @@ def _explain(error: BaseException, name: str, what: str) -> str:
     return f"its {what} cannot be read ({text}). Check that the files are whole and made for Transformers."
 
 
-def _hub_error(error: BaseException, name: str) -> str | None:
+def _hub_answer(error: BaseException, name: str) -> str | None:
     from huggingface_hub import errors as hub
 
     page = f"https://huggingface.co/{name}"
@@ -66,8 +70,14 @@ def _hub_error(error: BaseException, name: str) -> str | None:
         return f"the hub has the model but not the revision that was asked for. See {page}/commits/main."
     if isinstance(error, hub.HfHubHTTPError) and not isinstance(error, hub.EntryNotFoundError):
         return _http_error(_status(error), page)
+    return None
+
+
+def _no_answer(error: BaseException, name: str) -> str | None:
+    from huggingface_hub import errors as hub
+
     if isinstance(error, hub.HFValidationError):
-        return "that is neither a folder nor a hub id such as gpt2 or owner/name."
+        return f"{name!r} is neither a folder nor a hub id such as gpt2 or owner/name."
     if isinstance(error, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError)):
         return (
             f"the hub cannot be reached (no network, or offline mode), and the cache does not hold it. {OFFLINE_WAYS}"

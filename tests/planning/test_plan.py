@@ -1,0 +1,203 @@
+"""Published parameter counts to the digit, without weights, data or the hub (the tests are offline)."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tuneoff.errors import MethodError, ModelError, StudyError
+from tuneoff.methods import LoRA
+from tuneoff.methods.interchange import write_peft
+from tuneoff.planning.plan import ArmPlan, Plan, plan
+from tuneoff.planning.render import bytes_text, render
+from tuneoff.study.loading import load_study, study_from
+
+TOP = Path(__file__).resolve().parent.parent.parent
+GPT2_SMALL = 124_439_808
+LLAMA3_8B = 8_030_261_248
+
+SQUAD = {
+    "r4": (147_456, 124_587_264, "0.1184"),
+    "r8": (294_912, 124_734_720, "0.2364"),
+    "r16": (589_824, 125_029_632, "0.4717"),
+    "r8-mlp": (663_552, 125_103_360, "0.5304"),
+    "r32-mlp": (2_654_208, 127_094_016, "2.0884"),
+}
+OASST1 = {"r8-stated": 442_368, "r32-stated": 1_769_472, "r8-counted": 1_179_648, "r32-counted": 4_718_592}
+
+
+def make_plan(arms: Mapping[str, Any], root: Path = TOP, **values: Any) -> Plan:
+    task = {"kind": "text", "data": "no-such-file.txt"}
+    return plan(
+        study_from({"name": "s", "model": "gpt2", "task": task, "budget": {"steps": 10}, "arms": arms} | values, root)
+    )
+
+
+def by_name(found: Plan) -> dict[str, ArmPlan]:
+    return {arm.name: arm for arm in found.arms}
+
+
+def text(found: Plan, width: int = 160) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render(found))
+    return console.export_text()
+
+
+@pytest.fixture(scope="module")
+def squad() -> Plan:
+    return plan(load_study(TOP / "docs" / "studies" / "squad-settings.yaml"))
+
+
+@pytest.fixture(scope="module")
+def dolly() -> Plan:
+    return plan(load_study("dolly-llama3"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a tiny base, without weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=32).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", SQUAD)
+def test_squad_settings(name: str, squad: Plan) -> None:
+    parameters = by_name(squad)[name].parameters
+    assert (parameters.trainable, parameters.total, f"{parameters.share_pct:.4f}") == SQUAD[name]
+
+
+def test_squad_settings_as_text(squad: Plan) -> None:
+    for width in (80, 160):
+        shown = text(squad, width)
+        for trainable, total, share in SQUAD.values():
+            assert f"{trainable:,}" in shown
+            assert f"{total:,}" in shown
+            assert f"{share} %" in shown
+    assert "transformer.h.{0-11}.attn.c_attn (12 x Conv1D 768->2304): 147,456 trainable" in shown
+    assert squad.num_parameters == GPT2_SMALL
+    assert (squad.num_runs, squad.num_steps) == (15, 12_000)
+
+
+def test_llama(dolly: Plan) -> None:
+    arms = by_name(dolly)
+    assert dolly.num_parameters == LLAMA3_8B
+    for name in ("lora-r16-published", "lora-r16"):
+        assert (arms[name].parameters.trainable, arms[name].parameters.total) == (13_631_488, 8_043_892_736)
+        assert len(arms[name].parameters.modules) == 128
+        assert f"{arms[name].parameters.share_pct:.2f}" == "0.17"
+    assert arms["zero-shot"].parameters.trainable == arms["zero-shot"].optimizer_bytes == 0
+    assert arms["full"].parameters.trainable == arms["full"].parameters.total == LLAMA3_8B
+    assert "model.layers.{0-31}.self_attn.k_proj (32 x Linear 4096->1024): 2,621,440 trainable" in text(dolly)
+
+
+def test_oasst1_as_stated_and_as_counted() -> None:
+    arms = by_name(plan(load_study("oasst1-gpt2")))
+    for name, trainable in OASST1.items():
+        for arm in (arms[f"lora-{name}"], arms[f"lora-{name}-published"]):
+            assert arm.parameters.trainable == trainable
+            assert arm.parameters.total == GPT2_SMALL + trainable
+
+
+def test_book() -> None:
+    found = plan(load_study("book-gpt2"))
+    arm = by_name(found)["lora-r8-published"]
+    assert (arm.parameters.trainable, arm.parameters.total) == (294_912, 124_734_720)
+    assert f"{arm.reduction_pct:.2f}" == "99.76"
+    assert found.num_steps is None
+    assert "by data" in text(found)
+
+
+def test_bytes(dolly: Plan) -> None:
+    arms = by_name(dolly)  # bf16: 2 bytes for what is frozen, 4 for what is trained, and twice 4 for Adam
+    lora = arms["lora-r16"]
+    assert lora.saved_bytes == 4 * 13_631_488
+    assert lora.optimizer_bytes == 8 * 13_631_488
+    assert lora.weights_bytes == 2 * LLAMA3_8B + 4 * 13_631_488
+    assert arms["full"].weights_bytes == 4 * LLAMA3_8B
+    assert arms["zero-shot"].weights_bytes == 2 * LLAMA3_8B
+
+
+def test_runs_and_steps(tiny: Path) -> None:
+    arms = {
+        "none": {"method": "none"},
+        "full": {"method": "full", "lr": 1e-5},
+        "lora": {"method": "lora", "rank": [1, 2]},
+    }
+    found = make_plan(arms, model=str(tiny), task={"kind": "text", "data": "x", "max_length": 16}, seeds=[0, 1])
+    assert [(arm.name, arm.num_runs, arm.num_steps) for arm in found.arms] == [
+        ("none", 1, 0),
+        ("full", 2, 20),
+        ("lora-rank1", 4, 40),
+        ("lora-rank2", 4, 40),
+    ]
+
+
+def test_a_pattern_that_matches_two_kinds_shows_both() -> None:
+    (arm,) = make_plan({"lora": {"method": "lora", "targets": ["c_proj"]}}).arms
+    (target,) = arm.targets
+    assert target.num_modules == 24
+    assert [group.names for group in target.groups] == [
+        "transformer.h.{0-11}.attn.c_proj",
+        "transformer.h.{0-11}.mlp.c_proj",
+    ]
+    assert sum(group.trainable for group in target.groups) == arm.parameters.trainable
+
+
+def test_the_head_is_not_among_all_linear() -> None:
+    (arm,) = make_plan({"lora": {"method": "lora"}}).arms
+    assert len(arm.parameters.modules) == 48
+    assert "lm_head" not in arm.parameters.modules
+
+
+def test_is_json(squad: Plan) -> None:
+    back = json.loads(squad.model_dump_json())
+    assert Plan.model_validate(back) == squad
+    assert back["arms"][0]["parameters"]["trainable"] == 147_456
+
+
+def test_a_target_that_matches_nothing_names_the_arm() -> None:
+    with pytest.raises(MethodError, match=r"arms\.lora: target 'q_prj' matches no module"):
+        make_plan({"lora": {"method": "lora", "targets": ["q_prj"]}})
+
+
+def test_a_rank_above_the_layers_size() -> None:
+    with pytest.raises(MethodError, match=r"arms\.lora: rank 769 is above the size"):
+        make_plan({"lora": {"method": "lora", "rank": 769, "targets": ["c_attn"]}})
+
+
+def test_sequences_longer_than_the_context() -> None:
+    with pytest.raises(StudyError, match=r"task\.max_length: 2048 is above the model's context of 1024"):
+        make_plan({"none": {"method": "none"}}, task={"kind": "text", "data": "x", "max_length": 2048})
+
+
+def test_a_base_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        make_plan({"none": {"method": "none"}}, model="./nowhere")
+
+
+def test_a_loaded_adapter(tiny: Path, tmp_path: Path) -> None:
+    model = GPT2LMHeadModel(GPT2Config.from_pretrained(tiny))
+    adapted = LoRA(rank=2, targets=("c_attn",)).adapt(model, torch.Generator())
+    write_peft(adapted, tmp_path / "adapter", "tiny")
+    arms = {"theirs": {"method": "load", "path": "adapter"}}
+    task = {"kind": "text", "data": "x", "max_length": 16}
+    found = make_plan(arms, tmp_path, model=str(tiny), task=task)
+    (arm,) = found.arms
+    assert arm.parameters.trainable == 2 * 2 * (16 + 48)
+    assert (arm.optimizer_bytes, arm.saved_bytes, arm.num_runs, arm.num_steps) == (0, 0, 1, 0)
+    assert "training not verified" in text(found)
+    with pytest.raises(MethodError, match=r"arms\.theirs: path: no such folder"):
+        make_plan(arms, tmp_path / "adapter", model=str(tiny), task=task)
+
+
+def test_bytes_text() -> None:
+    assert [bytes_text(num) for num in (0, 999, 1000, 589_824, 999_999, 16_060_522_496)] == [
+        *("-", "999 B", "1 kB", "590 kB", "1 MB", "16.1 GB")
+    ]
