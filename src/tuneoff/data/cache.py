@@ -1,0 +1,134 @@
+"""Tokenised splits on disk: one safetensors file for each combination of data, task and tokenizer.
+
+The file holds its JSON too. An entry is written aside, synced and renamed, so that it is there whole or not at all; two
+processes that build the same one write the same bytes. What cannot be read, or does not match its checksum, is built
+again. A folder that cannot be written costs time only.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from tuneoff.data.tokens import ARRAYS, PreparedData, TokenSplit, hash_splits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1
+"""Raised when the same input would give other tokens, or an entry another form."""
+
+SPLITS = ("train", "validation", "test")
+EXTRA = "extra"
+"""Name under which an entry holds its JSON, as bytes: a safetensors header is limited to 100 MB, item names are not."""
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder(cache: Path | None = None) -> Path:
+    """Return the folder of tokenised data: below `cache`, else $TUNEOFF_CACHE, else the user's cache folder."""
+    if cache is None and os.environ.get("TUNEOFF_CACHE"):
+        cache = Path(os.environ["TUNEOFF_CACHE"])
+    if cache is None:
+        base = os.environ.get("XDG_CACHE_HOME")
+        cache = (Path(base) if base else Path.home() / ".cache") / "tuneoff"
+    return cache / "tokens"
+
+
+def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the sha256 (hex) of all of a tokenizer that token ids depend on."""
+    parts: list[Any] = [
+        type(tokenizer).__name__,
+        tokenizer.backend_tokenizer.to_str(),
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+        tokenizer.chat_template,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def load_entry(path: Path) -> PreparedData | None:
+    """Return what the file holds; none where it is missing, torn or altered."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("%s cannot be read (%s): the data is tokenised again", path, error.strerror or error)
+        return None
+    try:
+        arrays = load(content)
+        extra = json.loads(arrays.pop(EXTRA).tobytes())
+        splits = {name: _split(name, arrays, extra) for name in SPLITS}
+        if hash_splits(list(splits.values())) != extra["sha256"] or _checksum(extra) != extra["checksum"]:
+            raise ValueError("the checksum differs")
+        samples = tuple((prompt, reference) for prompt, reference in extra["samples"])
+        return PreparedData(
+            **splits,
+            sha256=extra["sha256"],
+            notes=tuple(extra["notes"]),
+            stride_tokens=extra["stride_tokens"],
+            samples=samples,
+        )
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s is damaged (%s): the data is tokenised again", path, error)
+        return None
+
+
+def _split(name: str, arrays: dict[str, NDArray[Any]], extra: dict[str, Any]) -> TokenSplit:
+    return TokenSplit(
+        **{array: arrays[f"{name}.{array}"] for array in ARRAYS}, item_names=tuple(extra["item_names"][name])
+    )
+
+
+def _checksum(extra: dict[str, Any]) -> str:
+    rest = {key: value for key, value in extra.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def save_entry(path: Path, data: PreparedData) -> None:
+    """Write the entry; where the folder does not allow it, log why and go on."""
+    extra: dict[str, Any] = {
+        "version": VERSION,
+        "sha256": data.sha256,
+        "notes": data.notes,
+        "stride_tokens": data.stride_tokens,
+        "samples": data.samples,
+        "item_names": {name: split.item_names for name, split in data.splits().items()},
+    }
+    extra["checksum"] = _checksum(extra)
+    arrays: dict[str, NDArray[Any]] = {
+        f"{name}.{array}": values for name, split in data.splits().items() for array, values in split.arrays().items()
+    }
+    arrays[EXTRA] = np.frombuffer(json.dumps(extra).encode(), dtype=np.uint8)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, save(arrays))
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the next run tokenises the data again", path, error.strerror or error)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)

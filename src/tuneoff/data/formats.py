@@ -1,0 +1,219 @@
+"""Rows of local files, each with its place: JSON lines, JSON, CSV, TSV, Parquet, and plain text (one document a file).
+
+Text is UTF-8, with or without a byte order mark. TSV has no quoting (GLUE's files hold bare quotation marks); CSV has
+that of RFC 4180.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneoff.data.problems import Problems, shown
+from tuneoff.errors import DataError, did_you_mean
+
+TEXT_SUFFIXES = (".txt", ".md")
+"""Files that are one document each."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the data and where it stands."""
+
+    values: dict[str, Any]
+    file: str
+    line: int
+    """Line where the row starts, from 1; the row's number where the format has no lines (Parquet, JSON, the hub)."""
+
+
+def read_rows(path: Path, file: str, limit: int | None = None) -> list[Row]:
+    """Read the rows of one local file.
+
+    Args:
+        path: the file; its suffix says the format.
+        file: how errors name it.
+        limit: rows read at most.
+
+    Raises:
+        DataError: an unknown suffix, a file that cannot be read or holds no rows, or rows unlike what the format asks.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        allowed = ", ".join(_READERS)
+        hint = did_you_mean(path.suffix.lower(), _READERS)
+        raise DataError(f"files of kind {path.suffix or 'none'!r} are not read; allowed: {allowed}.{hint}", file=file)
+    problems = Problems()
+    rows: list[Row] = []
+    try:
+        for row in reader(path, file, problems):
+            rows.append(row)
+            if limit is not None and len(rows) + len(problems) >= limit:
+                break
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", file=file) from None
+    problems.check()
+    if not rows:
+        raise DataError("is empty: expected at least one row", file=file)
+    return rows
+
+
+def decode(content: bytes, file: str) -> str:
+    """Return UTF-8 bytes as text, without a byte order mark, or say in which line they are not UTF-8."""
+    content = content.removeprefix(BYTE_ORDER_MARK)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line, column = _place(content, error.start)
+        raise DataError(_not_utf8(content, error), file=file, line=line, column=column) from None
+
+
+def _place(content: bytes, position: int) -> tuple[int, int]:
+    return content.count(b"\n", 0, position) + 1, position - content.rfind(b"\n", 0, position)
+
+
+def _not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
+    return f"expected UTF-8 text, found the byte 0x{content[error.start]:02x}; save the file as UTF-8"
+
+
+def _read_json_lines(path: Path, file: str, problems: Problems) -> Iterator[Row]:
+    with path.open("rb") as lines:
+        for line, content in enumerate(lines, start=1):
+            content = content.removeprefix(BYTE_ORDER_MARK) if line == 1 else content
+            if not content.strip():
+                continue
+            try:
+                value = json.loads(content.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                problems.add(_not_utf8(content, error), file=file, line=line, column=error.start + 1)
+            except json.JSONDecodeError as error:
+                found = shown(content.decode("utf-8").strip())
+                message = f"expected a JSON object on one line ({error.msg}), found {found}"
+                problems.add(message, file=file, line=line, column=error.pos + 1)
+            except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
+                problems.add(f"expected a JSON object on one line, found {_why(error)}", file=file, line=line)
+            else:
+                yield from _object_row(value, file, line, problems)
+
+
+def _why(error: Exception) -> str:
+    return "values nested too deeply" if isinstance(error, RecursionError) else f"a value that cannot be read ({error})"
+
+
+def _object_row(value: Any, file: str, line: int, problems: Problems) -> Iterator[Row]:
+    if isinstance(value, dict):
+        yield Row(value, file, line)
+    else:
+        problems.add(f"expected a JSON object such as {{...}}, found {shown(value)}", file=file, line=line)
+
+
+def _read_json(path: Path, file: str, problems: Problems) -> Iterator[Row]:
+    text = decode(path.read_bytes(), file)
+    if not text.strip():
+        return
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = " For one JSON object a line, name the file .jsonl." if error.msg == "Extra data" else ""
+        raise DataError(
+            f"expected one JSON value: {error.msg}.{hint}", file=file, line=error.lineno, column=error.colno
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"expected a JSON array of objects, found {_why(error)}", file=file) from None
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        keys = f" with the keys {', '.join(map(str, list(value)[:8]))}" if isinstance(value, dict) else ""
+        raise DataError(
+            f'expected a JSON array of objects, or {{"data": [...]}}; found {type(value).__name__}{keys}', file=file
+        )
+    for number, row in enumerate(rows, start=1):
+        yield from _object_row(row, file, number, problems)
+
+
+def _read_csv(path: Path, file: str, problems: Problems) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # the default refuses a field above 128 kB: one long document
+    return _read_table(csv.reader(_text_lines(path, file), strict=True), file, problems)
+
+
+def _read_tsv(path: Path, file: str, problems: Problems) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(_text_lines(path, file), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+    return _read_table(reader, file, problems)
+
+
+def _text_lines(path: Path, file: str) -> io.StringIO:
+    return io.StringIO(decode(path.read_bytes(), file), newline="")
+
+
+def _read_table(reader: Any, file: str, problems: Problems) -> Iterator[Row]:
+    """Yield the rows below the header. `reader` is a `csv.reader`, whose type has no name."""
+    start = 1
+    header: list[str] | None = None
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            problems.add(f"expected a row of delimited values, found {error}", file=file, line=start)
+            return  # after a broken quotation there is no telling where the next row starts
+        if cells is None:
+            return
+        if not cells:
+            pass  # a blank line
+        elif header is None:
+            header = _checked_header(cells, file, start)
+        elif len(cells) != len(header):
+            expected = f"expected {len(header)} columns ({', '.join(header)})"
+            problems.add(f"{expected}, found {len(cells)}", file=file, line=start)
+        else:
+            yield Row(dict(zip(header, cells, strict=True)), file, start)
+        start = reader.line_num + 1
+
+
+def _checked_header(cells: list[str], file: str, line: int) -> list[str]:
+    double = sorted({name for name in cells if cells.count(name) > 1})
+    if double:
+        message = f"expected a header of distinct column names, found {', '.join(map(repr, double))} more than once"
+        raise DataError(message, file=file, line=line)
+    return cells
+
+
+def _read_parquet(path: Path, file: str, problems: Problems) -> Iterator[Row]:
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+
+    del problems  # a Parquet file is whole or not at all
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(values, file, number)
+    except ArrowException as error:
+        first_line = str(error).splitlines()[0]
+        raise DataError(f"expected a Parquet file, found one that cannot be read: {first_line}", file=file) from None
+
+
+def _read_document(path: Path, file: str, problems: Problems) -> Iterator[Row]:
+    del problems
+    text = decode(path.read_bytes(), file)
+    if text.strip():
+        yield Row({"text": text}, file, 1)
+
+
+_READERS: dict[str, Callable[[Path, str, Problems], Iterator[Row]]] = {
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+    **dict.fromkeys(TEXT_SUFFIXES, _read_document),
+}
+
+TABLE_SUFFIXES = tuple(suffix for suffix in _READERS if suffix not in TEXT_SUFFIXES)
+"""Files that hold rows."""

@@ -1,0 +1,96 @@
+"""Rows of the hub's data sets, through `datasets`; whichever way the hub refuses, one error names the remedy."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from tuneoff.data.formats import Row
+from tuneoff.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # type: ignore[import-untyped]
+
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?$")
+"""`owner/name` or `name`, and after a colon the configuration where the data set has several."""
+
+LOCAL = "or give a local file instead (task.data: path/to/rows.jsonl)"
+
+
+def read_hub(source: str, split: str, limit: int | None, trust_remote_code: bool = False) -> list[Row]:
+    """Read one split of a hub data set; `HF_HUB_OFFLINE=1` takes it from the local cache alone.
+
+    Args:
+        source: hub id, with `:configuration` after it where there are several.
+        split: a split's name, or a slice such as `train[:10%]`.
+        limit: rows read at most.
+        trust_remote_code: whether the study allows code from the hub; only for the error, as `datasets` 4 and later run
+            none.
+
+    Raises:
+        DataError: the data set or the split cannot be had.
+    """
+    name, _, configuration = source.partition(":")
+    label = f"{source}, split {split}"
+    rows = _load(name, configuration or None, split, source, trust_remote_code)
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    found = [Row(dict(values), label, number) for number, values in enumerate(rows, start=1)]
+    if not found:
+        raise DataError("is empty: expected at least one row", file=label)
+    return found
+
+
+def _load(name: str, configuration: str | None, split: str, source: str, trust_remote_code: bool) -> "Dataset":
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return datasets.load_dataset(name, configuration, split=split)
+    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        raise DataError(_explain(error, split, trust_remote_code), file=source) from None
+
+
+def _explain(error: Exception, split: str, trust_remote_code: bool) -> str:
+    """What happened and what to do; the hub's libraries tell the cases apart only in their texts."""
+    text = _flat(error)
+    if re.search(r"unknown split", text, re.IGNORECASE):
+        allowed = re.findall(r"'([^']+)'", text.partition("one of")[2])
+        hint = did_you_mean(split, allowed)
+        return f"has no split {split!r}; it has {', '.join(allowed)}. Name them under task.splits.{hint}"
+    if re.search(r"config name is missing|BuilderConfig", text, re.IGNORECASE):
+        return f"has several configurations: write the one that is meant after a colon, ID:CONFIGURATION. {text}"
+    if re.search(r"scripts? (is|are) no longer supported|trust_remote_code", text, re.IGNORECASE):
+        also = ", also with trust_remote_code," if trust_remote_code else ""
+        return f"comes as a Python script, which{also} is not run. Take a copy in Parquet, {LOCAL}."
+    return _explain_access(error, text)
+
+
+def _explain_access(error: Exception, text: str) -> str:
+    kinds = {cls.__name__ for cls in type(error).__mro__}
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if "GatedRepoError" in kinds or status in (401, 403) or re.search(r"gated|\b40[13]\b", text):
+        return (
+            "the hub refused access: the data set is gated or private. Accept its licence on its page at"
+            f" https://huggingface.co/datasets and run `hf auth login` (or set HF_TOKEN), {LOCAL}."
+        )
+    if "OfflineModeIsEnabled" in text:
+        return (
+            "is not in the local cache, and HF_HUB_OFFLINE (or HF_DATASETS_OFFLINE) forbids the network."
+            f" Unset it, {LOCAL}."
+        )
+    if (
+        "ConnectionError" in kinds
+        or "ConnectError" in kinds
+        or re.search(r"reach|LocalEntryNotFound|timed? ?out", text)
+    ):
+        return f"the hub cannot be reached, and the data set is not in the local cache. Check the network, {LOCAL}."
+    if {"RepositoryNotFoundError", "DatasetNotFoundError"} & kinds or status == 404:
+        return (
+            "no data set of that name is on the hub, or it is private. Check the id, run `hf auth login` if it is"
+            f" private, {LOCAL}."
+        )
+    return f"cannot be loaded from the hub: {text}. Check the id, {LOCAL}."
+
+
+def _flat(error: Exception) -> str:
+    text: Any = " ".join(str(error).split())
+    return str(text[:400]).rstrip(".")

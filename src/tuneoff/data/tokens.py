@@ -1,0 +1,139 @@
+"""Tokenised splits as flat arrays."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """The sequences of one split, end to end in flat arrays."""
+
+    input_ids: NDArray[np.int32]
+    """(num_tokens,)"""
+    targets: NDArray[np.bool_]
+    """(num_tokens,), true where the token carries loss; never the first of a sequence."""
+    offsets: NDArray[np.int64]
+    """(num_sequences + 1,): sequence i is `input_ids[offsets[i]:offsets[i + 1]]`."""
+    target_bytes: NDArray[np.int64]
+    """(num_sequences,), UTF-8 bytes of the text that its target tokens stand for; end of sequence stands for none."""
+    items: NDArray[np.int32]
+    """(num_sequences,), index of the smallest independent unit in `item_names`."""
+    item_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Return the ids of one sequence, and which of them carry loss."""
+        start, end = self.offsets[index], self.offsets[index + 1]
+        return self.input_ids[start:end], self.targets[start:end]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence, (num_sequences,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return int(np.count_nonzero(self.targets))
+
+    @property
+    def num_input_tokens(self) -> int:
+        """All tokens; there is no padding."""
+        return len(self.input_ids)
+
+    @property
+    def num_target_bytes(self) -> int:
+        """UTF-8 bytes of the text that all target tokens stand for."""
+        return int(self.target_bytes.sum())
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays by name."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
+
+ARRAYS = tuple(field.name for field in fields(TokenSplit) if field.name != "item_names")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The three splits of a task, tokenised."""
+
+    train: TokenSplit
+    validation: TokenSplit
+    test: TokenSplit
+    sha256: str
+    """Hash over all arrays."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know, one plain sentence each."""
+    stride_tokens: int | None = None
+    """New target tokens per window of text that is scored; none where nothing is windowed."""
+    samples: tuple[tuple[str, str], ...] = ()
+    """A few prompts of the validation split with their references, to show what is generated."""
+
+    def splits(self) -> dict[str, TokenSplit]:
+        """Return the splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def hash_splits(splits: Sequence[TokenSplit]) -> str:
+    """Return the sha256 (hex) over the splits' arrays: their types, lengths and bytes, in order."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for name, array in split.arrays().items():
+            digest.update(f"{name} {array.dtype.str} {len(array)};".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class SplitBuilder:
+    """Gathers sequences into a `TokenSplit`."""
+
+    def __init__(self) -> None:
+        self._ids: list[NDArray[np.int32]] = []
+        self._targets: list[NDArray[np.bool_]] = []
+        self._target_bytes: list[int] = []
+        self._items: list[int] = []
+        self._index_of: dict[tuple[object, ...], int] = {}
+        self._names: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(
+        self,
+        ids: NDArray[np.int32],
+        targets: NDArray[np.bool_],
+        *,
+        target_bytes: int,
+        item: tuple[object, ...],
+        item_name: str,
+    ) -> None:
+        """Add one sequence. `item_name` counts where `item` is new."""
+        assert len(ids) == len(targets), "one flag for each token"
+        assert targets.any(), "a sequence without a target teaches nothing and scores nothing"
+        assert not targets[0], "the first token of a sequence has nothing to be predicted from"
+        if item not in self._index_of:
+            self._index_of[item] = len(self._names)
+            self._names.append(item_name)
+        self._ids.append(ids)
+        self._targets.append(targets)
+        self._target_bytes.append(target_bytes)
+        self._items.append(self._index_of[item])
+
+    def build(self) -> TokenSplit:
+        """Return what was added, as flat arrays."""
+        lengths = [len(ids) for ids in self._ids]
+        return TokenSplit(
+            input_ids=np.concatenate([np.zeros(0, np.int32), *self._ids]),
+            targets=np.concatenate([np.zeros(0, np.bool_), *self._targets]),
+            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            target_bytes=np.array(self._target_bytes, dtype=np.int64),
+            items=np.array(self._items, dtype=np.int32),
+            item_names=tuple(self._names),
+        )
