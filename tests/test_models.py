@@ -1,14 +1,18 @@
 """Bases and tokenizers: found, read, and refused in one sentence where they would give wrong numbers."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import errors
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -289,18 +293,14 @@ class TestFingerprint:
         assert len({first, second, models.fingerprint(str(base), base)}) == 3
 
 
-def response(status: int) -> Any:
-    """A real response of the library that the hub's client uses."""
-    from huggingface_hub import errors
-
-    library = __import__(errors.Response.__module__.split(".")[0])
-    return library.Response(status, request=library.Request("GET", "https://huggingface.co/api/models/owner/name"))
+TRANSPORT = import_module(errors.Response.__module__.partition(".")[0])
+"""The library that the hub's client speaks HTTP with."""
 
 
 def hub_error(name: str, status: int) -> Exception:
-    from huggingface_hub import errors
-
-    error: Exception = getattr(errors, name)(f"{status} Client Error", response=response(status))
+    request = TRANSPORT.Request("GET", "https://huggingface.co/api/models/owner/name")
+    answer = TRANSPORT.Response(status, request=request)
+    error: Exception = getattr(errors, name)(f"{status} Client Error", response=answer)
     return error
 
 
@@ -322,7 +322,7 @@ class TestHub:
     """The hub's own error classes, raised where the hub's client raises them."""
 
     @pytest.mark.parametrize(("name", "status", "remedy"), HUB_ERRORS)
-    @pytest.mark.parametrize("wrapper", [None, OSError, LocalEntryNotFoundError])
+    @pytest.mark.parametrize("wrapper", [None, OSError, errors.LocalEntryNotFoundError])
     def test_each_error_names_its_remedy(
         self,
         name: str,
@@ -340,14 +340,35 @@ class TestHub:
         monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
         assert remedy in refused(models.load_config, "owner/name", tmp_path)
 
-    def test_no_network(self, tmp_path: Path) -> None:
+    def test_no_network(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         """The client itself, offline and with an empty cache."""
         for call in (models.load_config, models.load_tokenizer, models.load_base, models.fingerprint):
             message = refused(call, "owner/name", tmp_path)
             assert "the hub cannot be reached" in message
             assert "--set model=FOLDER" in message
+        assert capfd.readouterr() == ("", "")
 
-    @pytest.mark.parametrize("error", [ConnectionError(), TimeoutError()])
+    @pytest.mark.slow
+    def test_an_unreachable_hub_is_not_asked_again_and_again(self, tmp_path: Path) -> None:
+        """A name that resolves nowhere (RFC 6761), in a process whose client is not in offline mode."""
+        code = (
+            "import time, transformers.models.gpt2\n"
+            "from pathlib import Path; from tuneoff.training.models import load_config\n"
+            "started = time.monotonic()\n"
+            "try: load_config('owner/name', Path())\n"
+            "except Exception as error: print(time.monotonic() - started, error)"
+        )
+        kept = {key: value for key, value in os.environ.items() if not key.lower().endswith(("offline", "_proxy"))}
+        environment = kept | {"HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+        )
+        seconds, message = done.stdout.split(maxsplit=1)
+        assert "the hub cannot be reached" in message
+        assert done.stderr == ""
+        assert float(seconds) < 15  # the client alone waits 23 s between its calls
+
+    @pytest.mark.parametrize("error", [ConnectionError(), TimeoutError(), TRANSPORT.ConnectError("x")])
     def test_a_broken_connection(self, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*args: object, **kwargs: object) -> None:
             raise error

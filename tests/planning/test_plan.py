@@ -130,7 +130,8 @@ def test_runs_and_steps(tiny: Path) -> None:
         "full": {"method": "full", "lr": 1e-5},
         "lora": {"method": "lora", "rank": [1, 2]},
     }
-    found = make_plan(arms, model=str(tiny), task={"kind": "text", "data": "x", "max_length": 16}, seeds=[0, 1])
+    task = {"kind": "text", "data": "x", "max_length": 16}
+    found = make_plan(arms, model=str(tiny / "config.json"), task=task, seeds=[0, 1])
     assert [(arm.name, arm.num_runs, arm.num_steps) for arm in found.arms] == [
         ("none", 1, 0),
         ("full", 2, 20),

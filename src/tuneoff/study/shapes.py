@@ -1,4 +1,4 @@
-"""Shapes of well-known bases: their `config.json`, so that a study can be planned without the hub and without weights."""
+"""Shapes of well-known bases: their `config.json`, so that a study can be planned without hub and weights."""
 
 import json
 from importlib import resources

@@ -7,6 +7,8 @@ from tuneoff.errors import ModelError, TuneoffError
 
 UNAUTHORISED, FORBIDDEN, NOT_FOUND, TOO_MANY = 401, 403, 404, 429
 LOG_IN = "log in with `hf auth login` (or set HF_TOKEN)"
+TRANSPORTS = ("httpx", "httpcore", "requests", "urllib3")
+"""Modules whose errors are about the way to the hub; which of them its client uses changes with its version."""
 OFFLINE_WAYS = (
     "Give a local folder (`--set model=FOLDER`), or run once with a network so that the model is in the cache."
 )
@@ -78,7 +80,8 @@ def _no_answer(error: BaseException, name: str) -> str | None:
 
     if isinstance(error, hub.HFValidationError):
         return f"{name!r} is neither a folder nor a hub id such as gpt2 or owner/name."
-    if isinstance(error, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError)):
+    offline = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError)
+    if isinstance(error, offline) or type(error).__module__.startswith(TRANSPORTS):
         return (
             f"the hub cannot be reached (no network, or offline mode), and the cache does not hold it. {OFFLINE_WAYS}"
         )

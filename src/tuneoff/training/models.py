@@ -7,10 +7,14 @@ import hashlib
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from tuneoff.errors import ModelError, StudyError
 from tuneoff.study.shapes import known_shape
@@ -28,6 +32,9 @@ from tuneoff.training.model_files import DEMO as DEMO
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+CONNECT_S = 5.0
+"""How long the hub may take to answer a call; the client's own default is twice that, six times over."""
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +69,12 @@ def load_config(
         if shape is not None:
             config: PreTrainedConfig = CONFIG_MAPPING[shape["model_type"]].from_dict(shape)
         else:
-            config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(
+                str(source),
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                local_files_only=_cache_alone(source),
+            )
     _check_causal(config, model)
     return config
 
@@ -117,7 +129,10 @@ def load_tokenizer(
         check_tokenizer_files(source, model)
     with quiet(), explained(model, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(source), revision=revision, trust_remote_code=trust_remote_code
+            str(source),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=_cache_alone(source),
         )
         vocabulary = tokenizer.get_vocab()
     rows = getattr(config.get_text_config(), "vocab_size", None)
@@ -187,6 +202,7 @@ def load_base(
             revision=revision,
             dtype=torch.float32 if dtype is None else dtype,
             trust_remote_code=trust_remote_code,
+            local_files_only=_cache_alone(source),
             use_safetensors=True,
             weights_only=True,
             ignore_mismatched_sizes=True,  # refused below, by name
@@ -260,7 +276,7 @@ def fingerprint(model: str, root: Path, revision: str | None = None) -> str:
         from huggingface_hub import hf_hub_download
 
         with quiet(), explained(model, "configuration"):
-            cached = hf_hub_download(source, CONFIG, revision=revision)
+            cached = hf_hub_download(source, CONFIG, revision=revision, local_files_only=_cache_alone(source))
             return Path(cached).parent.name  # .../snapshots/COMMIT/config.json
     check_config_file(source, model)
     check_weights(source, model)
@@ -271,24 +287,51 @@ def fingerprint(model: str, root: Path, revision: str | None = None) -> str:
     return total.hexdigest()
 
 
+def _cache_alone(source: Path | str) -> bool:
+    """Whether a hub model can only come from the cache.
+
+    Without a network the hub's client tries again for half a minute for each file before it looks there.
+    """
+    return isinstance(source, str) and not _hub_is_reachable()
+
+
+@cache
+def _hub_is_reachable() -> bool:
+    """Whether the hub takes a connection; behind a proxy the client itself has to find out."""
+    from huggingface_hub.constants import ENDPOINT
+
+    hub = urlsplit(ENDPOINT)
+    if getproxies():
+        return True
+    try:
+        port = hub.port or (80 if hub.scheme == "http" else 443)
+        socket.create_connection((hub.hostname or "", port), timeout=CONNECT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 @contextmanager
 def quiet(progress: bool = False) -> Iterator[None]:
-    """Within the context Transformers logs errors alone, unless TRANSFORMERS_VERBOSITY asks for more.
+    """Within the context Transformers and the hub's client log errors alone, unless TRANSFORMERS_VERBOSITY is set.
 
     Args:
         progress: leave progress bars on (a download from the hub is long).
     """
+    from huggingface_hub.utils import logging as client
     from transformers.utils import logging as library
 
     asked = "TRANSFORMERS_VERBOSITY" in os.environ
-    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    levels, bars = (library.get_verbosity(), client.get_verbosity()), library.is_progress_bar_enabled()
     if not asked:
         library.set_verbosity(logging.ERROR)
+        client.set_verbosity(logging.ERROR)
     if bars and not (progress or asked):
         library.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        library.set_verbosity(level)
+        library.set_verbosity(levels[0])
+        client.set_verbosity(levels[1])
         if bars:
             library.enable_progress_bar()  # type: ignore[no-untyped-call]
