@@ -91,8 +91,9 @@ class AdaptedModel(ABC):
 class Method(Protocol):
     """A way to fine-tune, with its hyperparameters fixed."""
 
-    trains_base: bool
-    """Whether the base's own weights are trained (they are then held in fp32, whatever the compute type)."""
+    @property
+    def trains_base(self) -> bool:
+        """Whether the base's own weights are trained (they are then held in fp32, whatever the compute type)."""
 
     def adapt(self, model: nn.Module, generator: torch.Generator | Sequence[torch.Generator]) -> AdaptedModel:
         """Adapt `model` in place.

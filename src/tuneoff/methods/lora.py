@@ -11,7 +11,7 @@ Shapes: R rows (sequences), T positions, K members, r rank.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,8 @@ class LoRALayer(nn.Module):
         num_in, num_out = features(base)
         device = base.weight.device
         self.lora_A = nn.ParameterList(
-            draw_a(method.rank, num_in, generator, device) for method, generator in zip(methods, generators, strict=True)
+            draw_a(method.rank, num_in, generator, device)
+            for method, generator in zip(methods, generators, strict=True)
         )
         self.lora_B = nn.ParameterList(torch.zeros(num_out, method.rank, device=device) for method in methods)
         self._base_weight: Tensor | None = None
@@ -83,9 +84,11 @@ class LoRALayer(nn.Module):
         if member is None and len(self.scalings) == 1:
             member = 0
         if member is not None:
-            down = F.linear(x, self.lora_A[member].to(x.dtype)) * self.scalings[member]
-            return y + F.linear(down, self.lora_B[member].to(x.dtype))
-        return y + self._cohort(x)
+            a, b = self.lora_A[member], self.lora_B[member]
+            update = F.linear(F.linear(x, a.to(x.dtype)) * self.scalings[member], b.to(x.dtype))
+        else:
+            update = self._cohort(x)
+        return y + update
 
     def _cohort(self, x: Tensor) -> Tensor:
         """Send each member's share of the rows through its own A and B, as one batched product.
@@ -102,7 +105,8 @@ class LoRALayer(nn.Module):
         scaling = torch.tensor(self.scalings, dtype=x.dtype, device=x.device).view(-1, 1, 1)
         flat = x.reshape(num_members, -1, x.shape[-1])  # (K, R/K * T, in)
         down = torch.bmm(flat, a.transpose(1, 2)) * scaling
-        return torch.bmm(down, b.transpose(1, 2)).view(*x.shape[:-1], -1)
+        update: Tensor = torch.bmm(down, b.transpose(1, 2)).view(*x.shape[:-1], -1)
+        return update
 
     def delta(self, member: int = 0) -> Tensor:
         """Return s B A in fp32, laid out as the base's weight (transposed for `Conv1D`)."""
@@ -216,11 +220,15 @@ class LoRA:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = (ALL_LINEAR,)
-    trains_base: bool = field(default=False, init=False)
+
+    @property
+    def trains_base(self) -> bool:
+        """No: the base is frozen."""
+        return False
 
     @property
     def scaling(self) -> float:
-        """s = alpha / rank."""
+        """The factor alpha / rank before B A."""
         return self.alpha / self.rank
 
     def adapt(self, model: nn.Module, generator: torch.Generator | Sequence[torch.Generator]) -> LoRAModel:
@@ -241,7 +249,11 @@ class LoRACohort:
     """
 
     members: tuple[LoRA, ...]
-    trains_base: bool = field(default=False, init=False)
+
+    @property
+    def trains_base(self) -> bool:
+        """No: the base is frozen."""
+        return False
 
     def __post_init__(self) -> None:
         for name in ("targets", "dropout"):

@@ -10,11 +10,12 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Child:
     """A child at work."""
 
     job: Job
-    process: Any
+    process: BaseProcess
     connection: Connection
 
 
@@ -77,10 +78,6 @@ class LocalExecutor:
     def __init__(self, num_jobs: int = 1) -> None:
         self.num_jobs = num_jobs
         self.children: list[Child] = []
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._context: BaseContext = multiprocessing.get_context(method)
-        if method == "forkserver":
-            self._context.set_forkserver_preload(PRELOADED)
 
     @property
     def has_room(self) -> bool:
@@ -89,14 +86,8 @@ class LocalExecutor:
 
     def start(self, job: Job) -> None:
         """Start a child."""
-        ours, theirs = self._context.Pipe()
-        with _main_hidden():
-            process = self._context.Process(  # type: ignore[attr-defined]
-                target=_work, args=(job, theirs), name=f"tuneoff {job.task.arm}", daemon=False
-            )
-            process.start()
-        theirs.close()
-        self.children.append(Child(job, process, ours))
+        process, connection = _fork(_work, job, f"tuneoff {job.task.arm}")
+        self.children.append(Child(job, process, connection))
 
     def messages(self, timeout_s: float | None = None) -> Iterator[Message]:
         """Wait until a child says something, and yield what has come; of an ended child the last message says how it ended."""
@@ -137,6 +128,57 @@ class LocalExecutor:
             self._forget(child)
 
 
+def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
+    """Call a function of this package in a child and return what it returns; both ways must be picklable.
+
+    Raises:
+        TuneoffError: what the function raised.
+        RuntimeError: the child crashed; the message has the traceback.
+    """
+    process, connection = _fork(_answer, (function, argument), "tuneoff")
+    try:
+        kind, body = connection.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"a child process ended with exit code {process.exitcode} and said nothing") from None
+    process.join()
+    if kind == "error":
+        raise body
+    if kind == "crashed":
+        raise RuntimeError(body)
+    return body
+
+
+def _context() -> BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _fork(target: Callable[..., None], argument: Any, name: str) -> tuple[BaseProcess, Connection]:
+    """Start a child with one argument and our end of a pipe to it."""
+    context = _context()
+    ours, theirs = context.Pipe()
+    with _main_hidden():
+        process: BaseProcess = context.Process(target=target, args=(argument, theirs), name=name)  # type: ignore[attr-defined]
+        process.start()
+    theirs.close()
+    return process, ours
+
+
+def _answer(call: tuple[Callable[[Any], Any], Any], connection: Connection) -> None:
+    function, argument = call
+    try:
+        connection.send(("done", function(argument)))
+    except TuneoffError as error:
+        connection.send(("error", error))
+    except BaseException:  # the child's last line of defence: the parent shows the traceback
+        connection.send(("crashed", traceback.format_exc()))
+    os._exit(0)
+
+
 @contextmanager
 def _main_hidden() -> Iterator[None]:
     """Keep children from importing the caller's script again, which would run it again where it has no main guard."""
@@ -171,10 +213,11 @@ def _work(job: Job, connection: Connection) -> None:
 
 
 def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
+    from tuneoff.running.session import Place
     from tuneoff.running.store import Store
-    from tuneoff.running.trial import Place, score_run, train_runs
+    from tuneoff.running.trial import score_run, train_runs
 
     def tell(kind: str, body: dict[str, Any]) -> None:
         connection.send((kind, body))
@@ -182,7 +225,7 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     task = job.task
     store = Store(job.folder)
     try:
-        with FileLock(store.run_folder(task.run.run_id) / ".lock", timeout=0):
+        with store.lock(task.run.run_id):
             place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch)
             if task.kind == "score":
                 if store.test(task.run.run_id, verify=True) is None:
@@ -212,6 +255,3 @@ def _exit_with_parent(connection: Connection) -> None:
         connection.poll(None)
     finally:
         os._exit(1)
-
-
-__all__: Sequence[str] = ("Child", "Job", "LocalExecutor", "Message")

@@ -2,11 +2,11 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_mean
+from tuneoff.running.events import Event, Listener
 from tuneoff.running.executors import Job, LocalExecutor, Message
 from tuneoff.running.schedule import Task, ready_tasks, unchosen
 from tuneoff.running.store import FULL_WEIGHTS, Store
@@ -15,26 +15,6 @@ from tuneoff.study.spec import Arm, Study
 
 BUSY_WAIT_S = 1.0
 """How long to wait before looking again at a run that another process is at."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something to show while a study runs.
-
-    Attributes:
-        kind: `start`, `step`, `validation`, `phase`, `resumed`, `finished`, `infeasible`, `failed`, `problem`, `choice`.
-        arm: whose it is; empty for the study.
-        task: the task at work, where there is one.
-        body: details.
-    """
-
-    kind: str
-    arm: str = ""
-    task: Task | None = None
-    body: Mapping[str, Any] = field(default_factory=dict)
-
-
-Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -116,7 +96,7 @@ class StudyRunner:
 
     def _start(self, executor: LocalExecutor, task: Task) -> None:
         threads = self.options.num_threads or max(1, (os.cpu_count() or 1) // self.options.num_jobs)
-        self.options.listener(Event("start", task.arm, task))
+        self.options.listener(Event("start", task))
         executor.start(
             Job(
                 task=task,
@@ -147,36 +127,33 @@ class StudyRunner:
     def _take(self, message: Message) -> None:
         task, run_id = message.job.task, message.job.task.run.run_id
         if message.kind == "error":
-            self._error(task, message.body["error"], message.job)
+            self._error(task, message.body["error"])
         elif message.kind in ("crashed", "killed"):
             log = self.store.run_folder(run_id) / "log.txt"
             what = message.body.get("what") or f"exit code {message.body['exit_code']}"
             self.failed[run_id] = f"{message.kind} ({what}); its log is {log}"
-            self.options.listener(Event("failed", task.arm, task, {"what": self.failed[run_id]}))
+            self.options.listener(Event("failed", task, {"what": self.failed[run_id]}))
         elif message.kind == "busy":
             self._busy_until[run_id] = time.monotonic() + BUSY_WAIT_S
+            self.options.listener(Event("busy", task))
         elif message.kind == "done":
             record = self.store.record(run_id)
             is_sound = record is not None and record.status == "done"
-            reason = record.reason if record is not None else ""
-            self.options.listener(Event("finished" if is_sound else "infeasible", task.arm, task, {"what": reason}))
+            loss = record.validation.loss_nats if record is not None and record.validation is not None else None
+            body = {"what": record.reason if record is not None else "", "validation_loss_nats": loss}
+            self.options.listener(Event("finished" if is_sound else "infeasible", task, body))
         else:
-            self.options.listener(Event(message.kind, task.arm, task, message.body))
+            self.options.listener(Event(message.kind, task, message.body))
 
-    def _error(self, task: Task, error: TuneoffError, job: Job) -> None:
+    def _error(self, task: Task, error: TuneoffError) -> None:
         """Halve the micro-batch after an out-of-memory; anything else is bad input and ends the study."""
         if not isinstance(error, InfeasibleError):
             raise error
         run_id = task.run.run_id
-        setup = self.store.setup(run_id) or {}
-        micro_batch = int(setup.get("micro_batch", 1))
-        if micro_batch <= 1:
-            self.failed[run_id] = f"out of memory with one sequence at a time ({error})"
-            self.options.listener(Event("failed", task.arm, task, {"what": self.failed[run_id]}))
-            return
+        micro_batch = int((self.store.setup(run_id) or {}).get("micro_batch", 2))
         self._micro_batch[run_id] = micro_batch // 2
         what = f"out of memory; trying again with a micro-batch of {micro_batch // 2} (the effective batch stays)"
-        self.options.listener(Event("problem", task.arm, task, {"what": what}))
+        self.options.listener(Event("problem", task, {"what": what}))
 
     def _prune(self, arm: Arm, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> None:
         """Remove full weights that nothing will read again; adapters are small and stay."""

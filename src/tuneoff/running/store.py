@@ -18,13 +18,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from tuneoff.errors import StoreError
+from tuneoff.files import file_sha256, write_synced
 from tuneoff.study.identity import canonical_json, digest
 from tuneoff.study.records import RECORD_VERSION, Record, TestRecord, to_json
 from tuneoff.study.spec import Study, plain
-from tuneoff.training.checkpoint import file_sha256, write_synced
 
 RECORD_FILE = "record.json"
 TEST_FILE = "test.json"
@@ -32,6 +33,8 @@ SETUP_FILE = "setup.json"
 CURVE_FILE = "curve.jsonl"
 PREDICTIONS_FILE = "predictions.jsonl"
 LOG_FILE = "log.txt"
+LOCK_FILE = ".lock"
+CHECKPOINT_FOLDER = "checkpoint"
 STUDY_FILE = "study.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "model.safetensors"
@@ -101,17 +104,19 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            return self._distrust(path, f"cannot be read ({error})")
+            self._distrust(path, f"cannot be read ({error})")
+            return None
         if not isinstance(body, dict) or body.pop(CHECKSUM, None) != digest(body):
-            return self._distrust(path, "is torn or was altered")
+            self._distrust(path, "is torn or was altered")
+            return None
         if body.get("version") != RECORD_VERSION:
-            return self._distrust(
-                path, f"has version {body.get('version')}; this program writes version {RECORD_VERSION}"
-            )
+            self._distrust(path, f"has version {body.get('version')}; this program writes version {RECORD_VERSION}")
+            return None
         try:
             return kind.model_validate(body)
         except ValidationError as error:
-            return self._distrust(path, f"is not a valid record ({error.error_count()} errors)")
+            self._distrust(path, f"is not a valid record ({error.error_count()} errors)")
+            return None
 
     def _distrust(self, path: Path, what: str) -> None:
         line = f"{path} {what}; the run will be done again"
@@ -193,14 +198,16 @@ class Store:
                 return path
         return None
 
-    def find_run(self, name: str) -> str:
-        """Return the one run whose name starts with `name`.
+    def lock(self, run_id: str) -> FileLock:
+        """Return the lock that whoever works on a run holds; the system lets it go when its holder dies."""
+        return FileLock(self.run_folder(run_id) / LOCK_FILE, timeout=0)
 
-        Raises:
-            StoreError: none does, or several do.
-        """
-        found = [run_id for run_id in self.run_ids() if run_id.startswith(name)]
-        if len(found) != 1:
-            what = f"{len(found)} runs start with" if found else "no run starts with"
-            raise StoreError(f"{what} {name!r} in {self.folder}. `tuneoff status STUDY` lists the runs.")
-        return found[0]
+    def is_locked(self, run_id: str) -> bool:
+        """Whether some process works on a run now."""
+        if not (self.run_folder(run_id) / LOCK_FILE).exists():
+            return False
+        try:
+            with self.lock(run_id):
+                return False
+        except Timeout:
+            return True

@@ -1,93 +1,31 @@
 """What a child process does: train runs (one, or a cohort), or read the test split with weights that are there."""
 
-import datetime
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-import tuneoff
-from tuneoff.data.batching import BatchSequence, num_steps
-from tuneoff.data.prepare import PreparedData, prepare
-from tuneoff.errors import InfeasibleError, MethodError
-from tuneoff.evaluation.likelihood import Scores, score_split
-from tuneoff.methods import cohort_from_specs, interchange
-from tuneoff.methods.base import AdaptedModel, num_parameters
-from tuneoff.methods.selective import NoTraining
-from tuneoff.running.store import ADAPTER_WEIGHTS, CURVE_FILE, FULL_WEIGHTS, PREDICTIONS_FILE, Store
+from tuneoff.data.batching import BatchSequence, num_steps, sequence_sha256
+from tuneoff.errors import InfeasibleError
+from tuneoff.evaluation.likelihood import score_split
+from tuneoff.files import file_sha256, remove_folder, write_synced
+from tuneoff.methods.base import num_parameters
+from tuneoff.running.provenance import provenance
+from tuneoff.running.session import Place, Session, open_session, restore_weights, save_weights, score
+from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE, PREDICTIONS_FILE
 from tuneoff.study.identity import Run
-from tuneoff.study.records import Likelihood, Parameters, Provenance, Record, TestRecord, Training
-from tuneoff.study.spec import FullMethod, LoadMethod, LoraMethod
-from tuneoff.study.streams import INIT, stream_seed
-from tuneoff.training.checkpoint import (
-    Checkpoint,
-    file_sha256,
-    load_checkpoint,
-    save_checkpoint,
-    save_tensors,
-    write_synced,
-)
+from tuneoff.study.records import Parameters, Record, TestRecord, Training
+from tuneoff.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuneoff.training.loop import Loop, LoopPlan, Member
-from tuneoff.training.meter import Meter
-from tuneoff.training.models import fingerprint, load_base, load_config, load_tokenizer, tokenizer_notes
 from tuneoff.training.optim import MemberOptimizer
-from tuneoff.training.runtime import Runtime, open_runtime
-from tuneoff.training.steps import Forward
+from tuneoff.training.runtime import is_out_of_memory
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-CHECKPOINT_FOLDER = "checkpoint"
-RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "safetensors", "numpy")
 EVALUATIONS_PER_RUN = 10
 TAIL_SHARE = 0.1
 """Share of the steps over which the final training loss is averaged: single steps are noisy."""
 
 Tell = Callable[[str, dict[str, Any]], None]
 """Passes an event to the parent."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a child works and on what."""
-
-    store: Store
-    root: Path
-    """Where the study's relative paths start."""
-    checkpoint_every: int | None = None
-    num_threads: int | None = None
-    micro_batch: int | None = None
-    """A smaller micro-batch than the study's, after an out-of-memory."""
-
-
-@dataclass
-class Session:
-    """Everything loaded for the runs of one child."""
-
-    runs: tuple[Run, ...]
-    place: Place
-    runtime: Runtime
-    data: PreparedData
-    pad_id: int
-    adapted: AdaptedModel
-    meter: Meter
-    setup: dict[str, Any]
-    notes: tuple[str, ...] = ()
-    forward: Forward = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.forward = Forward(self.adapted.module)
-
-    @property
-    def first(self) -> Run:
-        """The run that stands for what all of them share."""
-        return self.runs[0]
 
 
 def train_runs(runs: Sequence[Run], place: Place, tell: Tell, *, with_test: bool = False) -> None:
@@ -118,95 +56,10 @@ def score_run(run: Run, place: Place, tell: Tell) -> None:
     _test(session, 0, tell)
 
 
-def open_session(runs: Sequence[Run], place: Place) -> Session:
-    """Load base, tokenizer and data, and adapt the base."""
-    first = runs[0]
-    setup = _settle_setup(runs, place)
-    runtime = open_runtime(first.precision, setup["num_threads"])
-    meter = Meter(runtime)
-    tokenizer = load_tokenizer(first.model, place.root, first.revision, first.trust_remote_code)
-    config = load_config(first.model, place.root, first.revision, first.trust_remote_code)
-    data = prepare(
-        first.task,
-        tokenizer,
-        place.root,
-        getattr(config.get_text_config(), "max_position_embeddings", None),
-        trust_remote_code=first.trust_remote_code,
-    )
-    with meter.phase("load"):
-        adapted = _adapt(runs, place, runtime)
-    pad_id = tokenizer.pad_token_id
-    notes = (*tokenizer_notes(tokenizer), *data.notes)
-    return Session(tuple(runs), place, runtime, data, pad_id, adapted, meter, setup, notes)
-
-
-def _settle_setup(runs: Sequence[Run], place: Place) -> dict[str, Any]:
-    """Return what the bits depend on: as it was stored when the run first started, else as it is now, stored."""
-    stored = place.store.setup(runs[0].run_id)
-    micro_batch = place.micro_batch or runs[0].micro_batch or runs[0].budget.batch_size
-    setup = {
-        "num_threads": place.num_threads or torch.get_num_threads(),
-        "micro_batch": min(micro_batch, runs[0].budget.batch_size),
-        "cohort": [run.run_id for run in runs],
-        "num_sittings": 1,
-    }
-    if stored is not None and stored.get("cohort") == setup["cohort"]:
-        has_shrunk = place.micro_batch is not None
-        setup |= {key: stored[key] for key in ("num_threads", *(() if has_shrunk else ("micro_batch",)))}
-        setup["num_sittings"] = stored["num_sittings"] + 1
-    for run in runs:
-        place.store.write_setup(run.run_id, setup)
-    return setup
-
-
-def _adapt(runs: Sequence[Run], place: Place, runtime: Runtime) -> AdaptedModel:
-    first = runs[0]
-    if isinstance(first.method, LoadMethod):
-        adapted = _load_existing(first, first.method, place, runtime)
-    else:
-        method = cohort_from_specs([run.method for run in runs])
-        base = _base(first, place, torch.float32 if method.trains_base else runtime.compute_dtype)
-        generators = [torch.Generator().manual_seed(stream_seed(run.seed or 0, INIT)) for run in runs]
-        adapted = method.adapt(base, generators)
-    adapted.module.to(runtime.device)
-    return adapted
-
-
-def _base(run: Run, place: Place, dtype: torch.dtype) -> "PreTrainedModel":
-    return load_base(run.model, place.root, run.revision, run.trust_remote_code, dtype)
-
-
-def _load_existing(run: Run, method: LoadMethod, place: Place, runtime: Runtime) -> AdaptedModel:
-    folder = place.root / method.path
-    if interchange.is_adapter_folder(folder):
-        return interchange.load_peft(_base(run, place, runtime.compute_dtype), folder)
-    if not folder.is_dir():
-        raise MethodError(
-            f"load: {method.path!r} is no folder. Give a PEFT adapter folder or a Transformers checkpoint."
-        )
-    model = load_base(str(folder), place.root, None, run.trust_remote_code, runtime.compute_dtype)
-    return NoTraining().adapt(model, torch.Generator())
-
-
-def _score_validation(session: Session) -> Likelihood:
-    return _score(session, "validation").likelihood
-
-
-def _score(session: Session, split: str) -> Scores:
-    return score_split(
-        session.adapted.module,
-        session.forward,
-        getattr(session.data, split),
-        session.runtime,
-        session.pad_id,
-        stride_tokens=session.data.stride_tokens,
-    )
-
-
 def _record_untrained(session: Session, tell: Tell) -> None:
     tell("phase", {"what": "scoring the validation split"})
     with session.meter.evaluating():
-        likelihood = _score_validation(session)
+        likelihood = score(session, "validation").likelihood
     run = session.first
     record = Record(
         run_id=run.run_id,
@@ -214,7 +67,7 @@ def _record_untrained(session: Session, tell: Tell) -> None:
         status="done",
         parameters=Parameters(trainable=0, total=num_parameters(session.adapted.module)),
         validation=likelihood,
-        provenance=_provenance(session),
+        provenance=provenance(session),
     )
     session.place.store.write_record(record)
 
@@ -292,8 +145,13 @@ def _train(session: Session, tell: Tell) -> None:
     session.forward = loop.forward
     try:
         loop.run(resume)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise InfeasibleError(str(error) or "out of memory", "out_of_memory") from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if plan.micro_batch > 1:
+            raise InfeasibleError(str(error) or "out of memory", "out_of_memory") from None
+        for member in members:
+            member.failure = "out of memory with one sequence at a time"
     session.meter.note_peak("train")
     for index, member in enumerate(members):
         if session.runs[index].keep == "last" and not member.failure:
@@ -321,7 +179,7 @@ def _trained_record(session: Session, index: int, member: Member, loop: Loop) ->
         epochs=member.order.epochs(loop.step),
         num_target_tokens=member.target_tokens,
         num_input_tokens=member.input_tokens,
-        batch_sequence_sha256=member.order.sha256(loop.step),
+        batch_sequence_sha256=sequence_sha256(member.order, loop.step),
         best_step=member.best_step,
         final_loss_nats=sum(tail) / len(tail) if tail else 0.0,
     )
@@ -349,39 +207,9 @@ def _trained_record(session: Session, index: int, member: Member, loop: Loop) ->
         training=training,
         validation=member.validation if run.keep == "best" else member.last_validation,
         costs=session.meter.costs(weights.stat().st_size if weights else 0),
-        provenance=_provenance(session),
+        provenance=provenance(session),
         files=files,
     )
-
-
-def _weights_name(run: Run) -> str:
-    return FULL_WEIGHTS if isinstance(run.method, FullMethod) else ADAPTER_WEIGHTS
-
-
-def save_weights(session: Session, index: int) -> None:
-    """Write a run's trained weights into its folder: LoRA under PEFT's names, full under the model's own."""
-    run = session.runs[index]
-    state = session.adapted.state_dict(index)
-    if isinstance(run.method, LoraMethod):
-        state = interchange.peft_state(state)
-    save_tensors(session.place.store.run_folder(run.run_id) / _weights_name(run), state)
-
-
-def restore_weights(session: Session, index: int) -> None:
-    """Put a finished run's saved weights into the model.
-
-    Raises:
-        MethodError: they are not there any more, or of another model.
-    """
-    run = session.runs[index]
-    if not session.adapted.trainable_parameters(index):
-        return
-    path = session.place.store.run_folder(run.run_id) / _weights_name(run)
-    if not path.exists():
-        raise MethodError(f"run {run.run_id}: its weights are gone ({path.name}); the study's `keep` says which stay")
-    from safetensors.torch import load_file
-
-    session.adapted.load_state_dict(interchange.from_peft_state(load_file(path)), index)
 
 
 def _test(session: Session, index: int, tell: Tell) -> None:
@@ -389,7 +217,7 @@ def _test(session: Session, index: int, tell: Tell) -> None:
     run, store = session.runs[index], session.place.store
     start = time.perf_counter()
     with session.adapted.member(index):
-        scores = _score(session, "test")
+        scores = score(session, "test")
     taken = time.perf_counter() - start
     split = session.data.test
     lines = [
@@ -408,28 +236,3 @@ def _test(session: Session, index: int, tell: Tell) -> None:
         run_id=run.run_id, test=scores.likelihood, score_s=taken, files={PREDICTIONS_FILE: file_sha256(path)}
     )
     store.write_test(test)
-
-
-def _provenance(session: Session) -> Provenance:
-    run = session.first
-    return Provenance(
-        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        tuneoff_version=tuneoff.__version__,
-        versions={name: version(name) for name in RECORDED_PACKAGES},
-        python=platform.python_version(),
-        platform=platform.platform(),
-        device=session.runtime.device_name,
-        num_threads=session.runtime.num_threads,
-        micro_batch=session.setup["micro_batch"],
-        num_sittings=session.setup["num_sittings"],
-        model_sha256=fingerprint(run.model, session.place.root, run.revision),
-        data_sha256=session.data.sha256,
-        notes=session.notes,
-    )
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder and what is in it; it is no error if it is not there."""
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)

@@ -3,9 +3,7 @@
 A folder holds `state.json` and `tensors.safetensors`; the JSON holds the tensors' sha256, so a torn pair is found out.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from tuneoff.files import aside_of, file_sha256, sync, write_synced
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "tensors.safetensors"
@@ -32,7 +32,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `folder/step-N`, then remove older ones; at every instant one whole checkpoint is there."""
     final = folder / f"step-{checkpoint.step:09d}"
-    aside = folder / f".{final.name}.{os.getpid()}"
+    aside = aside_of(final)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_tensors(aside / TENSORS_FILE, checkpoint.tensors)
@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     if final.exists():
         shutil.rmtree(final)
     aside.rename(final)
-    sync_folder(folder)
+    sync(folder)
     for other in folder.iterdir():
         if other != final and other.name.lstrip(".").startswith("step-"):
             shutil.rmtree(other, ignore_errors=True)
@@ -61,39 +61,9 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, synced and renamed into place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = aside_of(path)
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, aside, metadata={"format": "pt"})
-    _sync_file(aside)
+    sync(aside)
     aside.replace(path)
-    sync_folder(path.parent)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, a power cut included."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file's content."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable."""
-    _sync_file(path)
+    sync(path.parent)

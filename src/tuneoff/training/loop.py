@@ -150,10 +150,10 @@ class Loop:
                 self.observer.checkpoint(self._checkpoint())
 
     def _check_forward(self) -> None:
-        batches = self._micro_batches(0)[0]
+        ids, _ = self.split.sequence(0)
         self.adapted.module.eval()
-        with self.runtime.autocast():
-            self.forward.check(to_device(batches, self.runtime.device, self.plan.pad_id))
+        with self.runtime.autocast(), self.adapted.member(0):
+            self.forward.check(torch.from_numpy(ids[None].astype("int64")).to(self.runtime.device))
 
     def _micro_batches(self, step: int) -> list[list[Batch]]:
         """Return the step's micro-batches, each as one batch for every member."""
@@ -247,7 +247,7 @@ class Loop:
                 self.observer.best(index)
 
     def _checkpoint(self) -> Checkpoint:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for index, member in enumerate(self.members):
             parts = {"weights": self.adapted.state_dict(index), "optimizer": member.optimizer.tensors()}
             tensors |= {f"{index}/{part}/{name}": value for part, own in parts.items() for name, value in own.items()}

@@ -28,7 +28,8 @@ class Runtime:
     @property
     def device(self) -> torch.device:
         """The device that everything is put on."""
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def num_threads(self) -> int:
@@ -86,3 +87,8 @@ def open_runtime(precision: str, num_threads: int | None = None) -> Runtime:
         torch.use_deterministic_algorithms(True, warn_only=True)
     # Accelerate's own mixed precision is off: its one loss scale for all would tie the runs of a cohort together.
     return Runtime(Accelerator(mixed_precision="no"), COMPUTE_TYPES[precision])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; PyTorch says so on the CPU by the text of a plain `RuntimeError` alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

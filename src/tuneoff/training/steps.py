@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from tuneoff.data.batching import Batch
 
-AGREEMENT = 1e-4
-"""Largest difference of a logit (relative to the largest) at which the short way counts as the model's own."""
-
 
 @dataclass(frozen=True)
 class DeviceBatch:
@@ -70,30 +67,37 @@ class Forward:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        trunk = getattr(module, getattr(module, "base_model_prefix", "") or " ", None)
+        name = getattr(module, "base_model_prefix", "")
         head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-        self.is_short = isinstance(trunk, nn.Module) and isinstance(head, nn.Module)
+        self._trunk_name = str(name)
+        self.is_short = isinstance(getattr(module, str(name) or " ", None), nn.Module) and isinstance(head, nn.Module)
 
     @torch.no_grad()
-    def check(self, batch: DeviceBatch) -> bool:
-        """Compare the short way with the model's own logits on a micro-batch; keep it only if they agree."""
+    def check(self, input_ids: Tensor) -> bool:
+        """Compare the head's logits with the model's own on a few sequences (R, T); go the short way only if they are equal.
+
+        Both are worked out at all positions here, in the same shapes, so that rounding cannot tell them apart in any type.
+        """
         if self.is_short:
-            short, own = self._short(batch).float(), self._own(batch).float()
-            scale = own.abs().max().clamp(min=1.0)
-            self.is_short = bool((short - own).abs().max() <= AGREEMENT * scale)
+            own = self.module(input_ids=input_ids, use_cache=False).logits
+            self.is_short = torch.equal(self._head(self._hidden(input_ids)), own)
         return self.is_short
 
     def target_nll(self, batch: DeviceBatch) -> Tensor:
         """Return the negative log-likelihood (nats) of each target, fp32 (N,)."""
-        logits = self._short(batch) if self.is_short else self._own(batch)
+        if self.is_short:
+            logits = self._head(self._hidden(batch.input_ids)[batch.rows, batch.positions])  # (N, V)
+        else:
+            own = self.module(input_ids=batch.input_ids, use_cache=False).logits  # (R, T, V)
+            logits = own[batch.rows, batch.positions]
         return F.cross_entropy(logits.float(), batch.labels, reduction="none")
 
-    def _short(self, batch: DeviceBatch) -> Tensor:
-        trunk = getattr(self.module, str(self.module.base_model_prefix))
-        hidden = trunk(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (R, T, D)
-        logits: Tensor = self.module.get_output_embeddings()(hidden[batch.rows, batch.positions])  # type: ignore[operator]
-        return logits
+    def _hidden(self, input_ids: Tensor) -> Tensor:
+        trunk = self.module.get_submodule(self._trunk_name)
+        hidden: Tensor = trunk(input_ids=input_ids, use_cache=False).last_hidden_state  # (R, T, D)
+        return hidden
 
-    def _own(self, batch: DeviceBatch) -> Tensor:
-        logits: Tensor = self.module(input_ids=batch.input_ids, use_cache=False).logits  # (R, T, V)
-        return logits[batch.rows, batch.positions]
+    def _head(self, hidden: Tensor) -> Tensor:
+        head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
+        logits: Tensor = head(hidden)
+        return logits

@@ -1,0 +1,132 @@
+"""The Python interface: `study = tuneoff.load("study.yaml"); result = tuneoff.run(study); result.table()`.
+
+The command line calls these same functions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tuneoff.analysis.summary import summarise
+from tuneoff.analysis.values import Summary
+from tuneoff.report.tables import study_table
+from tuneoff.report.write import write_report
+from tuneoff.running.events import Event
+from tuneoff.running.executors import in_child
+from tuneoff.running.run import Options, StudyRunner
+from tuneoff.running.store import Store
+from tuneoff.study.loading import load_study
+from tuneoff.study.loading import recipe_names as recipe_names
+from tuneoff.study.records import Record, TestRecord
+from tuneoff.study.spec import Study as Study
+
+if TYPE_CHECKING:
+    from tuneoff.planning.plan import Plan
+    from tuneoff.running.preflight import Preflight
+
+DEFAULT_OUT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a study's folder holds.
+
+    Attributes:
+        study: the study.
+        store: its folder.
+        failed: runs that crashed in this sitting, with what is known of it; they are tried again by the next `run`.
+    """
+
+    study: Study
+    store: Store
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def records(self) -> tuple[dict[str, Record], dict[str, TestRecord]]:
+        """Return the finished runs, and the readings of the test split, by run id."""
+        return self.store.records()
+
+    def summary(self) -> Summary:
+        """Return what is known about each arm."""
+        return summarise(self.study, *self.records())
+
+    def running(self) -> frozenset[str]:
+        """Return the runs that some process works on now."""
+        return frozenset(run_id for run_id in self.store.run_ids() if self.store.is_locked(run_id))
+
+    def table(self) -> None:
+        """Print the main table."""
+        Console().print(study_table(self.summary()))
+
+    def report(self, folder: Path | None = None) -> list[Path]:
+        """Write report.html, .md, .csv and .json, and return their paths."""
+        records, tests = self.records()
+        curves = {run_id: self.store.curve(run_id) for run_id in records}
+        summary = summarise(self.study, records, tests)
+        return write_report(folder or self.store.folder, self.study, summary, curves, records, tests)
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file or a recipe.
+
+    Args:
+        source: path of a YAML file, or the name of a recipe.
+        overrides: `KEY=VALUE` each, such as `budget.steps=100`.
+
+    Raises:
+        StudyError: the file cannot be used; the message names the key.
+    """
+    return load_study(source, overrides)
+
+
+def open_result(study: Study, out: Path = DEFAULT_OUT) -> Result:
+    """Return what is there of a study's results under `out`."""
+    return Result(study, Store(out / study.name))
+
+
+def check(study: Study) -> "Preflight":
+    """Look at everything the study will read, in a child process, and train nothing.
+
+    Raises:
+        TuneoffError: the first thing that is wrong.
+    """
+    from tuneoff.running.preflight import preflight
+
+    found: Preflight = in_child(preflight, study)
+    return found
+
+
+def run(
+    study: Study,
+    out: Path = DEFAULT_OUT,
+    *,
+    only: Sequence[str] = (),
+    num_jobs: int = 1,
+    listener: Callable[[Event], Any] = lambda event: None,
+) -> Result:
+    """Train what is missing and nothing that is done.
+
+    Args:
+        study: the study.
+        out: folder of all studies' results.
+        only: arms, or families of arms, to work on; none is all.
+        num_jobs: child processes at a time.
+        listener: is told what happens.
+
+    Raises:
+        TuneoffError: bad input.
+    """
+    store = Store(out / study.name)
+    store.create(study)
+    runner = StudyRunner(study, store, Options(only=only, num_jobs=num_jobs, listener=listener))
+    runner.run()
+    return Result(study, store, dict(runner.failed))
+
+
+def plan(study: Study) -> "Plan":
+    """Return what the study will train and keep: matched modules and exact counts, without loading weights."""
+    from tuneoff.planning.plan import plan as make_plan
+
+    return make_plan(study)

@@ -1,0 +1,199 @@
+"""The command line: verbs that parse, call the Python interface, and print. No logic, and no torch at import."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from tuneoff import __version__
+from tuneoff.errors import TuneoffError
+
+app = typer.Typer(
+    name="tuneoff",
+    help="A bake-off for fine-tuning methods, on your model, your data and your machine.",
+    epilog="Start with `tuneoff demo`. STUDY is a study file (YAML) or the name of a recipe (`tuneoff recipes`).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file (YAML) or the name of a recipe.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as budget.steps=100. Can be repeated."),
+]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results of all studies lie.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The id of a run, or the start of it.")]
+DEFAULT_OUT = Path("runs")
+
+
+def _print(what: object) -> None:
+    Console().print(what)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        print(f"tuneoff {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: OutOption = DEFAULT_OUT,
+    overrides: SetOption = None,
+) -> None:
+    """Run the whole thing on the embedded base and data: offline, on a CPU, in about two minutes."""
+    _run("demo", overrides, out, only=(), num_jobs=1)
+
+
+@app.command(epilog="Example: `tuneoff plan dolly-llama3`")
+def plan(
+    study: StudyArgument, overrides: SetOption = None, as_json: Annotated[bool, typer.Option("--json")] = False
+) -> None:
+    """Show what each arm would train, before anything is trained: matched modules and exact parameter counts."""
+    from tuneoff import api
+    from tuneoff.planning.render import render
+
+    found = api.plan(api.load(study, overrides or ()))
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        _print(render(found))
+
+
+@app.command(epilog="Example: `tuneoff run study.yaml --set budget.steps=200 --only lora`")
+def run(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ARM", help="Work on this arm alone. Can be repeated.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time.")] = 1,
+    out: OutOption = DEFAULT_OUT,
+) -> None:
+    """Train what is missing and nothing that is done. The same command resumes."""
+    _run(study, overrides, out, tuple(only or ()), jobs)
+
+
+@app.command()
+def status(study: StudyArgument, overrides: SetOption = None, out: OutOption = DEFAULT_OUT) -> None:
+    """Show what is done, running, infeasible and left."""
+    from tuneoff import api
+    from tuneoff.report.status import status_table
+
+    result = api.open_result(api.load(study, overrides or ()), out)
+    _print(status_table(result.summary(), result.running()))
+    _print(Text(f"Runs: {result.store.folder}"))
+
+
+@app.command(epilog="Example: `tuneoff report study.yaml`")
+def report(study: StudyArgument, overrides: SetOption = None, out: OutOption = DEFAULT_OUT) -> None:
+    """Print the table; write the page, Markdown, CSV and JSON. Can be had at any time."""
+    from tuneoff import api
+
+    result = api.open_result(api.load(study, overrides or ()), out)
+    result.table()
+    _say_report(result.report())
+
+
+@app.command(
+    epilog="Example: `tuneoff export my-study/3fa9 adapter` (then `PeftModel.from_pretrained(base, 'adapter')`)"
+)
+def export(
+    run_name: RunArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if it is not there.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Fold the adapter into the base: a plain model.")] = False,
+    out: OutOption = DEFAULT_OUT,
+) -> None:
+    """Write a run as a PEFT adapter folder, or as a merged Hugging Face model."""
+    from tuneoff.running.use import export_run
+
+    _print(Text(export_run(out, run_name, folder, merge=merge)))
+
+
+@app.command(epilog='Example: `tuneoff generate my-study/3fa9 "Tell me a story."`')
+def generate(
+    run_name: RunArgument,
+    prompt: Annotated[str, typer.Argument(help="Text to go on from; instruction studies put it in their template.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    out: OutOption = DEFAULT_OUT,
+) -> None:
+    """Try a trained run against its base, on one prompt."""
+    from tuneoff.running.use import compare_on_prompt
+
+    console = Console()
+    for who, text in compare_on_prompt(out, run_name, prompt, max_new_tokens):
+        console.rule(Text(who), align="left")
+        console.print(Text(text))
+
+
+@app.command()
+def recipes() -> None:
+    """List the reference studies."""
+    from tuneoff import api
+
+    for name in api.recipe_names():
+        _print(Text.assemble((f"{name:<16}", "bold"), api.load(name).about))
+
+
+@app.command(epilog="Example: `tuneoff modules gpt2`")
+def modules(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, config.json or demo.")],
+) -> None:
+    """List the layers of a model that can be targets."""
+    from tuneoff.planning.modules import list_modules
+
+    for line in list_modules(model, Path.cwd()):
+        _print(Text(line))
+
+
+def _run(source: str, overrides: list[str] | None, out: Path, only: tuple[str, ...], num_jobs: int) -> None:
+    from tuneoff import api
+    from tuneoff.planning.render import module_listing
+    from tuneoff.report.live import Live
+
+    console = Console()
+    study = api.load(source, overrides or ())
+    checked = api.check(study)
+    for line in checked.lines():
+        console.print(Text(line))
+    console.print(Text(module_listing(checked.plan)))
+    before = api.open_result(study, out)
+    with Live(console, before.summary().num_left) as live:
+        result = api.run(study, out, only=only, num_jobs=num_jobs, listener=live)
+    result.table()
+    _say_report(result.report())
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _say_report(paths: list[Path]) -> None:
+    page = next(path for path in paths if path.suffix == ".html")
+    _print(
+        Text.assemble(
+            "Page: ", (str(page), "bold"), f" (also {', '.join(path.name for path in paths if path != page)})"
+        )
+    )
+
+
+def main() -> None:
+    """Run the command line; a `TuneoffError` is one message on stderr and its own exit code."""
+    try:
+        app()
+    except TuneoffError as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from the last checkpoints")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Looks at everything a study will read before anything is trained, so that bad input costs seconds and not a night."""
+
+from collections.abc import Iterator
+
+from tuneoff.data.batching import num_steps
+from tuneoff.data.prepare import prepare
+from tuneoff.planning.plan import Plan, plan
+from tuneoff.study.spec import Study, Value
+from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
+from tuneoff.training.runtime import check_precision
+
+
+class Preflight(Value):
+    """What the study is about to do."""
+
+    plan: Plan
+    notes: tuple[str, ...]
+    """What happened to the data, and what the tokenizer lacks."""
+    num_sequences: dict[str, int]
+    """By split."""
+    num_target_tokens: dict[str, int]
+    """By split."""
+    num_steps: int
+    """Optimizer steps of each run."""
+    num_epochs: float
+    """The same in passes over the training split."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a person should know before the run starts."""
+        yield from (f"- {note}" for note in self.notes)
+        for name, num_sequences in self.num_sequences.items():
+            yield f"{name}: {num_sequences:,} sequences, {self.num_target_tokens[name]:,} target tokens"
+        yield f"each run: {self.num_steps:,} steps ({self.num_epochs:.2f} epochs)"
+
+
+def preflight(study: Study) -> Preflight:
+    """Check precision, base, tokenizer, targets, ranks and data; the tokenised data are left in the cache.
+
+    Raises:
+        TuneoffError: the first thing that is wrong.
+    """
+    check_precision(study.precision)
+    config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
+    planned = plan(study)
+    fingerprint(study.model, study.root, study.revision)  # reads the weights' files, so a torn one is found now
+    tokenizer = load_tokenizer(study.model, study.root, study.revision, study.trust_remote_code)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    data = prepare(study.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    steps = num_steps(study.budget, data.train)
+    return Preflight(
+        plan=planned,
+        notes=(*tokenizer_notes(tokenizer), *data.notes),
+        num_sequences={name: len(split) for name, split in splits.items()},
+        num_target_tokens={name: split.num_target_tokens for name, split in splits.items()},
+        num_steps=steps,
+        num_epochs=steps * study.budget.batch_size / len(data.train),
+    )

@@ -1,0 +1,31 @@
+"""Where a result comes from: versions, machine, base and data. Nothing of the environment's variables is recorded."""
+
+import datetime
+import platform
+from importlib.metadata import version
+
+import tuneoff
+from tuneoff.running.session import Session
+from tuneoff.study.records import Provenance
+from tuneoff.training.models import fingerprint
+
+RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "safetensors", "numpy")
+
+
+def provenance(session: Session) -> Provenance:
+    """Return the provenance of what a session is about to record."""
+    run = session.first
+    return Provenance(
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        tuneoff_version=tuneoff.__version__,
+        versions={name: version(name) for name in RECORDED_PACKAGES},
+        python=platform.python_version(),
+        platform=platform.platform(),
+        device=session.runtime.device_name,
+        num_threads=session.runtime.num_threads,
+        micro_batch=session.setup["micro_batch"],
+        num_sittings=session.setup["num_sittings"],
+        model_sha256=fingerprint(run.model, session.place.root, run.revision),
+        data_sha256=session.data.sha256,
+        notes=session.notes,
+    )

@@ -1,0 +1,193 @@
+"""Everything that runs need, loaded: base, tokenizer, data, and the method on the base."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from tuneoff.data.prepare import PreparedData, prepare
+from tuneoff.errors import MethodError
+from tuneoff.evaluation.likelihood import Scores, score_split
+from tuneoff.methods import cohort_from_specs, interchange
+from tuneoff.methods.base import AdaptedModel
+from tuneoff.methods.selective import NoTraining
+from tuneoff.running.store import ADAPTER_WEIGHTS, FULL_WEIGHTS, Store
+from tuneoff.study.identity import Run
+from tuneoff.study.spec import FullMethod, LoadMethod, LoraMethod
+from tuneoff.study.streams import INIT, stream_seed
+from tuneoff.training.checkpoint import save_tensors
+from tuneoff.training.meter import Meter
+from tuneoff.training.models import load_base, load_config, load_tokenizer, tokenizer_notes
+from tuneoff.training.runtime import Runtime, open_runtime
+from tuneoff.training.steps import Forward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a child works and on what."""
+
+    store: Store
+    root: Path
+    """Where the study's relative paths start."""
+    checkpoint_every: int | None = None
+    num_threads: int | None = None
+    micro_batch: int | None = None
+    """A smaller micro-batch than the study's, after an out-of-memory."""
+
+
+@dataclass
+class Session:
+    """Everything loaded for the runs of one child."""
+
+    runs: tuple[Run, ...]
+    place: Place
+    runtime: Runtime
+    data: PreparedData
+    pad_id: int
+    adapted: AdaptedModel
+    meter: Meter
+    setup: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    forward: Forward = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forward = Forward(self.adapted.module)
+
+    @property
+    def first(self) -> Run:
+        """The run that stands for what all of them share."""
+        return self.runs[0]
+
+
+def open_session(runs: Sequence[Run], place: Place) -> Session:
+    """Load base, tokenizer and data, and adapt the base."""
+    first = runs[0]
+    setup = _settle_setup(runs, place)
+    runtime = open_runtime(first.precision, setup["num_threads"])
+    meter = Meter(runtime)
+    tokenizer = load_tokenizer(first.model, place.root, first.revision, first.trust_remote_code)
+    config = load_config(first.model, place.root, first.revision, first.trust_remote_code)
+    data = prepare(
+        first.task,
+        tokenizer,
+        place.root,
+        getattr(config.get_text_config(), "max_position_embeddings", None),
+        trust_remote_code=first.trust_remote_code,
+    )
+    with meter.phase("load"):
+        adapted = _adapt(runs, place, runtime)
+    pad_id = tokenizer.pad_token_id
+    notes = (*tokenizer_notes(tokenizer), *data.notes)
+    return Session(tuple(runs), place, runtime, data, pad_id, adapted, meter, setup, notes)
+
+
+def open_weights(run: Run, place: Place) -> AdaptedModel:
+    """Return a finished run's model with its trained weights, without its data.
+
+    Raises:
+        TuneoffError: the base cannot be had, or the weights are gone.
+    """
+    runtime = open_runtime(run.precision)
+    adapted = _adapt((run,), place, runtime)
+    load_weights(adapted, run, place.store)
+    adapted.module.eval()
+    return adapted
+
+
+def _settle_setup(runs: Sequence[Run], place: Place) -> dict[str, Any]:
+    """Return what the bits depend on: as it was stored when the run first started, else as it is now, stored."""
+    stored = place.store.setup(runs[0].run_id)
+    micro_batch = place.micro_batch or runs[0].micro_batch or runs[0].budget.batch_size
+    setup = {
+        "num_threads": place.num_threads or torch.get_num_threads(),
+        "micro_batch": min(micro_batch, runs[0].budget.batch_size),
+        "cohort": [run.run_id for run in runs],
+        "root": str(place.root),
+        "num_sittings": 1,
+    }
+    if stored is not None and stored.get("cohort") == setup["cohort"]:
+        has_shrunk = place.micro_batch is not None
+        setup |= {key: stored[key] for key in ("num_threads", *(() if has_shrunk else ("micro_batch",)))}
+        setup["num_sittings"] = stored["num_sittings"] + 1
+    for run in runs:
+        place.store.write_setup(run.run_id, setup)
+    return setup
+
+
+def _adapt(runs: Sequence[Run], place: Place, runtime: Runtime) -> AdaptedModel:
+    first = runs[0]
+    if isinstance(first.method, LoadMethod):
+        adapted = _load_existing(first, first.method, place, runtime)
+    else:
+        method = cohort_from_specs([run.method for run in runs])
+        base = _base(first, place, torch.float32 if method.trains_base else runtime.compute_dtype)
+        generators = [torch.Generator().manual_seed(stream_seed(run.seed or 0, INIT)) for run in runs]
+        adapted = method.adapt(base, generators)
+    adapted.module.to(runtime.device)
+    return adapted
+
+
+def _base(run: Run, place: Place, dtype: torch.dtype) -> "PreTrainedModel":
+    return load_base(run.model, place.root, run.revision, run.trust_remote_code, dtype)
+
+
+def _load_existing(run: Run, method: LoadMethod, place: Place, runtime: Runtime) -> AdaptedModel:
+    folder = place.root / method.path
+    if interchange.is_adapter_folder(folder):
+        return interchange.load_peft(_base(run, place, runtime.compute_dtype), folder)
+    if not folder.is_dir():
+        raise MethodError(
+            f"load: {method.path!r} is no folder. Give a PEFT adapter folder or a Transformers checkpoint."
+        )
+    model = load_base(str(folder), place.root, None, run.trust_remote_code, runtime.compute_dtype)
+    return NoTraining().adapt(model, torch.Generator())
+
+
+def score(session: Session, split: str) -> Scores:
+    """Score a split (`train`, `validation` or `test`) with the model as it stands."""
+    return score_split(
+        session.adapted.module,
+        session.forward,
+        getattr(session.data, split),
+        session.runtime,
+        session.pad_id,
+        stride_tokens=session.data.stride_tokens,
+    )
+
+
+def _weights_name(run: Run) -> str:
+    return FULL_WEIGHTS if isinstance(run.method, FullMethod) else ADAPTER_WEIGHTS
+
+
+def save_weights(session: Session, index: int) -> None:
+    """Write a run's trained weights into its folder: LoRA under PEFT's names, full under the model's own."""
+    run = session.runs[index]
+    state = session.adapted.state_dict(index)
+    if isinstance(run.method, LoraMethod):
+        state = interchange.peft_state(state)
+    save_tensors(session.place.store.run_folder(run.run_id) / _weights_name(run), state)
+
+
+def restore_weights(session: Session, index: int) -> None:
+    """Put a finished run's saved weights into the session's model (see `load_weights`)."""
+    load_weights(session.adapted, session.runs[index], session.place.store, index)
+
+
+def load_weights(adapted: AdaptedModel, run: Run, store: Store, member: int = 0) -> None:
+    """Put a finished run's saved weights into a member.
+
+    Raises:
+        MethodError: they are not there any more, or of another model.
+    """
+    if not adapted.trainable_parameters(member) or isinstance(run.method, LoadMethod):
+        return
+    path = store.run_folder(run.run_id) / _weights_name(run)
+    if not path.exists():
+        raise MethodError(f"run {run.run_id}: its weights are gone ({path.name}); the study's `keep` says which stay")
+    adapted.load_state_dict(interchange.from_peft_state(load_file(path)), member)

@@ -1,0 +1,125 @@
+"""What a finished run is good for: an adapter folder or a plain model for other tools, and a look at what it writes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tuneoff.data.conversations import Turn
+from tuneoff.data.encoding import starts_with_bos
+from tuneoff.data.templates import make_template
+from tuneoff.errors import StoreError
+from tuneoff.methods import interchange
+from tuneoff.methods.base import AdaptedModel
+from tuneoff.methods.lora import LoRAModel
+from tuneoff.running.session import Place, open_weights
+from tuneoff.running.store import STUDY_FILE, Store
+from tuneoff.study.records import Record
+from tuneoff.study.spec import FullMethod
+from tuneoff.training.model_files import resolve
+from tuneoff.training.models import load_base, load_tokenizer
+
+
+def find(out: Path, name: str) -> tuple[Store, Record]:
+    """Return a finished run by `STUDY/RUN_ID`, or by `RUN_ID` alone among all studies under `out`; the start of an id will do.
+
+    Raises:
+        StoreError: no such run, several, or one that is not done.
+    """
+    study, _, run_name = name.rpartition("/")
+    folders = [out / study] if study else [path.parent for path in out.glob(f"*/{STUDY_FILE}")]
+    found = [
+        (Store(folder), run_id)
+        for folder in folders
+        for run_id in Store(folder).run_ids()
+        if run_id.startswith(run_name)
+    ]
+    if len(found) != 1:
+        what = f"{len(found)} runs start with" if found else "no run starts with"
+        raise StoreError(f"{what} {name!r} under {out}. `tuneoff status STUDY` lists them.")
+    store, run_id = found[0]
+    record = store.record(run_id, verify=True)
+    if record is None or record.status != "done":
+        raise StoreError(f"run {run_id} is not done. `tuneoff run` finishes it.")
+    return store, record
+
+
+def _open(out: Path, name: str) -> tuple[Record, Place, AdaptedModel, PreTrainedTokenizerBase]:
+    store, record = find(out, name)
+    setup = store.setup(record.run_id) or {}
+    place = Place(store, Path(setup.get("root", ".")))
+    run = record.run
+    tokenizer = load_tokenizer(run.model, place.root, run.revision, run.trust_remote_code)
+    return record, place, open_weights(run, place), tokenizer
+
+
+def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> str:
+    """Write a run for other tools.
+
+    Args:
+        out: folder of all studies' results.
+        name: of the run (see `find`).
+        folder: where to; it must not hold anything yet.
+        merge: fold the adapter into the base and write a whole model.
+
+    Returns:
+        A sentence that says what was written and how to load it.
+
+    Raises:
+        TuneoffError: no such run, its weights are gone, or the folder is not empty or not writable.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(f"{folder} is there already and not empty; name another folder")
+    record, place, adapted, tokenizer = _open(out, name)
+    run = record.run
+    try:
+        if isinstance(adapted, LoRAModel) and not merge:
+            interchange.write_peft(adapted, folder, str(resolve(run.model, place.root)))
+            how = f"PeftModel.from_pretrained(base, {str(folder)!r})"
+            return f"PEFT adapter of run {record.run_id} written to {folder}; load it with {how}"
+        module = adapted.merge()
+        assert isinstance(module, PreTrainedModel)
+        module.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written to ({error.strerror})") from None
+    how = f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+    return f"model of run {record.run_id} written to {folder}; load it with {how}"
+
+
+def compare_on_prompt(out: Path, name: str, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
+    """Yield (who, text): what the base and the run go on with after a prompt, greedily.
+
+    Raises:
+        TuneoffError: no such run, or its weights are gone.
+    """
+    record, place, adapted, tokenizer = _open(out, name)
+    run = record.run
+    text = prompt
+    if run.task.kind == "instruction":
+        text = make_template(run.task.template, tokenizer).prompt((Turn("user", prompt),))
+    if isinstance(run.method, FullMethod):
+        base = load_base(run.model, place.root, run.revision, run.trust_remote_code)
+        yield "base", _continue(base, tokenizer, text, max_new_tokens)
+    else:
+        with adapted.base_model() as module:
+            yield "base", _continue(module, tokenizer, text, max_new_tokens)
+    yield f"run {record.run_id}", _continue(adapted.module, tokenizer, text, max_new_tokens)
+
+
+@torch.no_grad()
+def _continue(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int) -> str:
+    assert isinstance(module, PreTrainedModel)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    start = [tokenizer.bos_token_id] if starts_with_bos(tokenizer) else []
+    prompt = torch.tensor([start + ids], device=module.device)
+    out = module.generate(  # type: ignore[operator]
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True))
