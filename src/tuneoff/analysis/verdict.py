@@ -80,7 +80,7 @@ def _caveats(arms: Sequence[ArmSummary], ranking: Sequence[str]) -> Iterator[str
         if arm.status == "infeasible":
             yield f"{arm.name} gave no result: {arm.reason}."
     found = [(flag.label, flag.message, arm.name) for arm in arms for flag in arm.flags]
-    for (_, message), group in groupby(sorted(found), key=lambda item: item[:2]):
+    for (_, message), group in groupby(sorted(found, key=lambda item: item[:2]), key=lambda item: item[:2]):
         yield f"{', '.join(name for _, _, name in group)}: {message}."
 
 

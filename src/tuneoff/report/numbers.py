@@ -1,6 +1,7 @@
 """Numbers as people read them: three significant digits where more would pretend, units that say what they count."""
 
 import math
+from collections.abc import Sequence
 
 from tuneoff.analysis.estimates import Estimate
 
@@ -11,19 +12,18 @@ _COUNTS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 _BYTES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
+_TIMES = ((3600.0, "h"), (60.0, "min"))
+
+
 def significant(value: float, digits: int = 3) -> str:
     """Return `value` with so many significant digits, all digits of the whole part, and no exponent below a million."""
     if value == 0:
         return "0"
-    magnitude = math.floor(math.log10(abs(value)))
+    rounded = float(f"{value:.{digits - 1}e}")  # 9.996 has one digit more before the point once it is rounded
+    magnitude = math.floor(math.log10(abs(rounded)))
     if magnitude >= 6 or magnitude < -4:
         return f"{value:.{digits - 1}e}"
-    decimals = max(0, digits - 1 - magnitude)
-    text = f"{value:,.{decimals}f}"
-    # 9.999 becomes 10.00, one digit more than was asked for.
-    return (
-        f"{value:,.{max(0, decimals - 1)}f}" if decimals and len(text.strip("-0.").replace(".", "")) > digits else text
-    )
+    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
 
 
 def loss(value: float) -> str:
@@ -33,18 +33,30 @@ def loss(value: float) -> str:
 
 def count(value: int) -> str:
     """Return a count with an SI unit: 124,439,808 is 124 M."""
-    for size, unit in _COUNTS:
-        if value >= size:
-            return f"{significant(value / size)} {unit}"
-    return f"{value:,}"
+    return _with_unit(value, _COUNTS) or f"{value:,}"
 
 
 def size(value: int) -> str:
     """Return bytes in binary units: 1,294,336 is 1.23 MiB."""
-    for unit_size, unit in _BYTES:
-        if value >= unit_size:
-            return f"{significant(value / unit_size)} {unit}"
-    return f"{value:,} B"
+    return _with_unit(value, _BYTES) or f"{value:,} B"
+
+
+def _with_unit(value: float, units: Sequence[tuple[float, str]]) -> str:
+    """Return `value` in the largest unit in which three digits show at least 1; nothing below every unit."""
+    for unit, name in units:
+        if float(f"{value / unit:.2e}") >= 1:
+            return f"{significant(value / unit)} {name}"
+    return ""
+
+
+def size_unit(largest: float) -> tuple[float, str]:
+    """Return the bytes and the name of the unit in which numbers up to `largest` bytes read best."""
+    return next(((float(unit), name) for unit, name in _BYTES if largest >= unit), (1.0, "B"))
+
+
+def time_unit(largest: float) -> tuple[float, str]:
+    """Return the seconds and the name of the unit in which durations up to `largest` seconds read best."""
+    return next(((unit, name) for unit, name in _TIMES if largest >= 2 * unit), (1.0, "s"))
 
 
 def duration(value: float) -> str:

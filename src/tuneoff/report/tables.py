@@ -15,6 +15,8 @@ from tuneoff.report import columns as col
 from tuneoff.report import numbers
 from tuneoff.report.columns import Cell, Column, Raw
 from tuneoff.report.text import clean, markdown, spreadsheet
+from tuneoff.study.records import Record, TestRecord
+from tuneoff.study.spec import Study, plain
 
 _METHOD_TABLE = (
     col.NAME,
@@ -158,11 +160,40 @@ def to_markdown(summary: Summary) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_json(study: Mapping[str, Any], summary: Summary) -> dict[str, Any]:
-    """Return the study, what is known of it, and the table's rows, as JSON types.
+def to_json(
+    study: Study, summary: Summary, records: Mapping[str, Record], tests: Mapping[str, TestRecord]
+) -> dict[str, Any]:
+    """Return the study, what is known of it, the table's rows and every run's scores, as JSON types.
 
     Args:
-        study: the study as JSON types.
+        study: the question.
         summary: what is known.
+        records: finished runs by `run_id`.
+        tests: the readings of the test split by `run_id`.
     """
-    return {"version": 1, "study": dict(study), "summary": summary.model_dump(mode="json"), "rows": rows(summary)}
+    runs = [
+        _run(arm, records[run_id], tests.get(run_id))
+        for arm in summary.arms
+        for run_id in arm.run_ids
+        if run_id in records
+    ]
+    return {
+        "version": 1,
+        "study": plain(study),
+        "summary": summary.model_dump(mode="json"),
+        "rows": rows(summary),
+        "runs": runs,
+    }
+
+
+def _run(arm: ArmSummary, record: Record, test: TestRecord | None) -> dict[str, Any]:
+    return {
+        "run_id": record.run_id,
+        "arm": arm.name,
+        "lr": record.run.lr,
+        "seed": record.run.seed,
+        "status": record.status,
+        "reason": record.reason,
+        "validation": None if record.validation is None else plain(record.validation),
+        "test": None if test is None else plain(test.test),
+    }

@@ -1,0 +1,176 @@
+"""The charts, as Altair: one definition serves the page, where they can be worked with, and figures in files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import altair as alt
+
+from tuneoff.analysis.values import Summary
+from tuneoff.report.look import PAPER, Arms, Look, finished
+from tuneoff.report.points import Point, cost_points, learning_points, rate_points
+
+ROWS = "rows"
+"""Name of the data set that a chart is drawn from. It is given beside the chart, so that variants share it."""
+
+Across = Literal["step", "tokens"]
+Axis = Literal["linear", "log"]
+Cost = Literal["parameters", "memory", "time"]
+
+COSTS: dict[Cost, tuple[str, Axis]] = {
+    "parameters": ("trainable parameters", "log"),
+    "memory": ("peak memory while training", "linear"),
+    "time": ("training time of a run", "linear"),
+}
+"""What quality is set against: title and usual axis."""
+
+HIT_AREA = 420
+"""Square pixels around a point that show its tooltip: a fingertip's worth."""
+
+
+def learning_chart(arms: Arms, look: Look, *, x: Across = "step", scale: Axis = "linear") -> alt.LayerChart:
+    """Return the loss while training: thin in training; thick, with points and the seeds' band, in validation.
+
+    Args:
+        arms: the study's arms.
+        look: where it is shown.
+        x: what runs along the bottom.
+        scale: of both axes.
+    """
+    title = {"step": "optimizer steps", "tokens": "target tokens"}[x]
+    chart = alt.Chart(alt.NamedData(ROWS))
+    placed = chart.transform_filter(f"isValid(datum.{x})" + (f" && datum.{x} > 0" if scale == "log" else ""))
+    train, validation = (placed.transform_filter(f"datum.kind == '{kind}'") for kind in ("train", "validation"))
+    axis = alt.Axis(format="~s", grid=False, tickCount=8)
+    across = alt.X(f"{x}:Q", title=title, scale=alt.Scale(type=scale, nice=False), axis=axis)
+    up = alt.Y("loss:Q", title="loss, nats per token", scale=alt.Scale(type=scale, zero=False))
+    arm = arms.channels(look)
+    tooltip = [
+        alt.Tooltip("arm:N"),
+        alt.Tooltip(f"{x}:Q", title=title, format=","),
+        alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
+        alt.Tooltip("low:Q", title="lowest seed", format=".4f"),
+        alt.Tooltip("high:Q", title="highest seed", format=".4f"),
+    ]
+    return finished(
+        look,
+        340,
+        train.mark_line(strokeWidth=1, opacity=0.35).encode(x=across, y=up, **arm.colour),
+        validation.mark_area(opacity=0.14).encode(x=across, y=alt.Y("low:Q"), y2="high:Q", **arm.colour),
+        validation.mark_line(strokeWidth=2).encode(x=across, y=up, **arm.colour, **arm.dash),
+        _base_rule(chart.transform_filter("datum.kind == 'base'"), up, look),
+        validation.mark_point(filled=True, size=48, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
+        validation.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
+    )
+
+
+def rate_chart(points: Sequence[Point], arms: Arms, look: Look, *, scale: Axis = "linear") -> alt.LayerChart:
+    """Return the validation loss of every learning rate tried: a ring marks the chosen, a cross at the top a lost one.
+
+    Args:
+        points: from `rate_points`.
+        arms: the study's arms.
+        look: where it is shown.
+        scale: of the loss; rates are on a logarithmic axis always.
+    """
+    chart = alt.Chart(alt.NamedData(ROWS))
+    scored, chosen, failed = (
+        chart.transform_filter(f"datum.state {test}") for test in ("!= 'infeasible'", "== 'chosen'", "== 'infeasible'")
+    )
+    # Beyond a dozen rates, ticks at each of them would run into one another.
+    rates = sorted({point["lr"] for point in points})
+    axis = alt.Axis(format=".2~e", grid=False, values=rates if len(rates) <= 12 else alt.Undefined)
+    across = alt.X("lr:Q", title="learning rate", scale=alt.Scale(type="log", nice=False, padding=24), axis=axis)
+    up = alt.Y("loss:Q", title="validation loss, nats per token", scale=alt.Scale(type=scale, zero=False, padding=14))
+    arm = arms.channels(look)
+    about = [alt.Tooltip("arm:N"), alt.Tooltip("lr:Q", title="learning rate", format=".3~e")]
+    tooltip = [*about, alt.Tooltip("loss:Q", title="validation loss", format=".4f"), alt.Tooltip("state:N")]
+    cross = failed.mark_text(text="\u2715", fontSize=14, fontWeight="bold", baseline="top")
+    ring = chosen.mark_point(size=230, filled=False, strokeWidth=1.5, stroke=look.ink, shape="circle")
+    return finished(
+        look,
+        300,
+        scored.mark_line(strokeWidth=2).encode(x=across, y=up, **arm.colour, **arm.dash),
+        ring.encode(x=across, y=up),
+        scored.mark_point(filled=True, size=60, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
+        cross.encode(x=across, y=alt.value(0), tooltip=[*about, alt.Tooltip("reason:N")], **arm.colour),
+        scored.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
+    )
+
+
+def cost_chart(
+    points: Sequence[Point], arms: Arms, look: Look, cost: Cost, *, scale: Axis | None = None
+) -> alt.LayerChart:
+    """Return the test loss against one cost, with the intervals over seeds; lower and further left is better.
+
+    Args:
+        points: from `cost_points`.
+        arms: the study's arms.
+        look: where it is shown.
+        cost: what runs along the bottom.
+        scale: of the cost; none takes the usual one.
+    """
+    unit = next((point["units"][cost] for point in points), "")
+    title = f"{COSTS[cost][0]}{unit and ', '}{unit}"
+    chart = alt.Chart(alt.NamedData(ROWS)).transform_filter(f"isValid(datum.{cost})")
+    axis = alt.Axis(format=".3~s" if cost == "parameters" else ".3~g", grid=False, tickCount=5)
+    kind = scale or COSTS[cost][1]
+    # On a logarithmic axis `zero` means nothing, and Vega would say so on the console.
+    zero = False if kind == "linear" else alt.Undefined
+    spread = alt.Scale(type=kind, nice=False, padding=24, zero=zero)
+    across = alt.X(f"{cost}:Q", title=title, scale=spread, axis=axis)
+    up = alt.Y("loss:Q", title="test loss, nats per token", scale=alt.Scale(zero=False, padding=14))
+    arm = arms.channels(look)
+    tooltip = [
+        alt.Tooltip("arm:N"),
+        alt.Tooltip("loss:Q", title="test loss", format=".4f"),
+        alt.Tooltip("low:Q", title="95 % from", format=".4f"),
+        alt.Tooltip("high:Q", title="95 % to", format=".4f"),
+        alt.Tooltip(f"{cost}:Q", title=title, format=","),
+    ]
+    whiskers = chart.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    return finished(
+        look,
+        260,
+        whiskers.encode(x=across, y=alt.Y("low:Q"), y2="high:Q", **arm.colour),
+        chart.mark_point(filled=True, size=90, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
+        chart.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
+    )
+
+
+def figures(summary: Summary, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, alt.LayerChart]:
+    """Return the charts that have something to show, by name, as figures for paper.
+
+    Args:
+        summary: what is known.
+        curves: the lines of each run's `curve.jsonl`.
+    """
+    arms = Arms(summary)
+    learning, rates, costs = learning_points(summary, curves), rate_points(summary), cost_points(summary)
+    found = {}
+    if any(point["kind"] != "base" for point in learning):
+        found["learning"] = _drawn(learning_chart(arms, PAPER), learning)
+    if rates:
+        found["rates"] = _drawn(rate_chart(rates, arms, PAPER), rates)
+    for cost in COSTS:
+        if any(point[cost] is not None for point in costs):
+            found[cost] = _drawn(cost_chart(costs, arms, PAPER, cost), costs)
+    return found
+
+
+def save_chart(chart: alt.LayerChart, path: Path) -> None:
+    """Write a chart as a picture; the ending of `path` (png, svg, pdf) says which kind."""
+    chart.save(str(path), scale_factor=2)
+
+
+def _drawn(chart: alt.LayerChart, points: Sequence[Point]) -> alt.LayerChart:
+    """Return the chart with its data in it."""
+    return chart.properties(datasets={ROWS: list(points)})
+
+
+def _base_rule(chart: alt.Chart, up: alt.Y, look: Look) -> alt.LayerChart:
+    """Return a dashed line across the chart at the loss of an arm that is not trained, with its name."""
+    tooltip = [alt.Tooltip("arm:N"), alt.Tooltip("loss:Q", title="validation loss", format=".4f")]
+    rule = chart.mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color=look.muted).encode(y=up, tooltip=tooltip)
+    name = chart.mark_text(align="right", dy=-8, color=look.muted, fontSize=12)
+    return alt.LayerChart(layer=[rule, name.encode(x=alt.value("width"), y=up, text="arm:N", tooltip=tooltip)])

@@ -1,0 +1,105 @@
+"""How charts look: colours, shapes and dashes of the arms, type, and where a chart is shown.
+
+Colours are those of Okabe and Ito (2008), which people with any colour vision tell apart; yellow is left out, since it
+vanishes on white. Shapes and dashes differ too, so that nothing is said by colour alone.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import altair as alt
+
+from tuneoff.analysis.values import Summary
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (4, 2))
+"""The three counts share no factor, so the first 210 arms differ from one another."""
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a chart takes from where it is shown: colours, width in pixels, and whether it carries its own legend."""
+
+    ink: str
+    muted: str
+    line: str
+    background: str
+    width: int | Literal["container"]
+    has_legend: bool
+
+
+PAGE = Look("var(--ink)", "var(--muted)", "var(--line)", "transparent", "container", has_legend=False)
+"""On the page, whose style sheet knows whether it is dark or light."""
+PAPER = Look("#1b1f24", "#5b6470", "#e3e6ea", "#ffffff", 640, has_legend=True)
+"""In a file."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """How a mark shows which arm it belongs to, ready to be passed to `encode`."""
+
+    colour: dict[str, alt.Color]
+    shape: dict[str, alt.Shape]
+    dash: dict[str, alt.StrokeDash]
+
+
+class Arms:
+    """The trained arms of a study, so that each keeps its colour, shape and dash in every chart.
+
+    Args:
+        summary: what is known of the study.
+    """
+
+    def __init__(self, summary: Summary) -> None:
+        self.names = [arm.name for arm in summary.arms if arm.is_trained]
+
+    def colour(self, name: str) -> str:
+        """Return the colour of an arm."""
+        return COLOURS[self.names.index(name) % len(COLOURS)]
+
+    def shape(self, name: str) -> str:
+        """Return the shape of an arm's points."""
+        return SHAPES[self.names.index(name) % len(SHAPES)]
+
+    def dash(self, name: str) -> list[int]:
+        """Return the dashes of an arm's line."""
+        return list(DASHES[self.names.index(name) % len(DASHES)])
+
+    def channels(self, look: Look) -> Channels:
+        """Return the encodings of the arm in the given look."""
+        legend = alt.Legend(title=None, symbolOpacity=1, symbolStrokeWidth=0) if look.has_legend else None
+        colours, shapes, dashes = (
+            alt.Scale(domain=self.names, range=[style(name) for name in self.names])
+            for style in (self.colour, self.shape, self.dash)
+        )
+        return Channels(
+            colour={"color": alt.Color("arm:N", scale=colours, legend=legend)},
+            shape={"shape": alt.Shape("arm:N", scale=shapes, legend=legend)},
+            dash={"strokeDash": alt.StrokeDash("arm:N", scale=dashes, legend=None)},
+        )
+
+
+def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart) -> alt.LayerChart:
+    """Return the layers as one chart of `height` pixels, in the type and the colours of the look."""
+    config = alt.Config(
+        background=look.background,
+        font=FONT,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
+            labelColor=look.muted,
+            titleColor=look.muted,
+            gridColor=look.line,
+            domain=False,
+            tickColor=look.line,
+            labelFontSize=12,
+            labelPadding=6,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=10,
+        ),
+        legend=alt.LegendConfig(labelColor=look.ink, labelFontSize=12, symbolSize=80),
+    )
+    return alt.LayerChart(layer=list(layers), config=config, width=look.width, height=height)

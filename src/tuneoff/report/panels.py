@@ -1,0 +1,183 @@
+"""The page's charts: which there are, what each can be switched to, and the numbers behind them as tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import altair as alt
+import vl_convert
+from markupsafe import Markup
+
+from tuneoff.analysis.values import Summary
+from tuneoff.report import charts, numbers
+from tuneoff.report.charts import Across, Axis
+from tuneoff.report.look import PAGE, Arms
+from tuneoff.report.points import CurveLine, Point, cost_points, learning_points, rate_points
+from tuneoff.report.text import clean
+
+MAX_TABLE_STEPS = 12
+"""Rows of the table behind the learning curves; the chart has them all."""
+
+
+STILL_WIDTH = 760
+"""Pixels of a chart's picture; where it is narrower the browser shrinks it."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """A choice above a chart."""
+
+    label: str
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers behind a chart, as a table: for screen readers, and for whoever wants them."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart on the page, or several side by side, under one heading.
+
+    Args:
+        key: its id on the page.
+        label: what it shows, for those who do not see it.
+        variants: the chart for each combination of choices, in the order of `itertools.product`; they share the data.
+        points: the data.
+        controls: the choices.
+    """
+
+    key: str
+    label: str
+    variants: tuple[alt.LayerChart, ...]
+    points: Sequence[Point]
+    controls: tuple[Control, ...] = ()
+
+    def picture(self) -> Markup:
+        """Return the first variant as SVG, for where JavaScript is off. Vega escapes the texts in it."""
+        values = {"width": STILL_WIDTH, "data": {"name": charts.ROWS, "values": self._values()}}
+        return Markup(vl_convert.vegalite_to_svg(_spec(self.variants[0]) | values))
+
+    def data(self) -> dict[str, Any]:
+        """Return what the page's script draws it from."""
+        return {"points": self._values(), "variants": [_spec(chart) for chart in self.variants]}
+
+    def _values(self) -> list[Point]:
+        return [_tidy(point) for point in self.points]
+
+
+def panels(summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> dict[str, Panel]:
+    """Return the panels that have something to show, by key.
+
+    Args:
+        summary: what is known.
+        curves: the lines of each run's `curve.jsonl`.
+    """
+    arms = Arms(summary)
+    found = (*_learning(arms, learning_points(summary, curves)), *_rates(arms, rate_points(summary)))
+    return {panel.key: panel for panel in (*found, *_costs(arms, cost_points(summary)))}
+
+
+def _learning(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
+    if all(point["kind"] == "base" for point in points):
+        return ()
+    ways: tuple[Across, ...] = ("step", "tokens")
+    scales: tuple[Axis, ...] = ("linear", "log")
+    return (
+        Panel(
+            key="learning",
+            label="Loss while training, for every arm",
+            variants=tuple(charts.learning_chart(arms, PAGE, x=x, scale=scale) for x, scale in product(ways, scales)),
+            points=points,
+            controls=(Control("against", ("steps", "target tokens")), Control("axes", scales)),
+        ),
+    )
+
+
+def _rates(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
+    if all(point["loss"] is None for point in points):
+        return ()
+    scales: tuple[Axis, ...] = ("linear", "log")
+    return (
+        Panel(
+            key="rates",
+            label="Validation loss against learning rate, for every arm",
+            variants=tuple(charts.rate_chart(points, arms, PAGE, scale=scale) for scale in scales),
+            points=points,
+            controls=(Control("loss axis", scales),),
+        ),
+    )
+
+
+def _costs(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
+    found = []
+    for cost, (title, usual) in charts.COSTS.items():
+        if all(point[cost] is None for point in points):
+            continue
+        scales: tuple[Axis, ...] = ("log", "linear") if usual == "log" else ("linear", "log")
+        panel = Panel(
+            key=cost,
+            label=f"Test loss against {title}",
+            variants=tuple(charts.cost_chart(points, arms, PAGE, cost, scale=scale) for scale in scales),
+            points=points,
+            controls=(Control("axis", scales),),
+        )
+        found.append(panel)
+    return tuple(found)
+
+
+def learning_numbers(points: Sequence[Point]) -> Numbers:
+    """Return the validation losses by step, one column for each arm, thinned to a dozen rows.
+
+    Args:
+        points: from `learning_points`.
+    """
+    losses = {(point["step"], point["arm"]): point["loss"] for point in points if point["kind"] == "validation"}
+    steps = sorted({step for step, _ in losses})
+    every = -(-len(steps) // MAX_TABLE_STEPS) if steps else 1
+    # The last step is always shown, so the steps are counted from the end.
+    shown = steps[::-1][::every][::-1]
+    arms = list(dict.fromkeys(arm for _, arm in losses))
+    rows = (
+        (f"{step:,}", *(numbers.NONE if (step, arm) not in losses else numbers.loss(losses[step, arm]) for arm in arms))
+        for step in shown
+    )
+    return Numbers(("step", *arms), tuple(rows))
+
+
+def trial_numbers(summary: Summary) -> Numbers:
+    """Return every trial: the rate, the validation loss, and what became of it."""
+    rows = [
+        (
+            arm.name,
+            numbers.rate(trial.lr),
+            numbers.NONE if trial.loss_nats is None else f"{trial.loss_nats:.4f}",
+            "chosen"
+            if trial.lr == arm.chosen_lr
+            else clean(f"{trial.status}: {trial.reason}" if trial.reason else trial.status),
+        )
+        for arm in summary.arms
+        for trial in arm.trials
+        if trial.lr is not None
+    ]
+    return Numbers(("arm", "learning rate", "validation loss", "state"), tuple(rows))
+
+
+def _spec(chart: alt.LayerChart) -> dict[str, Any]:
+    # Checking a chart against the schema takes longer than all the rest; the charts are ours, and the tests check them.
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    return spec
+
+
+def _tidy(point: Point) -> Point:
+    """Return the point with its texts cleaned and without what is empty."""
+    return {
+        key: clean(value) if isinstance(value, str) else value
+        for key, value in point.items()
+        if value not in (None, "")
+    }

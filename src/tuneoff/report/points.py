@@ -1,0 +1,134 @@
+"""From records and curves to the few points that a chart needs: seeds averaged, long curves thinned."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from tuneoff.analysis.values import ArmSummary, Summary
+from tuneoff.report import numbers
+
+Point = dict[str, Any]
+CurveLine = Mapping[str, Any]
+
+MAX_POINTS_PER_CURVE = 300
+"""More than a curve has pixels between its bends."""
+MAX_POINTS = 6000
+"""Over all curves of a page, so that a study of hundreds of arms still opens at once."""
+
+
+def learning_points(summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> list[Point]:
+    """Return the points of the learning curves of every arm's chosen runs.
+
+    Training losses are means over seeds and over the steps between two points; validation losses are means over seeds,
+    with the lowest and highest seed. An arm that is not trained gives one point of kind `base`.
+
+    Args:
+        summary: what is known.
+        curves: the lines of each run's `curve.jsonl`.
+    """
+    drawn = [arm for arm in summary.arms if any(curves.get(run_id) for run_id in arm.chosen_run_ids)]
+    limit = max(20, min(MAX_POINTS_PER_CURVE, MAX_POINTS // max(1, len(drawn))))
+    points: list[Point] = []
+    for arm in drawn:
+        runs = [curves[run_id] for run_id in arm.chosen_run_ids if curves.get(run_id)]
+        points += _thinned(arm.name, list(_by_step(runs, "train")), limit)
+        points += (_point(arm.name, "validation", [group]) for group in _by_step(runs, "validation"))
+    points += (_base_point(arm) for arm in summary.arms if not arm.is_trained and arm.validation is not None)
+    return points
+
+
+def rate_points(summary: Summary) -> list[Point]:
+    """Return the points of the learning-rate curves: every trial that is finished."""
+    return [
+        {
+            "arm": arm.name,
+            "lr": trial.lr,
+            "loss": _rounded(trial.loss_nats),
+            "state": "infeasible" if trial.loss_nats is None else "chosen" if trial.lr == arm.chosen_lr else "tried",
+            "reason": trial.reason,
+        }
+        for arm in summary.arms
+        for trial in arm.trials
+        if trial.lr is not None and trial.status != "missing"
+    ]
+
+
+def cost_points(summary: Summary) -> list[Point]:
+    """Return one point for each trained arm with a test score: the loss with its interval, and what it cost.
+
+    Arms that are not trained cost nothing and mostly lie far above the others, which they would press into one line.
+    """
+    arms = [arm for arm in summary.arms if arm.is_trained and arm.test is not None]
+    costs = [arm.costs for arm in arms if arm.costs is not None]
+    memory = numbers.size_unit(max((cost.train_peak_bytes for cost in costs), default=0))
+    time = numbers.time_unit(max((cost.train_s for cost in costs), default=0.0))
+    return [_cost_point(arm, memory, time) for arm in arms]
+
+
+def _cost_point(arm: ArmSummary, memory: tuple[float, str], time: tuple[float, str]) -> Point:
+    assert arm.test is not None
+    loss = arm.test.loss_nats
+    return {
+        "arm": arm.name,
+        "loss": _rounded(loss.value),
+        "low": _rounded(loss.low),
+        "high": _rounded(loss.high),
+        "parameters": arm.parameters.trainable if arm.parameters else None,
+        "memory": _rounded(arm.costs.train_peak_bytes / memory[0]) if arm.costs else None,
+        "time": _rounded(arm.costs.train_s / time[0]) if arm.costs else None,
+        "units": {"parameters": "", "memory": memory[1], "time": time[1]},
+    }
+
+
+def _base_point(arm: ArmSummary) -> Point:
+    assert arm.validation is not None
+    return {"arm": arm.name, "kind": "base", "loss": _rounded(arm.validation.loss_nats.value)}
+
+
+def _by_step(runs: Sequence[Sequence[CurveLine]], kind: str) -> Iterator[list[CurveLine]]:
+    """Yield the lines of one kind that the runs have in common, step by step."""
+    steps: dict[int, list[CurveLine]] = {}
+    for run in runs:
+        for line in run:
+            if line.get("kind") == kind and _is_finite(line.get("loss_nats")):
+                steps.setdefault(int(line["step"]), []).append(line)
+    # A step that not every seed has would move the mean by which seeds it holds.
+    num_seeds = max(map(len, steps.values()), default=0)
+    yield from (lines for _, lines in sorted(steps.items()) if len(lines) == num_seeds)
+
+
+def _thinned(arm: str, groups: Sequence[Sequence[CurveLine]], limit: int) -> Iterator[Point]:
+    width = math.ceil(len(groups) / limit) if groups else 1
+    for start in range(0, len(groups), width):
+        yield _point(arm, "train", groups[start : start + width])
+
+
+def _point(arm: str, kind: str, groups: Sequence[Sequence[CurveLine]]) -> Point:
+    """Return the mean of some steps' lines, placed at the last of the steps."""
+    losses = [float(line["loss_nats"]) for lines in groups for line in lines]
+    last = groups[-1]
+    point: Point = {
+        "arm": arm,
+        "kind": kind,
+        "step": int(last[0]["step"]),
+        "tokens": round(fmean(line["target_tokens"] for line in last)),
+        "loss": _rounded(fmean(losses)),
+    }
+    if kind == "validation":
+        point |= {"low": _rounded(min(losses)), "high": _rounded(max(losses)), "seeds": len(losses)}
+    return point
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return five significant digits: a chart cannot show more, and each digit is a byte of the page."""
+    return None if value is None else float(f"{value:.5g}")
+
+
+def arms_in(points: Iterable[Point]) -> list[str]:
+    """Return the names of the arms that have a point, in order."""
+    return list(dict.fromkeys(str(point["arm"]) for point in points))

@@ -1,0 +1,162 @@
+"""What is known about a study, against values worked out by hand."""
+
+import math
+
+import pytest
+from fakes import BASE, Fakes, make_infeasible, make_likelihood, make_record, make_study
+from scipy import stats
+
+from tuneoff.analysis.estimates import exp_of, over_seeds
+from tuneoff.analysis.selection import choose_rate
+from tuneoff.analysis.summary import summarise
+from tuneoff.analysis.values import Summary
+from tuneoff.study.expand import trials
+from tuneoff.study.records import TestRecord
+
+
+def summary_of(fakes: Fakes) -> Summary:
+    return summarise(fakes.study, fakes.records, fakes.tests)
+
+
+def test_interval_is_students_t() -> None:
+    values = [2.30, 2.34, 2.29]
+    found = over_seeds(values)
+    low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+    assert found is not None
+    assert (found.low, found.high, found.n) == (pytest.approx(low), pytest.approx(high), 3)
+    assert found.how == "t over 3 seeds; noise of the test items not included"
+    ppl = exp_of(found)
+    assert ppl is not None
+    assert (ppl.low, ppl.high) == (pytest.approx(math.exp(low)), pytest.approx(math.exp(high)))
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = over_seeds([2.3])
+    assert found is not None
+    assert (found.low, found.high, found.how) == (None, None, "one seed: no interval over seeds")
+    assert over_seeds([]) is None
+
+
+def test_rate_is_chosen_once_every_candidate_is_finished() -> None:
+    study = make_study()
+    arm = study.arm("full")
+    runs = trials(study, arm)
+    records = {run.run_id: make_record(arm, run) for run in runs[:2]}
+    assert choose_rate(study, arm, records) is None
+    records[runs[2].run_id] = make_infeasible(runs[2])
+    assert choose_rate(study, arm, records) == 3e-5
+    assert choose_rate(study, arm, {run.run_id: make_infeasible(run) for run in runs}) is None
+    assert choose_rate(study, study.arm("zero-shot"), records) is None
+
+
+def test_ties_go_to_the_lower_rate() -> None:
+    study = make_study()
+    arm = study.arm("full")
+    records = {
+        run.run_id: make_record(arm, run).model_copy(update={"validation": make_likelihood(2.0)})
+        for run in trials(study, arm)
+    }
+    assert choose_rate(study, arm, records) == 1e-5
+
+
+def test_whole_study() -> None:
+    summary = summary_of(Fakes(make_study()))
+    assert [arm.status for arm in summary.arms] == ["done"] * 5
+    assert summary.ranking == ("full", "lora-rank32", "lora-rank8", "lora-rank2", "zero-shot")
+    assert (summary.num_done, summary.num_infeasible, summary.num_left) == (20, 1, 0)
+    arm = summary.arm("lora-rank8")
+    assert arm.parameters is not None
+    assert (arm.parameters.trainable, arm.parameters.total) == (294_912, 124_734_720)
+    assert arm.parameters.share_pct == pytest.approx(0.2364, abs=5e-5)
+    assert arm.parameters.reduction_pct == pytest.approx(99.7630, abs=5e-5)
+    assert arm.test is not None
+    assert arm.test.loss_nats.n == 3
+    assert arm.test.perplexity.value == pytest.approx(math.exp(arm.test.loss_nats.value))
+    assert arm.chosen_lr == 3e-4
+    assert arm.edge is None
+
+
+@pytest.mark.parametrize("only", ["lora", "zero-shot"])
+def test_reduction_is_known_without_a_full_arm(only: str) -> None:
+    lora = {"method": "lora", "rank": 8, "lr": 3e-4}
+    arms = {"lora": lora} if only == "lora" else {"zero-shot": {"method": "none"}, "lora": lora}
+    parameters = summary_of(Fakes(make_study(arms=arms))).arm("lora").parameters
+    assert parameters is not None
+    assert parameters.reduction_pct == pytest.approx(100 * (1 - 294_912 / BASE))
+
+
+def test_nothing_done() -> None:
+    summary = summary_of(Fakes(make_study(), share=0.0))
+    assert {arm.status for arm in summary.arms} == {"missing"}
+    assert (summary.num_done, summary.num_wanted) == (0, 21)
+    assert summary.verdict == "No arm has a test score yet, so there is nothing to compare."
+
+
+def test_arm_in_the_middle_of_its_trials() -> None:
+    fakes = Fakes(make_study(), share=0.4)
+    last = trials(fakes.study, fakes.study.arm("full"))[-1]
+    del fakes.records[last.run_id]
+    fakes.tests.clear()
+    arm = summary_of(fakes).arm("full")
+    assert (arm.status, arm.chosen_lr, arm.num_wanted, arm.chosen_run_ids) == ("partly", None, 5, ())
+
+
+def test_infeasible_arm_is_a_row_with_its_reason() -> None:
+    summary = summary_of(Fakes(make_study(), lost=("lora-rank2",)))
+    arm = summary.arm("lora-rank2")
+    assert (arm.status, arm.num_left, arm.num_infeasible) == ("infeasible", 0, 3)
+    assert arm.reason == "diverged: loss is not a number at step 41 (rate 0.0001, 0.0003, 0.001)"
+    assert f"lora-rank2 gave no result: {arm.reason}." in summary.caveats
+
+
+def test_flags() -> None:
+    arms = {
+        "fixed": {"method": "lora", "rank": 8, "lr": 3e-4, "assumed": ["lr"]},
+        "edge": {"method": "lora", "rank": 8, "tune": {"lr": [1e-5, 3e-5]}},
+        "loaded": {"method": "load", "path": "somewhere"},
+    }
+    fakes = Fakes(make_study(arms=arms))
+    first, second, _ = summary_of(fakes).arm("fixed").chosen_run_ids
+    fakes.records[second] = make_infeasible(fakes.records[second].run, "out of memory")
+    del fakes.tests[second]
+    fakes.tests[first] = TestRecord(run_id=first, test=make_likelihood(11.0), score_s=1.0)
+    summary = summary_of(fakes)
+    kinds = {arm.name: {flag.kind for flag in arm.flags} for arm in summary.arms}
+    assert kinds["fixed"] == {"untuned", "assumed", "infeasible_seeds", "worse_than_uniform"}
+    assert kinds["edge"] == {"edge"}
+    assert summary.arm("edge").edge == "highest"
+    assert kinds["loaded"] == {"unverified"}
+    assert not summary.arm("loaded").is_verified
+
+
+def test_arms_that_share_a_run_count_it_once() -> None:
+    arms = {"one": {"method": "none"}, "two": {"method": "none"}}
+    assert summary_of(Fakes(make_study(arms=arms))).num_wanted == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        (([2.30, 2.31, 2.32], [2.31, 2.32, 2.33]), "The intervals overlap, so this does not tell them apart."),
+        (([2.30, 2.301, 2.302], [2.5, 2.501, 2.502]), "no test of the difference was made."),
+        (([2.30], [2.5]), "Both have one seed only"),
+        (([2.30, 2.31, 2.32], [2.5]), "b has one seed only"),
+    ],
+)
+def test_verdict_claims_no_more_than_is_known(losses: tuple[list[float], list[float]], says: str) -> None:
+    arm = {"method": "lora", "rank": 8}
+    fakes = Fakes(make_study(arms={"a": {**arm, "lr": 1e-3}, "b": {**arm, "lr": 1e-4}}))
+    fakes.tests.clear()
+    for summary, values in zip(summary_of(fakes).arms, losses, strict=True):
+        for run_id, loss in zip(summary.chosen_run_ids, values, strict=False):
+            fakes.tests[run_id] = TestRecord(run_id=run_id, test=make_likelihood(loss), score_s=1.0)
+    summary = summary_of(fakes)
+    assert summary.verdict.startswith("Lowest test loss: a (")
+    assert summary.verdict.count(". ") == 1
+    assert says in summary.verdict
+    assert any("not finished" in caveat for caveat in summary.caveats) == (min(map(len, losses)) < 3)
+
+
+def test_missing_arms_are_said() -> None:
+    caveats = summary_of(Fakes(make_study(), share=0.5)).caveats
+    assert caveats[0] == "Not in this answer, because not finished: lora-rank8, lora-rank32."

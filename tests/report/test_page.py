@@ -1,0 +1,212 @@
+"""The page as a file: nothing from outside, nothing run that is not ours, every text shown as text."""
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fakes import HOSTILE, Fakes, make_study
+
+from tuneoff.analysis.summary import summarise
+from tuneoff.report import page
+from tuneoff.report.charts import figures, save_chart
+from tuneoff.report.points import MAX_POINTS_PER_CURVE, learning_points
+from tuneoff.report.reproduce import study_mapping, study_yaml
+from tuneoff.report.write import write_report
+from tuneoff.study.loading import load_study
+
+BUNDLE = "window.vegaEmbed = () => {};"
+REAL_BUNDLE = page.vega_bundle
+MAX_BYTES = 1_500_000
+
+
+class Reader(HTMLParser):
+    """Keeps the page's elements, texts and scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self.texts: list[str] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        {"script": self.scripts, "style": self.styles}.get(self._inside, self.texts).append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.texts).split())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_bundle() -> Iterator[None]:
+    """The real one takes seconds to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "vega_bundle", lambda: BUNDLE)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(_small_bundle: None) -> str:
+    return render(Fakes(make_study()))
+
+
+def render(fakes: Fakes) -> str:
+    return page.render_page(fakes.study, summarise(fakes.study, fakes.records, fakes.tests), fakes.curves)
+
+
+def test_nothing_comes_from_outside(whole: str) -> None:
+    found = Reader(whole)
+    for tag, attributes in found.tags:
+        assert tag not in ("iframe", "object", "embed", "base", "form", "img"), tag
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            assert name != "style", tag
+            if name in ("src", "href", "action", "data", "poster", "srcset", "xlink:href"):
+                assert value is not None
+                assert value.startswith(("#", "data:,")), (tag, name, value)
+    assert "@import" not in whole
+    assert "url(" not in "".join(found.styles)
+    # Names of XML dialects are the only addresses; they are never fetched.
+    addresses = set(re.findall(r"https?://[^\s\"'<>)]+", whole))
+    assert {address.partition("/schema/")[0] for address in addresses} <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+        "https://vega.github.io",
+    }
+
+
+def test_policy_names_each_script_and_style(whole: str) -> None:
+    found = Reader(whole)
+    policy = next(attrs["content"] for _, attrs in found.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    _, *scripts = found.scripts  # the first is data
+    for text in (*scripts, *found.styles):
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
+    assert policy.count("sha256-") == 3
+    names = [tag for tag, attrs in found.tags if tag == "script" or "http-equiv" in attrs]
+    assert names[0] == "meta"
+
+
+def test_hostile_text_is_shown_as_text() -> None:
+    fakes = Fakes(make_study(about=HOSTILE), notes=(HOSTILE,))
+    for run_id, record in fakes.records.items():
+        if record.status == "infeasible":
+            fakes.records[run_id] = record.model_copy(update={"reason": HOSTILE})
+    text = render(fakes)
+    found = Reader(text)
+    assert text.count("<script") == 3
+    assert "<script>alert('x')</script>" in found.text
+    assert "[bold]markup[/bold]" in found.text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "alert" not in "".join(found.scripts[1:])
+    assert "<" not in found.scripts[0]
+    assert "</script>" in json.dumps(json.loads(found.scripts[0]))
+
+
+@pytest.mark.parametrize(("share", "says"), [(0.0, "0 of 21 runs done"), (0.5, "11 of 21 runs done")])
+def test_partial_studies_have_a_page(share: float, says: str) -> None:
+    found = Reader(render(Fakes(make_study(), share=share)))
+    assert says in found.text
+    assert ("Learning curves" in found.text) == (share > 0)
+
+
+def test_verdict_comes_first(whole: str) -> None:
+    text = Reader(whole).text
+    places = [
+        text.index(word) for word in ("Lowest test loss: full", "On the test split", "Thick with points", "sha256")
+    ]
+    assert places == sorted(places)
+
+
+def test_every_reference_inside_the_page_is_there(whole: str) -> None:
+    found = Reader(whole)
+    ids = {attrs["id"] for _, attrs in found.tags if "id" in attrs}
+    links = {str(attrs["href"])[1:] for tag, attrs in found.tags if tag == "a"}
+    named = {str(attrs[key]) for _, attrs in found.tags for key in ("aria-labelledby", "data-copy") if key in attrs}
+    assert links | named <= ids
+    groups = [attrs["name"] for tag, attrs in found.tags if tag == "input" and "checked" in attrs]
+    assert len(groups) == len(set(groups)) == 6
+
+
+def test_long_curves_are_thinned() -> None:
+    fakes = Fakes(make_study())
+    points = learning_points(summarise(fakes.study, fakes.records, fakes.tests), fakes.curves)
+    train = [point for point in points if point["arm"] == "full" and point["kind"] == "train"]
+    assert len(train) == 267 <= MAX_POINTS_PER_CURVE
+    assert train[-1]["step"] == 800
+    validation = [point for point in points if point["arm"] == "full" and point["kind"] == "validation"]
+    assert [point["step"] for point in validation] == list(range(0, 801, 80))
+    assert validation[-1]["low"] <= validation[-1]["loss"] <= validation[-1]["high"]
+
+
+def test_lines_that_are_not_numbers_are_left_out() -> None:
+    fakes = Fakes(make_study())
+    for lines in fakes.curves.values():
+        lines.append({"kind": "train", "step": 801, "target_tokens": 9, "loss_nats": float("nan")})
+        lines.append({"kind": "validation", "step": 801, "target_tokens": 9, "loss_nats": None})
+    points = learning_points(summarise(fakes.study, fakes.records, fakes.tests), fakes.curves)
+    assert max(point.get("step", 0) for point in points) == 800
+
+
+def test_study_can_be_run_again_from_the_page(tmp_path: Path) -> None:
+    study = make_study(about="a: b # c\n'd'", seeds=[5], micro_batch=4)
+    file = tmp_path / "again.yaml"
+    file.write_text(study_yaml(study), encoding="utf-8")
+    again = load_study(file)
+    assert study_mapping(again) == study_mapping(study)
+    assert [(arm.method, arm.lr, arm.assumed) for arm in again.arms] == [
+        (arm.method, arm.lr, arm.assumed) for arm in study.arms
+    ]
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    fakes = Fakes(make_study())
+    summary = summarise(fakes.study, fakes.records, fakes.tests)
+    folder = tmp_path / "runs" / "study"
+    for _ in range(2):
+        paths = write_report(folder, fakes.study, summary, fakes.curves, fakes.records, fakes.tests)
+    assert [path.name for path in paths] == ["report.html", "report.md", "report.csv", "report.json"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)
+    assert json.loads(paths[3].read_text("utf-8"))["summary"]["ranking"][0] == "full"
+
+
+def test_figures_are_files(tmp_path: Path) -> None:
+    fakes = Fakes(make_study(), share=0.5)
+    charts = figures(summarise(fakes.study, fakes.records, fakes.tests), fakes.curves)
+    assert set(charts) == {"learning", "rates", "parameters", "memory", "time"}
+    save_chart(charts["rates"], tmp_path / "rates.svg")
+    assert "lora-rank2" in (tmp_path / "rates.svg").read_text("utf-8")
+
+
+def test_real_bundle_has_what_the_page_needs() -> None:
+    bundle = REAL_BUNDLE()
+    assert "window.vegaEmbed" in bundle
+    assert ".ast" in bundle or "ast:" in bundle
+    assert len(bundle.encode()) < MAX_BYTES - 400_000
+
+
+def test_report_does_without_torch() -> None:
+    code = (
+        "import sys, tuneoff.report.write, tuneoff.report.status; print(*{'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []

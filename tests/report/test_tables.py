@@ -1,0 +1,151 @@
+"""Tables: the same rows everywhere, readable at 80 columns, and no text that acts."""
+
+import csv
+import io
+import json
+
+import pytest
+from fakes import HOSTILE, Fakes, make_study
+from rich.console import Console, RenderableType
+
+from tuneoff.analysis.summary import summarise
+from tuneoff.analysis.values import ArmSummary, Summary
+from tuneoff.report import numbers
+from tuneoff.report.status import status_table
+from tuneoff.report.tables import rows, study_table, to_csv, to_json, to_markdown
+from tuneoff.report.text import clean, markdown, spreadsheet
+
+
+def summary_of(fakes: Fakes) -> Summary:
+    return summarise(fakes.study, fakes.records, fakes.tests)
+
+
+def shown(renderable: RenderableType, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole() -> Summary:
+    return summary_of(Fakes(make_study()))
+
+
+def spoilt(summary: Summary) -> Summary:
+    """The same summary with hostile text in every place that takes text."""
+    arms = [arm.model_copy(update={"name": f"={HOSTILE}", "reason": HOSTILE}) for arm in summary.arms[:1]]
+    update = {"study": HOSTILE, "verdict": HOSTILE, "caveats": (HOSTILE,), "arms": tuple(arms), "ranking": ()}
+    return summary.model_copy(update=update)
+
+
+@pytest.mark.parametrize("width", [80, 100, 250])
+def test_terminal_fits_its_width(whole: Summary, width: int) -> None:
+    lines = shown(study_table(whole), width).splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for expected in (
+        "2.325 ± 0.006",
+        "295 k",
+        "99.76 %",
+        "1.67 GiB",
+        "3 of 3",
+        "20 of 21 runs done",
+    ):
+        assert expected in text
+
+
+def test_headings_are_whole_at_80_columns(whole: Summary) -> None:
+    text = shown(study_table(whole), 80)
+    for heading in ("perplexity", "bits/byte", "trainable", "dropout", "optimizer", "vs full"):
+        assert heading in text
+
+
+def test_hostile_text_is_only_text(whole: Summary) -> None:
+    summary = spoilt(whole)
+    terminal = shown(study_table(summary), 100) + shown(status_table(summary), 200)
+    assert "\x1b" not in terminal
+    assert "[bold]markup[/bold]" in terminal
+    assert "\u202e" not in terminal
+    page = to_markdown(summary)
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("\n#") == 0
+    (row,) = csv.DictReader(io.StringIO(to_csv(summary), newline=""))
+    assert row["arm"].startswith("'=<script>")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r="])
+def test_formulas_do_not_run(start: str) -> None:
+    assert spreadsheet(f"{start}1+1").startswith("'")
+    assert spreadsheet("1e-4") == "1e-4"
+
+
+def test_clean_takes_out_what_a_terminal_would_obey() -> None:
+    assert clean("a\x1b[31mb\x1b]0;title\x07c\x1b]8;;http://x\x1b\\d\x9b2Je\x00f\r\ng\u2066h") == "abcdef gh"
+    assert clean("c_attn, ünï \u4e2d\u6587") == "c_attn, ünï \u4e2d\u6587"
+
+
+def test_markdown_keeps_names_readable() -> None:
+    assert markdown("lora-rank8, c_attn") == "lora-rank8, c_attn"
+    assert markdown("a|b _x_ *y* [z](u)") == r"a\|b \_x\_ \*y\* \[z\](u)"
+
+
+def test_csv_and_json_hold_the_same_rows(whole: Summary) -> None:
+    text = to_csv(whole)
+    assert text.count("\r\n") == 6
+    read = list(csv.DictReader(io.StringIO(text, newline="")))
+    facts = to_json(make_study(), whole, {}, {})
+    json.dumps(facts, allow_nan=False)
+    for row, kept in zip(read, facts["rows"], strict=True):
+        assert row == {key: "" if value is None else str(value) for key, value in kept.items()}
+    full = rows(whole)[0]
+    assert (full["arm"], full["trainable_parameters"], full["test_loss_nats_n"]) == ("full", 124_439_808, 3)
+    assert full["test_loss_nats_low"] < full["test_loss_nats"] < full["test_loss_nats_high"]
+
+
+def test_json_holds_every_run() -> None:
+    fakes = Fakes(make_study())
+    facts = to_json(fakes.study, summary_of(fakes), fakes.records, fakes.tests)
+    assert len(facts["runs"]) == 21
+    assert sum(run["test"] is not None for run in facts["runs"]) == 13
+
+
+def test_status_counts_what_runs() -> None:
+    fakes = Fakes(make_study(), share=0.5)
+    summary = summary_of(fakes)
+    waiting: ArmSummary = summary.arm("lora-rank8")
+    line = next(
+        line for line in shown(status_table(summary, {waiting.run_ids[0]}), 100).splitlines() if "rank8" in line
+    )
+    assert line.split() == ["lora-rank8", "running", "-", "1", "-", "4", "0/3", "-"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (numbers.significant(9.996), "10.0"),
+        (numbers.significant(0.01234), "0.0123"),
+        (numbers.significant(878_532.4), "878,532"),
+        (numbers.significant(0), "0"),
+        (numbers.count(124_439_808), "124 M"),
+        (numbers.count(294_912), "295 k"),
+        (numbers.count(999_999), "1.00 M"),
+        (numbers.count(512), "512"),
+        (numbers.size(1_294_336), "1.23 MiB"),
+        (numbers.size(2**20 - 1), "1.00 MiB"),
+        (numbers.size(100), "100 B"),
+        (numbers.duration(0.0004), "0.400 ms"),
+        (numbers.duration(59.96), "60.0 s"),
+        (numbers.duration(125), "2 min 05 s"),
+        (numbers.duration(9000), "2 h 30 min"),
+        (numbers.rate(3e-4), "3e-4"),
+        (numbers.rate(2.5e-5), "2.5e-5"),
+        (numbers.percent(99.763), "99.76 %"),
+        (numbers.percent(99.9999), "> 99.99 %"),
+        (numbers.percent(0.0592), "0.059 %"),
+        (numbers.percent(100), "100 %"),
+    ],
+)
+def test_numbers(text: str, expected: str) -> None:
+    assert text == expected
