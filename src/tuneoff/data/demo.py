@@ -1,0 +1,111 @@
+"""The data of `tuneoff demo`: sentences to say in Ossal, a small invented language.
+
+A seeded grammar makes plain English sentences, and a fixed lexicon and three rules turn each into Ossal. Nobody speaks
+Ossal, so a base model knows nothing of it (zero-shot is poor); the lexicon has to be memorised (how much a method can
+change matters); and unseen sentences follow from known words (test loss measures learning, not recall). Everything here
+is made up for this package: no data from elsewhere.
+
+Ossal in three rules: articles are dropped; an adjective follows its noun; the verb comes last. With x' for the Ossal
+word for x:
+
+    the old captain carried the letter yesterday  ->  captain' old' letter' yesterday' carried'
+
+Words are common ones, and there are no capitals or full stops: sequences stay short, because the demo runs on a CPU.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from functools import cache
+
+from tuneoff.errors import DataError, did_you_mean
+
+SPLIT_SIZES: dict[str, int] = {"train": 2400, "validation": 160, "test": 320}
+"""Rows in each split."""
+
+LEXICON_SEED = 1902
+"""Makes the words of Ossal; the language stays the same whatever the seed of the rows."""
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_NOUNS = _words(
+    "captain doctor servant king mother brother sister stranger boy girl horse dog ship boat letter book table window"
+    " door garden river mountain island forest road house church tree stone ring coat hat box picture song story dream"
+    " secret"
+)
+_VERBS = _words(
+    "carried followed watched found lost loved remembered opened closed passed reached left saw sold wanted touched"
+    " showed took kept met"
+)
+_ADJECTIVES = _words(
+    "old young little great dark white black red green golden silent happy poor rich strange tired quiet cold warm"
+    " heavy"
+)
+_TIMES = _words("yesterday again often once early late alone now")
+_ONSETS = ("b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "sh")
+_VOWELS = ("a", "e", "i", "o", "u")
+_CODAS = ("l", "m", "n", "r", "s", "k", "t", "sh")
+
+
+@cache
+def lexicon() -> dict[str, str]:
+    """The Ossal word for every English word of the grammar but the article; no two share one."""
+    english = [*_NOUNS, *_VERBS, *_ADJECTIVES, *_TIMES]
+    syllables = ["".join(letters) for letters in itertools.product(_ONSETS, _VOWELS, _CODAS)]
+    return dict(zip(english, random.Random(LEXICON_SEED).sample(syllables, len(english)), strict=True))
+
+
+def _noun_phrase(rng: random.Random) -> list[str]:
+    """Draw a noun with or without an adjective, in English order."""
+    adjectives = [rng.choice(_ADJECTIVES)] if rng.random() < 0.6 else []
+    return [*adjectives, rng.choice(_NOUNS)]
+
+
+def _row(rng: random.Random) -> dict[str, str]:
+    """Draw one sentence, and say it in Ossal."""
+    subject, thing = _noun_phrase(rng), _noun_phrase(rng)
+    verb = rng.choice(_VERBS)
+    times = [rng.choice(_TIMES)] if rng.random() < 0.4 else []
+    english = ["the", *subject, verb, "the", *thing, *times]
+    ossal = [*reversed(subject), *reversed(thing), *times, verb]
+    words = lexicon()
+    return {"instruction": " ".join(english), "context": "", "response": " ".join(words[word] for word in ossal)}
+
+
+def _rows(seed: int) -> Iterator[dict[str, str]]:
+    """Draw rows without end, none with an instruction seen before."""
+    rng = random.Random(seed)
+    seen: set[str] = set()
+    while True:
+        row = _row(rng)
+        if row["instruction"] not in seen:
+            seen.add(row["instruction"])
+            yield row
+
+
+def generate_demo_rows(split: str, seed: int = 0) -> list[dict[str, str]]:
+    """Make the rows of one split.
+
+    The three splits are consecutive pieces of one sequence that repeats no instruction, so with one seed they never
+    overlap.
+
+    Args:
+        split: train, validation or test.
+        seed: draws other sentences of the same language.
+
+    Returns:
+        Rows with `instruction`, `context` (empty) and `response`.
+
+    Raises:
+        DataError: There is no such split.
+    """
+    if split not in SPLIT_SIZES:
+        raise DataError(
+            f"The demo data has no split {split!r}; it has {', '.join(SPLIT_SIZES)}.{did_you_mean(split, SPLIT_SIZES)}"
+        )
+    names = list(SPLIT_SIZES)
+    start = sum(SPLIT_SIZES[name] for name in names[: names.index(split)])
+    return list(itertools.islice(_rows(seed), start, start + SPLIT_SIZES[split]))
