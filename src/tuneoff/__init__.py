@@ -4,7 +4,13 @@ Importing this module loads neither torch nor transformers; the names below are 
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuneoff.api import Study as Study
+    from tuneoff.api import load as load
+    from tuneoff.api import plan as plan
+    from tuneoff.api import run as run
 
 __version__ = "0.1.0.dev0"
 
