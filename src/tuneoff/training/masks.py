@@ -153,7 +153,8 @@ class Masks(TorchFunctionMode):
             scores = scores.masked_fill(~attn_mask, float("-inf"))
         elif attn_mask is not None:
             scores = scores + attn_mask
-        weights = scores.float().softmax(dim=-1).to(value.dtype)
+        # summed in fp32 at least, whatever the compute type
+        weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=-1).to(value.dtype)
         return self._dropout(weights, dropout_p) @ value
 
 

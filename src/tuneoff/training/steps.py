@@ -84,13 +84,14 @@ class Forward:
         return self.is_short
 
     def target_nll(self, batch: DeviceBatch) -> Tensor:
-        """Return the negative log-likelihood (nats) of each target, fp32 (N,)."""
+        """Return the negative log-likelihood (nats) of each target (N,), in fp32 at least."""
         if self.is_short:
             logits = self._head(self._hidden(batch.input_ids)[batch.rows, batch.positions])  # (N, V)
         else:
             own = self.module(input_ids=batch.input_ids, use_cache=False).logits  # (R, T, V)
             logits = own[batch.rows, batch.positions]
-        return F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(precise, batch.labels, reduction="none")
 
     def _hidden(self, input_ids: Tensor) -> Tensor:
         trunk = self.module.get_submodule(self._trunk_name)

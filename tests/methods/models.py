@@ -1,0 +1,57 @@
+"""Small random models of the architectures that matter: Conv1D and tied, separate and grouped-query, tied and untied."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+
+VOCABULARY = 61
+LENGTH = 12
+
+
+def _gpt2() -> PreTrainedConfig:
+    return GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
+
+
+def _llama(tied: bool) -> PreTrainedConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "gpt2": _gpt2,
+    "llama-tied": lambda: _llama(tied=True),
+    "llama-untied": lambda: _llama(tied=False),
+}
+
+
+def make_model(name: str, seed: int = 0) -> nn.Module:
+    """Return a model with random weights, in evaluation mode; its dropouts are those of its architecture."""
+    torch.manual_seed(seed)
+    model: nn.Module = AutoModelForCausalLM.from_config(CONFIGS[name]())
+    return model.eval()
+
+
+def make_ids(rows: int = 4, seed: int = 1) -> torch.Tensor:
+    """Return random token ids (rows, LENGTH)."""
+    return torch.randint(3, VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Return the model's logits without gradients."""
+    with torch.no_grad():
+        out: torch.Tensor = model(input_ids=ids).logits
+    return out
