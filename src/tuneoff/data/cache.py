@@ -45,9 +45,10 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the sha256 (hex) of all of a tokenizer that token ids depend on."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
     parts: list[Any] = [
         type(tokenizer).__name__,
-        tokenizer.backend_tokenizer.to_str(),
+        {key: value for key, value in backend.items() if key not in ("padding", "truncation")},  # of its last call
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         tokenizer.chat_template,

@@ -88,7 +88,7 @@ def _read_json_lines(path: Path, file: str, problems: Problems) -> Iterator[Row]
             if not content.strip():
                 continue
             try:
-                value = json.loads(content.decode("utf-8"))
+                value = json.loads(content.decode("utf-8").rstrip("\r\n"))
             except UnicodeDecodeError as error:
                 problems.add(_not_utf8(content, error), file=file, line=line, column=error.start + 1)
             except json.JSONDecodeError as error:

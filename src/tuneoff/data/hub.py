@@ -1,6 +1,9 @@
 """Rows of the hub's data sets, through `datasets`; whichever way the hub refuses, one error names the remedy."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tuneoff.data.formats import Row
@@ -9,7 +12,7 @@ from tuneoff.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     from datasets import Dataset  # type: ignore[import-untyped]
 
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?$")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?(:[\w.-]{1,96})?", re.ASCII)
 """`owner/name` or `name`, and after a colon the configuration where the data set has several."""
 
 LOCAL = "or give a local file instead (task.data: path/to/rows.jsonl)"
@@ -44,9 +47,22 @@ def _load(name: str, configuration: str | None, split: str, source: str, trust_r
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return datasets.load_dataset(name, configuration, split=split)
+        with _quiet():
+            return datasets.load_dataset(name, configuration, split=split)
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
         raise DataError(_explain(error, split, trust_remote_code), file=source) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the client's lines about each retry off the screen: the one error says it all."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
 
 
 def _explain(error: Exception, split: str, trust_remote_code: bool) -> str:
@@ -67,7 +83,7 @@ def _explain(error: Exception, split: str, trust_remote_code: bool) -> str:
 def _explain_access(error: Exception, text: str) -> str:
     kinds = {cls.__name__ for cls in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if "GatedRepoError" in kinds or status in (401, 403) or re.search(r"gated|\b40[13]\b", text):
+    if "GatedRepoError" in kinds or status in (401, 403) or re.search(r"gated (dataset|repo)|\b40[13]\b", text):
         return (
             "the hub refused access: the data set is gated or private. Accept its licence on its page at"
             f" https://huggingface.co/datasets and run `hf auth login` (or set HF_TOKEN), {LOCAL}."

@@ -70,7 +70,7 @@ def prepare(
             f" set task.max_length to {context_length} or less"
         )
     encoder = Encoder(tokenizer, parses_special=task.kind == "instruction" and task.template == CHAT)
-    template = make_template(task.template, tokenizer)
+    template = make_template(task.template if task.kind == "instruction" else None, tokenizer)
     sources = find_sources(task, root, trust_remote_code)
     path = cache_folder(cache) / f"{_key(task, tokenizer, sources)}.safetensors"
     kept = load_entry(path)
@@ -86,7 +86,7 @@ def prepare(
     data = PreparedData(
         **done.splits,
         sha256=hash_splits([done.splits[name] for name in SPLITS]),
-        notes=(*sources.notes, *done.notes, *_token_notes(tokenizer, task)),
+        notes=(*sources.notes, *_unused_notes(task), *done.notes, *_token_notes(tokenizer, task)),
         stride_tokens=done.stride_tokens,
         samples=done.samples,
     )
@@ -104,8 +104,11 @@ def _prepare_text(task: TaskSpec, sources: Sources, encoder: Encoder) -> _Tokeni
     found = {name: to_documents(source.read(), task.columns) for name, source in sources.official().items()}
     shares = _shares(sources)
     documents = {name: examples.examples for name, examples in found.items()}
+    more_notes = []
     if shares and len(documents["train"]) == 1:
         documents |= cut_document(documents["train"][0], shares)
+        names = " and ".join(shares)
+        more_notes.append(f"The data is one document: its head is train, and {names} are the stretches after it.")
     elif shares:
         documents |= cut(documents["train"], shares)
     documents, notes = keep_apart(documents)
@@ -118,7 +121,7 @@ def _prepare_text(task: TaskSpec, sources: Sources, encoder: Encoder) -> _Tokeni
     }
     return _Tokenised(
         splits=splits,
-        notes=(*_read_notes(found), *notes, *_window_notes(documents, splits, task.max_length, stride)),
+        notes=(*_read_notes(found), *more_notes, *notes, *_window_notes(documents, splits, task.max_length, stride)),
         samples=tuple(_continuation(document.text) for document in documents["validation"][:NUM_SAMPLES]),
         stride_tokens=stride,
     )
@@ -185,6 +188,17 @@ def _window_notes(
             " and intervals over them are too narrow."
         )
     return notes
+
+
+def _unused_notes(task: TaskSpec) -> list[str]:
+    """Say which settings of the task have no part in its kind."""
+    settings: dict[str, object] = {f"columns.{part}": name for part, name in task.columns.model_dump().items()}
+    text = settings.pop("columns.text")
+    if task.kind == "text":
+        settings |= {"template": task.template, "truncation": None if task.truncation == "middle" else task.truncation}
+    else:
+        settings = {"columns.text": text, "stride": task.stride}
+    return [f"task.{name} has no part in kind: {task.kind}." for name, value in settings.items() if value is not None]
 
 
 def _token_notes(tokenizer: "PreTrainedTokenizerBase", task: TaskSpec) -> list[str]:

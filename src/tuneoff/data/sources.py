@@ -6,6 +6,7 @@ folder without such files may hold one data file. What a folder left out is said
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,13 +124,13 @@ class _Finder:
         data, limit = self._task.data, self._task.limit
         if data == DEMO:
             return self._demo(split, name or split)
-        local = self._root / Path(data).expanduser()
-        if local.exists():
+        local = _resolve(self._root, data)
+        if os.path.exists(local):
             found = self._local(data, local) if name is None else self._beside(split, name, data, local)
             if found.note:
                 self.notes.append(found.note)
             return found
-        if not HUB_ID.match(data) or Path(data).suffix.lower() in (*TABLE_SUFFIXES, *TEXT_SUFFIXES):
+        if not HUB_ID.fullmatch(data) or _looks_local(data, local):
             raise DataError(_missing(local), file=data)
         return Source("hub", data, split=name or "train", limit=limit, trust_remote_code=self._trust_remote_code)
 
@@ -141,8 +142,8 @@ class _Finder:
 
     def _beside(self, split: str, name: str, data: str, local: Path) -> Source:
         folder = local if local.is_dir() else local.parent
-        for path in (folder / Path(name).expanduser(), self._root / Path(name).expanduser()):
-            if path.exists():
+        for path in (_resolve(folder, name), _resolve(self._root, name)):
+            if os.path.exists(path):
                 return self._local(name, path)
         raise DataError(f"task.splits.{split}: {_missing(folder / name)} (beside {data})", file=name)
 
@@ -161,6 +162,17 @@ class _Finder:
             label = f"{name.rstrip('/')}/{_below(path, tables[0])}"
             return Source("files", name, files=((tables[0], label),), note=f"{name}: read {label}.", limit=limit)
         raise DataError(_no_choice(path, tables), file=name)
+
+
+def _resolve(folder: Path, name: str) -> Path:
+    return folder / os.path.expanduser(name)
+
+
+def _looks_local(data: str, local: Path) -> bool:
+    """Whether a name that leads nowhere was meant as a path: by its suffix, or because its folder is there."""
+    return Path(data).suffix.lower() in (*TABLE_SUFFIXES, *TEXT_SUFFIXES) or (
+        "/" in data and os.path.isdir(local.parent)
+    )
 
 
 def _sorted_out(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -198,7 +210,7 @@ def _no_choice(folder: Path, tables: Sequence[Path]) -> str:
 def _missing(path: Path) -> str:
     """Say that a file is missing, and which names in its folder are near."""
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"no such file or folder: {path} (there is no folder {folder})"
     hint = did_you_mean(path.name, _names(folder))
     return f"no such file or folder: {path}.{hint}"

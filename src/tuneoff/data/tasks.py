@@ -91,6 +91,8 @@ def to_conversations(rows: Sequence[Row], columns: ColumnsSpec) -> Examples[Conv
     else:
         prompt, response = columns.prompt or _first(PROMPT, present), columns.response or _first(RESPONSE, present)
         context = columns.context or (None if named else _first(CONTEXT, present))
+        if present == [TEXT]:
+            raise DataError("is plain text; kind: instruction needs rows (or set task.kind: text)", file=rows[0].file)
         if prompt is None or response is None:
             raise _unknown_layout(rows, present, "prompt" if prompt is None else "response")
         pairs = [from_pair(row, prompt, context, response, problems) for row in rows]
