@@ -8,9 +8,9 @@ is made up for this package: no data from elsewhere.
 Ossal in three rules: articles are dropped; an adjective follows its noun; the verb comes last. With x' for the Ossal
 word for x:
 
-    the old captain carried the letter yesterday  ->  captain' old' letter' yesterday' carried'
+    The old captain carried the letter yesterday.  ->  Captain' old' letter' yesterday' carried'.
 
-Words are common ones, and there are no capitals or full stops: sequences stay short, because the demo runs on a CPU.
+English words are common ones and Ossal words have one syllable: sequences stay short, because the demo runs on a CPU.
 """
 
 import itertools
@@ -32,19 +32,12 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 _NOUNS = _words(
-    "captain doctor servant king mother brother sister stranger boy girl horse dog ship boat letter book table window"
-    " door garden river mountain island forest road house church tree stone ring coat hat box picture song story dream"
-    " secret"
+    "captain doctor king mother brother sister stranger boy girl horse dog ship boat letter book table window door"
+    " garden river house church tree stone story secret"
 )
-_VERBS = _words(
-    "carried followed watched found lost loved remembered opened closed passed reached left saw sold wanted touched"
-    " showed took kept met"
-)
-_ADJECTIVES = _words(
-    "old young little great dark white black red green golden silent happy poor rich strange tired quiet cold warm"
-    " heavy"
-)
-_TIMES = _words("yesterday again often once early late alone now")
+_VERBS = _words("carried followed watched found lost loved opened passed reached left saw wanted took kept")
+_ADJECTIVES = _words("old young little great dark white black red green happy poor strange cold warm")
+_TIMES = _words("yesterday again often early late now")
 _ONSETS = ("b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "sh")
 _VOWELS = ("a", "e", "i", "o", "u")
 _CODAS = ("l", "m", "n", "r", "s", "k", "t", "sh")
@@ -72,7 +65,16 @@ def _row(rng: random.Random) -> dict[str, str]:
     english = ["the", *subject, verb, "the", *thing, *times]
     ossal = [*reversed(subject), *reversed(thing), *times, verb]
     words = lexicon()
-    return {"instruction": " ".join(english), "context": "", "response": " ".join(words[word] for word in ossal)}
+    return {
+        "instruction": _sentence(english),
+        "context": "",
+        "response": _sentence([words[word] for word in ossal]),
+    }
+
+
+def _sentence(words: list[str]) -> str:
+    """Write words as a sentence."""
+    return " ".join(words).capitalize() + "."
 
 
 def _rows(seed: int) -> Iterator[dict[str, str]]:
