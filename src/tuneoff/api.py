@@ -8,24 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from tuneoff.analysis.summary import summarise
-from tuneoff.analysis.values import Summary
-from tuneoff.report.tables import study_table
-from tuneoff.report.write import write_report
-from tuneoff.running.events import Event
-from tuneoff.running.executors import in_child
-from tuneoff.running.run import Options, StudyRunner
-from tuneoff.running.store import Store
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study as Study
 
 if TYPE_CHECKING:
+    from tuneoff.analysis.values import Summary
     from tuneoff.planning.plan import Plan
+    from tuneoff.running.events import Event
     from tuneoff.running.preflight import Preflight
+    from tuneoff.running.store import Store
 
 DEFAULT_OUT = Path("runs")
 
@@ -41,15 +34,17 @@ class Result:
     """
 
     study: Study
-    store: Store
+    store: "Store"
     failed: dict[str, str] = field(default_factory=dict)
 
     def records(self) -> tuple[dict[str, Record], dict[str, TestRecord]]:
         """Return the finished runs, and the readings of the test split, by run id."""
         return self.store.records()
 
-    def summary(self) -> Summary:
+    def summary(self) -> "Summary":
         """Return what is known about each arm."""
+        from tuneoff.analysis.summary import summarise
+
         return summarise(self.study, *self.records())
 
     def running(self) -> frozenset[str]:
@@ -58,10 +53,17 @@ class Result:
 
     def table(self) -> None:
         """Print the main table."""
+        from rich.console import Console
+
+        from tuneoff.report.tables import study_table
+
         Console().print(study_table(self.summary()))
 
     def report(self, folder: Path | None = None) -> list[Path]:
         """Write report.html, .md, .csv and .json, and return their paths."""
+        from tuneoff.analysis.summary import summarise
+        from tuneoff.report.write import write_report
+
         records, tests = self.records()
         curves = {run_id: self.store.curve(run_id) for run_id in records}
         summary = summarise(self.study, records, tests)
@@ -83,6 +85,8 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 def open_result(study: Study, out: Path = DEFAULT_OUT) -> Result:
     """Return what is there of a study's results under `out`."""
+    from tuneoff.running.store import Store
+
     return Result(study, Store(out / study.name))
 
 
@@ -92,6 +96,7 @@ def check(study: Study) -> "Preflight":
     Raises:
         TuneoffError: the first thing that is wrong.
     """
+    from tuneoff.running.executors import in_child
     from tuneoff.running.preflight import preflight
 
     found: Preflight = in_child(preflight, study)
@@ -104,7 +109,7 @@ def run(
     *,
     only: Sequence[str] = (),
     num_jobs: int = 1,
-    listener: Callable[[Event], Any] = lambda event: None,
+    listener: Callable[["Event"], Any] = lambda event: None,
 ) -> Result:
     """Train what is missing and nothing that is done.
 
@@ -118,6 +123,9 @@ def run(
     Raises:
         TuneoffError: bad input.
     """
+    from tuneoff.running.run import Options, StudyRunner
+    from tuneoff.running.store import Store
+
     store = Store(out / study.name)
     store.create(study)
     runner = StudyRunner(study, store, Options(only=only, num_jobs=num_jobs, listener=listener))

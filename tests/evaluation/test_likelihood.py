@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from tests.methods.models import VOCABULARY, make_model
 from tests.training.helpers import PAD, make_split, runtime
+
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.evaluation.likelihood import score_split
 from tuneoff.study.records import Likelihood

@@ -1,4 +1,4 @@
-"""Small random models of the architectures that matter: Conv1D and tied, separate and grouped-query, tied and untied."""
+"""Small random models: Conv1D and tied, separate and grouped-query projections, tied and untied."""
 
 from collections.abc import Callable
 

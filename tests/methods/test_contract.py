@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from tests.methods.models import CONFIGS, logits, make_ids, make_model
 from torch import nn
 
-from tests.methods.models import CONFIGS, logits, make_ids, make_model
 from tuneoff.errors import MethodError
 from tuneoff.methods import AdaptedModel, Full, LoRA, Method, NoTraining
 from tuneoff.methods.base import num_parameters
 from tuneoff.methods.surgery import adaptable_layers, features
 
 MERGE_BOUND = 2e-6
-"""Largest difference of a logit, relative to the largest: W + s B A is rounded once, where the unmerged layer adds two products."""
+"""Largest difference of a logit, relative to the largest: W + s B A is rounded once, where the unmerged layer adds
+two products.
+"""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def test_targets_that_match_nothing_name_the_nearest(architecture: str) -> None:
 def test_a_rank_above_the_layers_size_is_refused_before_anything_is_changed(architecture: str) -> None:
     model = make_model(architecture)
     before = copy.deepcopy(model)
-    with pytest.raises(MethodError, match="rank 17 is above the size of .*allowed: 1 to 8|allowed: 1 to 16"):
+    with pytest.raises(MethodError, match=r"rank 17 is above the size of .*allowed: 1 to 8|allowed: 1 to 16"):
         LoRA(rank=17).adapt(model, torch.Generator())
     assert [type(layer) for layer in model.modules()] == [type(layer) for layer in before.modules()]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from tests.methods.models import CONFIGS, logits, make_ids, make_model
 from tests.training.helpers import Recorder, adapt, make_loop, make_split
+from torch import nn
+
 from tuneoff.data.batching import BatchSequence
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.errors import MethodError
@@ -104,7 +104,7 @@ def test_an_option_that_is_not_known_here_is_refused_by_name(tmp_path: Path) -> 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     _peft_model("llama-tied").save_pretrained(tmp_path)
-    with pytest.raises(MethodError, match="does not fit this base model: .*matches no module"):
+    with pytest.raises(MethodError, match=r"does not fit this base model: .*matches no module"):
         load_peft(make_model("gpt2"), tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_the_gradients_of_a_and_b_are_pefts(architecture: str) -> None:
 
 
 def _bare_loop(model: nn.Module, split: TokenSplit, seed: int, rate: float, num_steps: int) -> list[float]:
-    """PEFT's model in a loop as people write it: padded batch, labels with -100, the model's own loss, torch's AdamW."""
+    """PEFT's model in a loop as people write it: padded, labels with -100, the model's own loss."""
     order = BatchSequence(len(split), 8, seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     losses = []

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.methods.models import VOCABULARY, make_model
 from torch import nn
 
-from tests.methods.models import VOCABULARY, make_model
 from tuneoff.data.batching import BatchSequence
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.evaluation.likelihood import score_split

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from tests.methods.models import make_model
 from tests.training.helpers import PAD, Recorder, adapt, largest_difference, make_loop, make_split, run_alone
+
 from tuneoff.data.batching import BatchSequence
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.methods import Full, LoRA
@@ -46,7 +46,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batch(dtype: torch.dtype, bou
 
 
 def _float64_losses(architecture: str, split: TokenSplit, seed: int, rate: float, num_steps: int) -> list[float]:
-    """Full fine-tuning written out anew: one sequence at a time, float64, Adam's equations, no code of ours but the data order."""
+    """Full fine-tuning written out anew: one sequence at a time, float64, Adam's equations."""
     model = make_model(architecture).double()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -1,7 +1,8 @@
 """Scores a split: the negative log-likelihood of its target tokens, summed over the whole split whatever the batch.
 
-Perplexity = exp(sum of NLL over target tokens / number of target tokens). Padding never counts, nor does the mask of the
-micro-batch: sums are kept per sequence, in float64 (Jelinek et al., 1977, define perplexity over the whole test text).
+Perplexity = exp(sum of NLL over target tokens / number of target tokens). Padding never counts, nor does the mask of
+the micro-batch: sums are kept per sequence, in float64 (Jelinek et al., 1977, define perplexity over the whole test
+text).
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The seam between methods and everything above them: a method adapts a model, and the training loop sees only the result.
+"""The seam between methods and all above them: a method adapts a model, and the loop sees only the result.
 
 What is trained is known by identity, as the parameters that the adapted model returns, never by a substring of a name.
 A method holds one or more *members*: runs that share one frozen base (a cohort). One member is the ordinary case.
@@ -36,7 +36,10 @@ class AdaptedModel(ABC):
         """Return what a member trains, by the name under which `state_dict` saves it; shared storage once."""
 
     def state_dict(self, member: int = 0) -> dict[str, Tensor]:
-        """Return a member's trained tensors (detached, not copied): what the method added, or all weights where it trains them."""
+        """Return a member's trained tensors (detached, not copied).
+
+        What the method added, or all weights where it trains them.
+        """
         return {name: parameter.detach() for name, parameter in self.trainable_parameters(member).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor], member: int = 0) -> None:

@@ -1,7 +1,7 @@
 """LoRA in PEFT's file layout, out and in: `adapter_model.safetensors` beside `adapter_config.json`.
 
-The layout is PEFT's own (`peft.PeftModel.from_pretrained` reads what is written here). Its options that change what an adapter computes and
-that are not known here are refused by name, never dropped.
+The layout is PEFT's own (`peft.PeftModel.from_pretrained` reads what is written here). Its options that change what
+an adapter computes and that are not known here are refused by name, never dropped.
 """
 
 import json

@@ -2,8 +2,8 @@ r"""Low-rank adaptation of linear layers, for one run or for a cohort of runs on
 
 Source: Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, section 4.1.
 
-Departures from the paper: A is drawn Kaiming-uniform with a = sqrt(5), as the authors' code and PEFT do, where the paper draws
-it from a Gaussian; the scaling is applied between A and B, where the tensor is smallest.
+Departures from the paper: A is drawn Kaiming-uniform with a = sqrt(5), as the authors' code and PEFT do, where the
+paper draws it from a Gaussian; the scaling is applied between A and B, where the tensor is smallest.
 
 Shapes: R rows (sequences), T positions, K members, r rank.
 """
@@ -40,8 +40,8 @@ class Routing:
 class LoRALayer(nn.Module):
     r"""A frozen linear layer plus a trainable low-rank update for each member.
 
-    Computes $y = W x + b + B_k\,(s_k\,A_k\,\mathrm{dropout}(x))$ with $s_k = \alpha_k / r_k$ for the rows of member $k$. A starts
-    Kaiming-uniform and B zero, so at step 0 the layer equals the base layer exactly.
+    Computes $y = W x + b + B_k\,(s_k\,A_k\,\mathrm{dropout}(x))$ with $s_k = \alpha_k / r_k$ for the rows of member
+    $k$. A starts Kaiming-uniform and B zero, so at step 0 the layer equals the base layer exactly.
 
     Args:
         base: layer to adapt; it is frozen and, but for `merge`, never written.
@@ -93,8 +93,8 @@ class LoRALayer(nn.Module):
     def _cohort(self, x: Tensor) -> Tensor:
         """Send each member's share of the rows through its own A and B, as one batched product.
 
-        Smaller ranks are filled up with zero rows on the fly: the parameters themselves are never padded, so a padded row has no
-        gradient, no optimizer state and no weight decay.
+        Smaller ranks are filled up with zero rows on the fly: the parameters themselves are never padded, so a padded
+        row has no gradient, no optimizer state and no weight decay.
         """
         num_members = len(self.scalings)
         if x.shape[0] % num_members:
@@ -110,7 +110,7 @@ class LoRALayer(nn.Module):
 
     def delta(self, member: int = 0) -> Tensor:
         """Return s B A in fp32, laid out as the base's weight (transposed for `Conv1D`)."""
-        update = self.scalings[member] * (self.lora_B[member].float() @ self.lora_A[member].float())
+        update: Tensor = self.scalings[member] * (self.lora_B[member].float() @ self.lora_A[member].float())
         return update.T if isinstance(self.base, Conv1D) else update
 
     @torch.no_grad()
@@ -128,7 +128,10 @@ class LoRALayer(nn.Module):
 
 
 def draw_a(rank: int, num_in: int, generator: torch.Generator, device: torch.device) -> nn.Parameter:
-    """Return A (r, in), uniform within 1/sqrt(in): Kaiming-uniform with a = sqrt(5). Drawn on the CPU, so equal on every device."""
+    """Return A (r, in), uniform within 1/sqrt(in).
+
+    Kaiming-uniform with a = sqrt(5). Drawn on the CPU, so equal on every device.
+    """
     if device.type == "meta":
         return nn.Parameter(torch.empty(rank, num_in, device=device))
     bound = 1.0 / math.sqrt(num_in)
@@ -179,7 +182,10 @@ class LoRAModel(AdaptedModel):
             self._routing.enabled = before
 
     def merge(self, member: int = 0) -> nn.Module:
-        """Fold a member into the base's weights and return the plain model; merging the same member again changes nothing."""
+        """Fold a member into the base's weights and return the plain model.
+
+        Merging the same member again changes nothing.
+        """
         if self._merged == member:
             return self.module
         if self._merged is not None:

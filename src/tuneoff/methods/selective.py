@@ -30,7 +30,10 @@ class FullModel(AdaptedModel):
 
     @contextmanager
     def base_model(self) -> Iterator[nn.Module]:
-        """Refuse: the base was overwritten, and holding a second copy of it would double the memory that is measured."""
+        """Refuse.
+
+        The base was overwritten, and holding a second copy of it would double the memory that is measured.
+        """
         raise MethodError("full fine-tuning writes over the base; load the base anew to have it back")
         yield  # type: ignore[unreachable]  # what makes this function a generator
 

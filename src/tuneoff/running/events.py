@@ -12,8 +12,8 @@ class Event:
     """Something to show while a study runs.
 
     Attributes:
-        kind: of a task `start`, `resumed`, `phase`, `step`, `validation`, and at its end `finished`, `infeasible`, `failed`
-            or `busy` (another process is at it); `problem` is something to know that stops nothing.
+        kind: of a task `start`, `resumed`, `phase`, `step`, `validation`, and at its end `finished`, `infeasible`,
+            `failed` or `busy` (another process is at it); `problem` is something to know that stops nothing.
         task: the task, where it is about one.
         body: details.
     """

@@ -1,6 +1,7 @@
-"""Runs tasks in child processes on this machine: one precision and one device set-up each, and a crash takes only its own.
+"""Runs tasks in child processes: one precision and one device set-up each, and a crash takes only its own.
 
-Children are forked from a server that has imported the libraries and done nothing else, so each starts in a fraction of a second.
+Children are forked from a server that has imported the libraries and done nothing else, so each starts in a fraction
+of a second.
 """
 
 import faulthandler
@@ -90,7 +91,10 @@ class LocalExecutor:
         self.children.append(Child(job, process, connection))
 
     def messages(self, timeout_s: float | None = None) -> Iterator[Message]:
-        """Wait until a child says something, and yield what has come; of an ended child the last message says how it ended."""
+        """Wait until a child says something, and yield what has come.
+
+        Of an ended child the last message says how it ended.
+        """
         ready = wait([child.connection for child in self.children], timeout_s)
         for child in [child for child in self.children if child.connection in ready]:
             yield from self._drain(child)

@@ -1,4 +1,7 @@
-"""What is left to do in a study, as a pure function of its records: every arm at its first seed before any second one."""
+"""What is left to do in a study, as a pure function of its records.
+
+Every arm at its first seed before any second one.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Literal

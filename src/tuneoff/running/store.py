@@ -65,7 +65,8 @@ class Store:
             write_synced(self.folder / STUDY_FILE, content)
         except OSError as error:
             raise StoreError(
-                f"results cannot be written to {self.folder} ({error.strerror}). Make it writable, or name another with --out."
+                f"results cannot be written to {self.folder} ({error.strerror}). "
+                "Make it writable, or name another with --out."
             ) from None
 
     def run_folder(self, run_id: str) -> Path:

@@ -22,7 +22,7 @@ from tuneoff.training.models import load_base, load_tokenizer
 
 
 def find(out: Path, name: str) -> tuple[Store, Record]:
-    """Return a finished run by `STUDY/RUN_ID`, or by `RUN_ID` alone among all studies under `out`; the start of an id will do.
+    """Return a finished run by `STUDY/RUN_ID`, or by `RUN_ID` alone; the start of an id will do.
 
     Raises:
         StoreError: no such run, several, or one that is not done.

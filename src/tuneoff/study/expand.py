@@ -29,8 +29,8 @@ def expand_arms(arms: Any) -> list[dict[str, Any]]:
     """Turn the file's `arms` mapping into one plain mapping per arm, ready for `Arm`.
 
     Args:
-        arms: name to mapping, as read from the file. A list for a hyperparameter that takes one value is a grid; so is a list of lists
-            for one that takes a list (`targets`).
+        arms: name to mapping, as read from the file. A list for a hyperparameter that takes one value is a grid; so
+            is a list of lists for one that takes a list (`targets`).
 
     Raises:
         StudyError: not a mapping, an unknown method or key, or an empty grid; the message names the key's path.
@@ -129,7 +129,10 @@ def trials(study: Study, arm: Arm) -> tuple[Run, ...]:
 
 
 def chosen_runs(study: Study, arm: Arm, lr: float | None) -> tuple[Run, ...]:
-    """Return the runs that are tested once the rate is chosen: one for each seed (one in all where nothing is trained)."""
+    """Return the runs that are tested once the rate is chosen.
+
+    One for each seed (one in all where nothing is trained).
+    """
     if not arm.is_trained:
         return trials(study, arm)
     return tuple(make_run(study, arm, lr, seed) for seed in study.seeds)

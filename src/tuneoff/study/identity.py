@@ -1,4 +1,7 @@
-"""Canonical JSON and the identity of a run: the same question always has the same name, whatever the order or spelling in the file."""
+"""Canonical JSON and the identity of a run.
+
+The same question always has the same name, whatever the order or spelling in the file.
+"""
 
 import hashlib
 import json
@@ -13,7 +16,10 @@ RUN_ID_DIGITS = 16
 
 
 class Run(Value):
-    """A trial with one seed: the unit that is trained, stored and resumed. Holds all that its result depends on, and nothing else."""
+    """A trial with one seed.
+
+    The unit that is trained, stored and resumed. Holds all that its result depends on, and nothing else.
+    """
 
     model: str
     revision: str | None

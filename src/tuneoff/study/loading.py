@@ -1,4 +1,7 @@
-"""Reads study files: YAML to a frozen `Study`, with overrides, and errors that name the key, what was found and what is allowed."""
+"""Reads study files.
+
+YAML to a frozen `Study`, with overrides, and errors that name the key, what was found and what is allowed.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +20,10 @@ RECIPES = resources.files("tuneoff.study") / "recipes"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number (YAML 1.2; PyYAML's 1.1 makes it text) and refuses a key that is given twice."""
+    """Safe YAML that reads 1e-4 as a number (YAML 1.2.
+
+    PyYAML's 1.1 makes it text) and refuses a key that is given twice.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -57,7 +63,10 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def study_from(raw: Mapping[str, Any], root: Path, label: str = "study") -> Study:
-    """Validate a study given as a plain mapping. `root` is where its relative paths start; `label` names it in errors."""
+    """Validate a study given as a plain mapping.
+
+    `root` is where its relative paths start; `label` names it in errors.
+    """
     body = dict(raw)
     if "arms" not in body:
         raise StudyError(f"{label}: arms: missing. Give at least one arm, such as `lora: {{method: lora, rank: 8}}`.")
@@ -92,7 +101,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], Path, str]:
 
 def _parse(text: str, label: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        raw = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -113,7 +122,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise StudyError(f"--set {override}: expected KEY=VALUE, such as budget.steps=100")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise StudyError(f"--set {override}: the value is not valid YAML: {error}") from None
     if isinstance(value, str) and _is_path_key(key) and Path(value).exists():

@@ -1,9 +1,13 @@
-"""What a run leaves behind, as frozen values: `record.json` (training and validation) and `test.json` (the one reading of the test split)."""
+"""What a run leaves behind, as frozen values.
+
+`record.json` (training and validation) and `test.json` (the one reading of the test split).
+"""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import computed_field, model_validator
+from pydantic import Field, computed_field, model_validator
 
 from tuneoff.study.identity import Run
 from tuneoff.study.spec import Value
@@ -50,19 +54,25 @@ class Likelihood(Value):
     @computed_field
     @property
     def perplexity(self) -> float:
-        """exp of the loss."""
+        """Exp of the loss."""
         return exp(self.loss_nats)
 
     @computed_field
     @property
     def mean_sequence_perplexity(self) -> float:
-        """exp((1/N) sum L_i): every sequence counts the same, however short. Not a corpus perplexity; given under its own name."""
+        """exp((1/N) sum L_i).
+
+        Every sequence counts the same, however short. Not a corpus perplexity; given under its own name.
+        """
         return exp(self.mean_sequence_loss_nats)
 
     @computed_field
     @property
     def bits_per_byte(self) -> float | None:
-        """Loss in bits per UTF-8 byte of target text (the end-of-sequence tokens' loss included); compares across tokenizers."""
+        """Loss in bits per UTF-8 byte of target text (the end-of-sequence tokens' loss included).
+
+        Compares across tokenizers.
+        """
         return self.nll_nats / math.log(2) / self.num_target_bytes if self.num_target_bytes else None
 
     @property
@@ -87,7 +97,10 @@ class Parameters(Value):
 
 
 class Costs(Value):
-    """What training took. Times leave out start-up, evaluation and saving; the first steps are warm-up and do not count for the medians."""
+    """What training took.
+
+    Times leave out start-up, evaluation and saving; the first steps are warm-up and do not count for the medians.
+    """
 
     train_s: float
     """Time in optimizer steps, over all the sittings that a resumed run took."""
@@ -97,7 +110,9 @@ class Costs(Value):
     target_tokens_per_s: float
     evaluate_s: float
     peak_bytes: dict[str, int]
-    """Highest memory use by phase (load, train, evaluate): the allocator's on a GPU, the process's resident memory on a CPU."""
+    """Highest memory use by phase (load, train, evaluate): the allocator's on a GPU, the process's resident memory on
+    a CPU.
+    """
     peak_kind: Literal["resident", "allocated"]
     optimizer_bytes: int
     weights_bytes: int
@@ -153,7 +168,7 @@ class Record(Value):
     validation: Likelihood | None = None
     costs: Costs | None = None
     provenance: Provenance
-    files: dict[str, str] = {}
+    files: Mapping[str, str] = Field(default_factory=dict)
     """Sha256 of each file that belongs to the record."""
 
 
@@ -166,7 +181,7 @@ class TestRecord(Value):
     run_id: str
     test: Likelihood
     score_s: float
-    files: dict[str, str] = {}
+    files: Mapping[str, str] = Field(default_factory=dict)
 
 
 def to_json(record: Record | TestRecord) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The study file as frozen values: what is asked, validated, and nothing that is derived from running it.
 
-Scientific, nuisance and fixed hyperparameters are the terms of the Deep Learning Tuning Playbook (Godbole et al., 2023): an arm fixes the
-scientific ones, `tune` lists the nuisance ones, and the rest of the file is fixed for every arm.
+Scientific, nuisance and fixed hyperparameters are the terms of the Deep Learning Tuning Playbook (Godbole et al.,
+2023): an arm fixes the scientific ones, `tune` lists the nuisance ones, and the rest of the file is fixed for every
+arm.
 """
 
 from pathlib import Path
@@ -26,7 +27,10 @@ class Value(BaseModel):
 
 
 class SplitsSpec(Value):
-    """Where the three splits come from. A fraction is cut from train by the largest unit that repeats; text names a file or a hub split."""
+    """Where the three splits come from.
+
+    A fraction is cut from train by the largest unit that repeats; text names a file or a hub split.
+    """
 
     train: str | None = None
     """File or hub split to train on; none takes `task.data` itself, or the hub's `train`."""
@@ -55,7 +59,9 @@ class TaskSpec(Value):
     max_length: PositiveInt = 256
     """Tokens that one sequence may hold, prompt included."""
     template: str | None = None
-    """How a prompt is written, with `{instruction}` and `{context}`; `chat` uses the tokenizer's own chat template; none is the plain one."""
+    """How a prompt is written, with `{instruction}` and `{context}`; `chat` uses the tokenizer's own chat template;
+    none is the plain one.
+    """
     columns: ColumnsSpec = ColumnsSpec()
     limit: PositiveInt | None = None
     """Rows (documents) read at most, from the start of the data; none reads all."""
@@ -63,7 +69,9 @@ class TaskSpec(Value):
     truncation: Literal["middle", "end", "error"] = "middle"
     """What an over-long example loses: the middle of its prompt, its end, or nothing (it is refused)."""
     stride: PositiveInt | None = None
-    """New target tokens per window when text longer than `max_length` is scored; none is `max_length - 1`, windows that overlap by one token."""
+    """New target tokens per window when text longer than `max_length` is scored; none is `max_length - 1`, windows
+    that overlap by one token.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -142,11 +150,16 @@ class LoraMethod(Value):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each adapted module's input that is zeroed on the way to A, while training."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = (ALL_LINEAR,)
-    """Module names or ends of names (`attn.c_proj`), with `*` for any part; `all-linear` is every linear module but the output head."""
+    """Module names or ends of names (`attn.c_proj`), with `*` for any part; `all-linear` is every linear module but
+    the output head.
+    """
 
 
 class LoadMethod(Value):
-    """Something that exists already: a PEFT LoRA folder or a Transformers checkpoint. Scored with the others, its training not verified."""
+    """Something that exists already.
+
+    A PEFT LoRA folder or a Transformers checkpoint. Scored with the others, its training not verified.
+    """
 
     method: Literal["load"]
     path: str
@@ -155,7 +168,9 @@ class LoadMethod(Value):
 MethodSpec = Annotated[NoneMethod | FullMethod | LoraMethod | LoadMethod, Field(discriminator="method")]
 TRAINED_METHODS = ("full", "lora")
 DEFAULT_RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3)}
-"""Rates tried where an arm names none: LoRA's lie ten times above full's (Schulman et al., 2025, "LoRA Without Regret": 9.8x over 14 models)."""
+"""Rates tried where an arm names none: LoRA's lie ten times above full's (Schulman et al., 2025, "LoRA Without
+Regret": 9.8x over 14 models).
+"""
 
 
 class Arm(Value):
@@ -209,7 +224,9 @@ class Study(Value):
     micro_batch: PositiveInt | None = None
     """Sequences in one forward; none is the effective batch. It moves memory and speed, not the gradient."""
     keep: Literal["best", "last", "none"] = "best"
-    """Which weights a finished run leaves behind and is tested with: best by validation, of the last step, or (best, then) none."""
+    """Which weights a finished run leaves behind and is tested with: best by validation, of the last step, or (best,
+    then) none.
+    """
     root: Annotated[Path, Field(exclude=True)] = Path()
     """Folder that relative paths in the file start from. Not part of the study's identity."""
 

@@ -1,4 +1,7 @@
-"""Named streams of randomness: one seed gives independent, stable draws for each purpose, whatever is drawn elsewhere and in which order."""
+"""Named streams of randomness.
+
+One seed gives independent, stable draws for each purpose, whatever is drawn elsewhere and in which order.
+"""
 
 import hashlib
 
@@ -10,5 +13,8 @@ GENERATION = "generation"
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """Return the 63-bit seed of a named stream: the first bytes of sha256("SEED/STREAM"), so that no two streams are shifted copies."""
+    """Return the 63-bit seed of a named stream.
+
+    The first bytes of sha256("SEED/STREAM"), so that no two streams are shifted copies.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8], "big") >> 1

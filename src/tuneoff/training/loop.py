@@ -1,7 +1,7 @@
 """The one loop that trains every method; the only code that calls backward().
 
-A run alone and a cohort go through the same lines: a cohort has several members, each with its own data order, normaliser,
-clip, schedule and loss scale, whose rows share the forward and backward of one frozen base.
+A run alone and a cohort go through the same lines: a cohort has several members, each with its own data order,
+normaliser, clip, schedule and loss scale, whose rows share the forward and backward of one frozen base.
 """
 
 import math
@@ -190,8 +190,8 @@ class Loop:
     def _backward(self, batch: DeviceBatch, num_targets: Sequence[int]) -> list[Tensor]:
         """Add one micro-batch's gradients; return each member's sum of NLL.
 
-        A member's loss is its NLL divided by its own target tokens in the effective batch, so the layout in micro-batches does
-        not weigh. The sum over members keeps their gradients apart, as no trained weight is shared.
+        A member's loss is its NLL divided by its own target tokens in the effective batch, so the layout in micro-
+        batches does not weigh. The sum over members keeps their gradients apart, as no trained weight is shared.
         """
         rows = len(batch.slots) // len(self.members)
         streams = [stream_seed(member.seed, DROPOUT) for member in self.members for _ in range(rows)]

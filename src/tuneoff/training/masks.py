@@ -1,11 +1,13 @@
 r"""Dropout as a pure function of the run's stream, the step and the place, for every dropout in a model.
 
-A mask bit is a hash of (stream, step, slot in the effective batch, position, place, feature), so a cohort, a resumed run and
-another micro-batch layout draw the same masks. The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014, "Fast
-Splittable Pseudorandom Number Generators", section 5, variant 13 of Stafford); each 64-bit word gives four 16-bit numbers.
+A mask bit is a hash of (stream, step, slot in the effective batch, position, place, feature), so a cohort, a resumed
+run and another micro-batch layout draw the same masks. The hash is the finaliser of SplitMix64 (Steele, Lea and
+Flood, 2014, "Fast Splittable Pseudorandom Number Generators", section 5, variant 13 of Stafford); each 64-bit word
+gives four 16-bit numbers.
 
-`Masks` is a mode: within it `F.dropout` (thus `nn.Dropout`) and `scaled_dot_product_attention` with dropout go through here,
-in whatever model, with no change to the model. The place is the how-manieth dropout of the forward it is.
+`Masks` is a mode: within it `F.dropout` (thus `nn.Dropout`) and `scaled_dot_product_attention` with dropout go
+through here, in whatever model, with no change to the model. The place is the how-manieth dropout of the forward it
+is.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -123,7 +123,7 @@ class Meter:
 
 
 def resident_peak_bytes() -> int:
-    """Return the process's highest resident memory since the last reset (since its start where that is not to be had)."""
+    """Return the process's highest resident memory since the last reset, or else since its start."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""One member's optimizer: AdamW, the shape of its rate, its clip and its loss scale. Nothing is shared between members."""
+"""One member's optimizer: AdamW, the shape of its rate, its clip and its loss scale."""
 
 import math
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ SMALLEST_SCALE = 2.0**-14
 def rate_factor(spec: OptimizerSpec, step: int, num_steps: int) -> float:
     """Return the learning rate of a step as a share of the peak.
 
-    Warm-up rises in a straight line and its last step has the full rate; then the schedule falls towards zero, which it would
-    reach one step after the last.
+    Warm-up rises in a straight line and its last step has the full rate; then the schedule falls towards zero, which
+    it would reach one step after the last.
 
     Args:
         spec: schedule and warm-up.

@@ -19,7 +19,8 @@ class Runtime:
 
     Attributes:
         accelerator: Accelerate's handle: device, distributed state, backward.
-        compute_dtype: type of the frozen base and of matrix products. Trained weights and optimizer state are fp32 always.
+        compute_dtype: type of the frozen base and of matrix products. Trained weights and optimizer state are fp32
+            always.
     """
 
     accelerator: Accelerator
@@ -64,7 +65,7 @@ def check_precision(precision: str) -> None:
     """
     if precision == "fp16" and not torch.cuda.is_available():
         raise DeviceError(
-            "precision fp16 was asked for and no GPU was found: CPUs have no fast fp16, and its loss scaling is made for GPUs. "
+            "precision fp16 was asked for and no GPU was found. CPUs have no fast fp16. "
             "Allowed here: fp32, bf16. Add --set precision=bf16."
         )
 

@@ -1,7 +1,7 @@
 """What happens to one micro-batch: forward to the negative log-likelihood of each target token.
 
-Training, scoring and planning all go through here. Logits are made at target positions alone. Rows are padded on the right
-and causal attention never looks right, so no attention mask is needed and padding cannot reach a real token.
+Training, scoring and planning all go through here. Logits are made at target positions alone. Rows are padded on the
+right and causal attention never looks right, so no attention mask is needed and padding cannot reach a real token.
 
 Shapes: R rows, T positions, N targets of the micro-batch, D width, V vocabulary.
 """
@@ -39,7 +39,7 @@ class DeviceBatch:
 
 
 def to_device(batches: Sequence[Batch], device: torch.device, pad_id: int) -> DeviceBatch:
-    """Stack one micro-batch of each member of a cohort (all of the same number of rows) into one, members one after another."""
+    """Stack one micro-batch of each member, all of the same number of rows, into one."""
     length = max(batch.input_ids.shape[1] for batch in batches)
     ids = np.concatenate([_widen(batch.input_ids, length, pad_id) for batch in batches])
     targets = np.concatenate([_widen(batch.targets, length, False) for batch in batches])
@@ -61,22 +61,25 @@ def _widen(array: np.ndarray[Any, Any], length: int, fill: int | bool) -> np.nda
 class Forward:
     """The way from a micro-batch to the NLL of its targets, for one model.
 
-    Where the model is a trunk and a linear head, the head runs at target positions only. Whether that gives the model's own
-    logits is tried out by `check`; models that scale or cap their logits go through their own forward instead.
+    Where the model is a trunk and a linear head, the head runs at target positions only. Whether that gives the
+    model's own logits is tried out by `check`; models that scale or cap their logits go through their own forward
+    instead.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         name = getattr(module, "base_model_prefix", "")
-        head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+        getter = getattr(module, "get_output_embeddings", None)
+        head = getter() if callable(getter) else None
         self._trunk_name = str(name)
         self.is_short = isinstance(getattr(module, str(name) or " ", None), nn.Module) and isinstance(head, nn.Module)
 
     @torch.no_grad()
     def check(self, input_ids: Tensor) -> bool:
-        """Compare the head's logits with the model's own on a few sequences (R, T); go the short way only if they are equal.
+        """Compare the head's logits with the model's own on sequences (R, T); go the short way only if equal.
 
-        Both are worked out at all positions here, in the same shapes, so that rounding cannot tell them apart in any type.
+        Both are worked out at all positions here, in the same shapes, so that rounding cannot tell them apart in any
+        type.
         """
         if self.is_short:
             own = self.module(input_ids=input_ids, use_cache=False).logits

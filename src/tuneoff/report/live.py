@@ -1,0 +1,145 @@
+"""Shows a study while it runs: a bar for each run at work in a terminal, plain lines where the output is a file."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from tuneoff.report import numbers
+from tuneoff.report.text import clean
+from tuneoff.running.events import Event
+from tuneoff.running.schedule import Task
+
+PLAIN_LINE_EVERY_S = 30.0
+"""Seconds between two lines about the same run where the output is a file."""
+
+
+class Live:
+    """Shows events; use as a context.
+
+    Args:
+        console: where to.
+        num_left: runs that the study still has to do.
+    """
+
+    def __init__(self, console: Console, num_left: int) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._seen: dict[str, tuple[float, int]] = {}
+        """When a run's first step of this sitting was seen, and which it was."""
+        self._said: dict[str, float] = {}
+        self._all = self.progress.add_task("runs", total=num_left, detail="")
+        self._start = time.monotonic()
+
+    def __enter__(self) -> "Live":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        if event.task is None:
+            self._say("note", event.body.get("what", ""), style="yellow")
+            return
+        handlers = {
+            "start": self._started,
+            "phase": self._phase,
+            "resumed": self._resumed,
+            "step": self._step,
+            "finished": self._finished,
+            "infeasible": self._infeasible,
+            "failed": self._failed,
+            "busy": self._busy,
+            "problem": self._problem,
+        }
+        handler = handlers.get(event.kind)
+        if handler is not None:
+            handler(event.task, event.body)
+
+    def _start_bar(self, task: Task, what: str) -> TaskID:
+        key = _key(task)
+        if key not in self._bars:
+            self._bars[key] = self.progress.add_task(clean(f"  {label(task)}"), total=None, detail=what)
+        return self._bars[key]
+
+    def _started(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._start_bar(task, "loading")
+
+    def _phase(self, task: Task, body: Mapping[str, Any]) -> None:
+        self.progress.update(self._start_bar(task, ""), detail=body["what"])
+
+    def _resumed(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._say(label(task), f"goes on from step {body['step']} of {body['num_steps']}")
+
+    def _step(self, task: Task, body: Mapping[str, Any]) -> None:
+        now, step, total = time.monotonic(), int(body["step"]), int(body["num_steps"])
+        start, first = self._seen.setdefault(_key(task), (now, step))
+        left = (now - start) / (step - first) * (total - step) if step > first else None
+        to_go = "" if left is None else f" · {numbers.duration(left)} to go"
+        detail = f"loss {numbers.loss(body['loss_nats'])} · {numbers.rate(body['tokens_per_s'])} tokens/s{to_go}"
+        self.progress.update(self._start_bar(task, ""), total=total, completed=step, detail=detail)
+        if not self.console.is_terminal and now - self._said.setdefault(_key(task), now) > PLAIN_LINE_EVERY_S:
+            self._said[_key(task)] = now
+            self._say(label(task), f"step {step} of {total} · {detail}")
+
+    def _finished(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._end(task)
+        what = "test split scored" if task.kind == "score" else "done"
+        self._say(label(task), f"{what}{_validation(body)}", style="green")
+
+    def _infeasible(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._end(task)
+        self._say(label(task), f"infeasible: {body['what']}", style="red")
+
+    def _failed(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._end(task)
+        self._say(label(task), str(body["what"]), style="red")
+
+    def _busy(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._end(task, is_counted=False)
+
+    def _problem(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._end(task, is_counted=False)
+        self._say(label(task), str(body["what"]), style="yellow")
+
+    def _end(self, task: Task, *, is_counted: bool = True) -> None:
+        bar = self._bars.pop(_key(task), None)
+        if bar is not None:
+            self.progress.remove_task(bar)
+        if is_counted and task.kind == "train":
+            self.progress.advance(self._all)
+
+    def _say(self, who: str, what: str, style: str = "") -> None:
+        elapsed = numbers.duration(time.monotonic() - self._start)
+        self.console.print(Text.assemble((f"{elapsed:>9}  ", "dim"), (clean(who), "bold"), "  ", (clean(what), style)))
+
+
+def label(task: Task) -> str:
+    """Return what a task is called: the arm, its rate and its seed."""
+    rate = "" if task.run.lr is None else f" lr {task.run.lr:g}"
+    seed = "" if task.run.seed is None else f" seed {task.run.seed}"
+    return f"{task.arm}{rate}{seed}"
+
+
+def _key(task: Task) -> str:
+    return f"{task.kind}/{task.run.run_id}"
+
+
+def _validation(body: Mapping[str, Any]) -> str:
+    loss = body.get("validation_loss_nats")
+    return "" if loss is None else f", validation loss {numbers.loss(loss)}"
