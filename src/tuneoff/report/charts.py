@@ -28,12 +28,14 @@ HIT_AREA = 420
 """Square pixels around a point that show its tooltip: a fingertip's worth."""
 
 
-def learning_chart(arms: Arms, look: Look, *, x: Across = "step", scale: Axis = "linear") -> alt.LayerChart:
+def learning_chart(
+    points: Sequence[Point], arms: Arms, *, x: Across = "step", scale: Axis = "linear"
+) -> alt.LayerChart:
     """Return the loss while training: thin in training; thick, with points and the seeds' band, in validation.
 
     Args:
+        points: from `learning_points`.
         arms: the study's arms.
-        look: where it is shown.
         x: what runs along the bottom.
         scale: of both axes.
     """
@@ -42,9 +44,9 @@ def learning_chart(arms: Arms, look: Look, *, x: Across = "step", scale: Axis = 
     placed = chart.transform_filter(f"isValid(datum.{x})" + (f" && datum.{x} > 0" if scale == "log" else ""))
     train, validation = (placed.transform_filter(f"datum.kind == '{kind}'") for kind in ("train", "validation"))
     axis = alt.Axis(format="~s", grid=False, tickCount=8)
-    across = alt.X(f"{x}:Q", title=title, scale=alt.Scale(type=scale, nice=False), axis=axis)
-    up = alt.Y("loss:Q", title="loss, nats per token", scale=alt.Scale(type=scale, zero=False))
-    arm = arms.channels(look)
+    across = alt.X(f"{x}:Q", title=title, scale=_scale(scale, nice=False), axis=axis)
+    up = alt.Y("loss:Q", title="loss, nats per token", scale=_scale(scale))
+    arm = arms.channels()
     tooltip = [
         alt.Tooltip("arm:N"),
         alt.Tooltip(f"{x}:Q", title=title, format=","),
@@ -52,25 +54,25 @@ def learning_chart(arms: Arms, look: Look, *, x: Across = "step", scale: Axis = 
         alt.Tooltip("low:Q", title="lowest seed", format=".4f"),
         alt.Tooltip("high:Q", title="highest seed", format=".4f"),
     ]
+    base = [_base_rule(chart.transform_filter("datum.kind == 'base'"), up, arms.look)]
     return finished(
-        look,
+        arms.look,
         340,
+        *(base if _has(points, kind="base") else ()),
         train.mark_line(strokeWidth=1, opacity=0.35).encode(x=across, y=up, **arm.colour),
         validation.mark_area(opacity=0.14).encode(x=across, y=alt.Y("low:Q"), y2="high:Q", **arm.colour),
         validation.mark_line(strokeWidth=2).encode(x=across, y=up, **arm.colour, **arm.dash),
-        _base_rule(chart.transform_filter("datum.kind == 'base'"), up, look),
         validation.mark_point(filled=True, size=48, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
         validation.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
     )
 
 
-def rate_chart(points: Sequence[Point], arms: Arms, look: Look, *, scale: Axis = "linear") -> alt.LayerChart:
+def rate_chart(points: Sequence[Point], arms: Arms, *, scale: Axis = "linear") -> alt.LayerChart:
     """Return the validation loss of every learning rate tried: a ring marks the chosen, a cross at the top a lost one.
 
     Args:
         points: from `rate_points`.
         arms: the study's arms.
-        look: where it is shown.
         scale: of the loss; rates are on a logarithmic axis always.
     """
     chart = alt.Chart(alt.NamedData(ROWS))
@@ -81,32 +83,31 @@ def rate_chart(points: Sequence[Point], arms: Arms, look: Look, *, scale: Axis =
     rates = sorted({point["lr"] for point in points})
     axis = alt.Axis(format=".2~e", grid=False, values=rates if len(rates) <= 12 else alt.Undefined)
     across = alt.X("lr:Q", title="learning rate", scale=alt.Scale(type="log", nice=False, padding=24), axis=axis)
-    up = alt.Y("loss:Q", title="validation loss, nats per token", scale=alt.Scale(type=scale, zero=False, padding=14))
-    arm = arms.channels(look)
+    up = alt.Y("loss:Q", title="validation loss, nats per token", scale=_scale(scale, padding=14))
+    arm = arms.channels()
     about = [alt.Tooltip("arm:N"), alt.Tooltip("lr:Q", title="learning rate", format=".3~e")]
     tooltip = [*about, alt.Tooltip("loss:Q", title="validation loss", format=".4f"), alt.Tooltip("state:N")]
-    cross = failed.mark_text(text="\u2715", fontSize=14, fontWeight="bold", baseline="top")
-    ring = chosen.mark_point(size=230, filled=False, strokeWidth=1.5, stroke=look.ink, shape="circle")
+    ring = chosen.mark_point(size=230, filled=False, strokeWidth=1.5, stroke=arms.look.ink, shape="circle")
+    cross = failed.mark_text(text="\u2715", fontSize=14, fontWeight="bold", baseline="top").encode(
+        x=across, y=alt.value(0), tooltip=[*about, alt.Tooltip("reason:N")], **arm.colour
+    )
     return finished(
-        look,
+        arms.look,
         300,
         scored.mark_line(strokeWidth=2).encode(x=across, y=up, **arm.colour, **arm.dash),
-        ring.encode(x=across, y=up),
+        *([ring.encode(x=across, y=up)] if _has(points, state="chosen") else ()),
         scored.mark_point(filled=True, size=60, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
-        cross.encode(x=across, y=alt.value(0), tooltip=[*about, alt.Tooltip("reason:N")], **arm.colour),
+        *([cross] if _has(points, state="infeasible") else ()),
         scored.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
     )
 
 
-def cost_chart(
-    points: Sequence[Point], arms: Arms, look: Look, cost: Cost, *, scale: Axis | None = None
-) -> alt.LayerChart:
+def cost_chart(points: Sequence[Point], arms: Arms, cost: Cost, *, scale: Axis | None = None) -> alt.LayerChart:
     """Return the test loss against one cost, with the intervals over seeds; lower and further left is better.
 
     Args:
         points: from `cost_points`.
         arms: the study's arms.
-        look: where it is shown.
         cost: what runs along the bottom.
         scale: of the cost; none takes the usual one.
     """
@@ -114,13 +115,10 @@ def cost_chart(
     title = f"{COSTS[cost][0]}{unit and ', '}{unit}"
     chart = alt.Chart(alt.NamedData(ROWS)).transform_filter(f"isValid(datum.{cost})")
     axis = alt.Axis(format=".3~s" if cost == "parameters" else ".3~g", grid=False, tickCount=5)
-    kind = scale or COSTS[cost][1]
-    # On a logarithmic axis `zero` means nothing, and Vega would say so on the console.
-    zero = False if kind == "linear" else alt.Undefined
-    spread = alt.Scale(type=kind, nice=False, padding=24, zero=zero)
+    spread = _scale(scale or COSTS[cost][1], nice=False, padding=24)
     across = alt.X(f"{cost}:Q", title=title, scale=spread, axis=axis)
-    up = alt.Y("loss:Q", title="test loss, nats per token", scale=alt.Scale(zero=False, padding=14))
-    arm = arms.channels(look)
+    up = alt.Y("loss:Q", title="test loss, nats per token", scale=_scale("linear", padding=14))
+    arm = arms.channels()
     tooltip = [
         alt.Tooltip("arm:N"),
         alt.Tooltip("loss:Q", title="test loss", format=".4f"),
@@ -128,11 +126,17 @@ def cost_chart(
         alt.Tooltip("high:Q", title="95 % to", format=".4f"),
         alt.Tooltip(f"{cost}:Q", title=title, format=","),
     ]
-    whiskers = chart.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    whiskers = (
+        chart.transform_filter("isValid(datum.low)")
+        .mark_rule(strokeWidth=2)
+        .encode(x=across, y=alt.Y("low:Q"), y2="high:Q", **arm.colour)
+    )
+    # Vega warns of a layer without points, so those that may have none are left out.
+    has_whiskers = any(point["low"] is not None for point in points)
     return finished(
-        look,
+        arms.look,
         260,
-        whiskers.encode(x=across, y=alt.Y("low:Q"), y2="high:Q", **arm.colour),
+        *([whiskers] if has_whiskers else ()),
         chart.mark_point(filled=True, size=90, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
         chart.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
     )
@@ -145,16 +149,16 @@ def figures(summary: Summary, curves: Mapping[str, Sequence[Mapping[str, Any]]])
         summary: what is known.
         curves: the lines of each run's `curve.jsonl`.
     """
-    arms = Arms(summary)
+    arms = Arms(summary, PAPER)
     learning, rates, costs = learning_points(summary, curves), rate_points(summary), cost_points(summary)
     found = {}
     if any(point["kind"] != "base" for point in learning):
-        found["learning"] = _drawn(learning_chart(arms, PAPER), learning)
+        found["learning"] = _drawn(learning_chart(learning, arms), learning)
     if rates:
-        found["rates"] = _drawn(rate_chart(rates, arms, PAPER), rates)
+        found["rates"] = _drawn(rate_chart(rates, arms), rates)
     for cost in COSTS:
         if any(point[cost] is not None for point in costs):
-            found[cost] = _drawn(cost_chart(costs, arms, PAPER, cost), costs)
+            found[cost] = _drawn(cost_chart(costs, arms, cost), costs)
     return found
 
 
@@ -163,9 +167,22 @@ def save_chart(chart: alt.LayerChart, path: Path) -> None:
     chart.save(str(path), scale_factor=2)
 
 
+def _has(points: Sequence[Point], **fields: Any) -> bool:
+    """Return whether a point has these values."""
+    return any(all(point.get(key) == value for key, value in fields.items()) for point in points)
+
+
 def _drawn(chart: alt.LayerChart, points: Sequence[Point]) -> alt.LayerChart:
     """Return the chart with its data in it."""
     return chart.properties(datasets={ROWS: list(points)})
+
+
+def _scale(kind: Axis, *, nice: bool = True, padding: int = 0) -> alt.Scale:
+    """Return a scale that need not hold zero, with some pixels around the points."""
+    if kind == "linear":
+        return alt.Scale(type=kind, zero=False, nice=nice, padding=padding)
+    # Whole powers of ten would press losses between 2 and 3 into a sixth of the chart. `zero` would be warned of.
+    return alt.Scale(type=kind, nice=False, padding=max(padding, 8))
 
 
 def _base_rule(chart: alt.Chart, up: alt.Y, look: Look) -> alt.LayerChart:

@@ -23,6 +23,8 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 class Look:
     """What a chart takes from where it is shown: colours, width in pixels, and whether it carries its own legend."""
 
+    colours: tuple[str, ...]
+    """Of the arms, in turn."""
     ink: str
     muted: str
     line: str
@@ -31,9 +33,19 @@ class Look:
     has_legend: bool
 
 
-PAGE = Look("var(--ink)", "var(--muted)", "var(--line)", "transparent", "container", has_legend=False)
+PAGE = Look(
+    colours=tuple(f"var(--arm{place})" for place in range(len(COLOURS))),
+    ink="var(--ink)",
+    muted="var(--muted)",
+    line="var(--line)",
+    background="transparent",
+    width="container",
+    has_legend=False,
+)
 """On the page, whose style sheet knows whether it is dark or light."""
-PAPER = Look("#1b1f24", "#5b6470", "#e3e6ea", "#ffffff", 640, has_legend=True)
+PAPER = Look(
+    colours=COLOURS, ink="#1b1f24", muted="#5b6470", line="#e3e6ea", background="#ffffff", width=640, has_legend=True
+)
 """In a file."""
 
 
@@ -51,14 +63,16 @@ class Arms:
 
     Args:
         summary: what is known of the study.
+        look: where its charts are shown.
     """
 
-    def __init__(self, summary: Summary) -> None:
+    def __init__(self, summary: Summary, look: Look) -> None:
+        self.look = look
         self.names = [arm.name for arm in summary.arms if arm.is_trained]
 
     def colour(self, name: str) -> str:
         """Return the colour of an arm."""
-        return COLOURS[self.names.index(name) % len(COLOURS)]
+        return self.look.colours[self.names.index(name) % len(self.look.colours)]
 
     def shape(self, name: str) -> str:
         """Return the shape of an arm's points."""
@@ -68,9 +82,9 @@ class Arms:
         """Return the dashes of an arm's line."""
         return list(DASHES[self.names.index(name) % len(DASHES)])
 
-    def channels(self, look: Look) -> Channels:
-        """Return the encodings of the arm in the given look."""
-        legend = alt.Legend(title=None, symbolOpacity=1, symbolStrokeWidth=0) if look.has_legend else None
+    def channels(self) -> Channels:
+        """Return the encodings of the arm."""
+        legend = alt.Legend(title=None, symbolOpacity=1, symbolStrokeWidth=0) if self.look.has_legend else None
         colours, shapes, dashes = (
             alt.Scale(domain=self.names, range=[style(name) for name in self.names])
             for style in (self.colour, self.shape, self.dash)

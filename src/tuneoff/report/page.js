@@ -15,10 +15,18 @@
     return place;
   }
 
+  function rowsOf(columns) {
+    const names = Object.keys(columns);
+    const isSet = (name, place) => columns[name][place] !== null;
+    return columns.arm.map((_, place) =>
+      Object.fromEntries(names.filter((name) => isSet(name, place)).map((name) => [name, columns[name][place]])),
+    );
+  }
+
   async function draw(figure) {
     const { points, variants } = charts[figure.dataset.chart];
     const spec = structuredClone(variants[variantOf(figure)]);
-    spec.data = { name: "rows", values: points };
+    spec.data = { name: "rows", values: rowsOf(points) };
     spec.params = [...(spec.params ?? []), { name: "hidden", value: [...hidden] }];
     spec.transform = [{ filter: "indexof(hidden, datum.arm) < 0" }, ...(spec.transform ?? [])];
     const place = figure.querySelector(".drawing");
@@ -26,6 +34,7 @@
       actions: false,
       ast: true, // Vega's interpreter: the page's policy forbids eval
       defaultStyle: false,
+      logLevel: 1, // errors; an axis without a point, when all arms are hidden, is no news
       renderer: "svg",
       tooltip: TOOLTIP,
     });

@@ -16,18 +16,18 @@ from typing import Any
 
 import vl_convert
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import columns as col
 from tuneoff.report import numbers
-from tuneoff.report.look import Arms
+from tuneoff.report.look import PAGE, Arms
 from tuneoff.report.panels import learning_numbers, panels, trial_numbers
 from tuneoff.report.points import CurveLine
 from tuneoff.report.reproduce import commands, study_yaml
 from tuneoff.report.tables import progress, shown_with_interval
 from tuneoff.report.text import clean
-from tuneoff.study.spec import LoraMethod, Study
+from tuneoff.study.spec import FullMethod, LoadMethod, LoraMethod, Study
 
 FILES = resources.files("tuneoff.report")
 MAIN_COLUMNS = (
@@ -36,7 +36,6 @@ MAIN_COLUMNS = (
     col.BITS,
     col.RATE,
     col.TRAINABLE,
-    col.SHARE,
     col.REDUCTION,
     col.TIME,
     col.MEMORY,
@@ -92,7 +91,7 @@ def render_page(study: Study, summary: Summary, curves: Mapping[str, Sequence[Cu
         script=Markup(script),
         data=_json_for_html({key: panel.data() for key, panel in found.items()}),
         panels=found,
-        arms=Arms(summary),
+        arms=Arms(summary, PAGE),
         shapes=SHAPE_PATHS,
         progress=progress(summary),
         columns=MAIN_COLUMNS,
@@ -100,6 +99,7 @@ def render_page(study: Study, summary: Summary, curves: Mapping[str, Sequence[Cu
         cost_columns=col.COST_COLUMNS,
         text_of=shown_with_interval,
         describe=describe,
+        verdict=emphasised(summary),
         spans=spans(summary.arms),
         learning_numbers=learning_numbers(found["learning"].points) if "learning" in found else None,
         trial_numbers=trial_numbers(summary),
@@ -113,12 +113,23 @@ def render_page(study: Study, summary: Summary, curves: Mapping[str, Sequence[Cu
 
 def describe(arm: ArmSummary) -> str:
     """Return the method and its scientific hyperparameters, for the line under an arm's name."""
-    method = col.METHOD.cell(arm).text
-    if not isinstance(arm.method, LoraMethod):
-        return method
-    parts = [f"{method} rank {arm.method.rank}", f"alpha {numbers.plain(arm.method.alpha)}"]
-    parts += [f"dropout {numbers.plain(arm.method.dropout)}"] if arm.method.dropout else []
-    return ", ".join((*parts, " ".join(arm.method.targets)))
+    method = arm.method
+    if isinstance(method, LoraMethod):
+        parts = [f"LoRA rank {method.rank}", f"alpha {numbers.plain(method.alpha)}"]
+        parts += [f"dropout {numbers.plain(method.dropout)}"] if method.dropout else []
+        return ", ".join((*parts, " ".join(method.targets)))
+    if isinstance(method, LoadMethod):
+        return f"loaded from {method.path}"
+    return "all weights are trained" if isinstance(method, FullMethod) else "nothing is trained"
+
+
+def emphasised(summary: Summary) -> Markup:
+    """Return the verdict with the names of the two arms that it weighs standing out."""
+    text = str(escape(clean(summary.verdict)))
+    for name in summary.ranking[:2]:
+        shown = str(escape(clean(name)))
+        text = text.replace(f" {shown} (", f" <strong>{shown}</strong> (", 1)
+    return Markup(text)
 
 
 def spans(arms: Sequence[ArmSummary]) -> dict[str, Span]:
@@ -151,7 +162,9 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     yield "effective batch", f"{budget.batch_size} sequences of up to {study.task.max_length:,} tokens"
     yield "seeds", ", ".join(map(str, study.seeds))
     yield "precision", study.precision
-    yield "schedule", f"{study.optimizer.schedule}, warm-up {study.optimizer.warmup:g}"
+    warmup = study.optimizer.warmup
+    length_of_warmup = f"{100 * warmup:g} %" if warmup < 1 else f"{warmup:g} steps"
+    yield "schedule", f"{study.optimizer.schedule}, {length_of_warmup} warm-up"
 
 
 @cache

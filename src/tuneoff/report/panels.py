@@ -1,5 +1,6 @@
 """The page's charts: which there are, what each can be switched to, and the numbers behind them as tables."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,7 +14,7 @@ from tuneoff.analysis.values import Summary
 from tuneoff.report import charts, numbers
 from tuneoff.report.charts import Across, Axis
 from tuneoff.report.look import PAGE, Arms
-from tuneoff.report.points import CurveLine, Point, cost_points, learning_points, rate_points
+from tuneoff.report.points import CurveLine, Point, arms_in, cost_points, learning_points, rate_points
 from tuneoff.report.text import clean
 
 MAX_TABLE_STEPS = 12
@@ -22,6 +23,12 @@ MAX_TABLE_STEPS = 12
 
 STILL_WIDTH = 760
 """Pixels of a chart's picture; where it is narrower the browser shrinks it."""
+
+MAX_PICTURE_ARMS = 24
+"""More than that nobody tells apart on a picture that cannot be worked with, and they would make the page heavy."""
+
+_PATHS = re.compile(r'(?<= )(?:d|transform)="[^"<>]*"')
+_DECIMALS = re.compile(r"\d+\.\d{2,}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Numbers:
 
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    texts: frozenset[int] = frozenset({0})
+    """Places of the columns that hold text."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +69,17 @@ class Panel:
 
     def picture(self) -> Markup:
         """Return the first variant as SVG, for where JavaScript is off. Vega escapes the texts in it."""
-        values = {"width": STILL_WIDTH, "data": {"name": charts.ROWS, "values": self._values()}}
-        return Markup(vl_convert.vegalite_to_svg(_spec(self.variants[0]) | values))
+        if len(arms_in(self.points)) > MAX_PICTURE_ARMS:
+            return Markup("<p>This chart is drawn where JavaScript is on.</p>")
+        spec = _spec(self.variants[0]) | {"width": STILL_WIDTH}
+        spec["data"] = {"name": charts.ROWS, "values": [_tidy(point) for point in self.points]}
+        # A label on every mark would double the page; the figure has one, and the numbers are in a table.
+        spec["config"]["aria"] = False
+        return Markup(_PATHS.sub(_shortened, vl_convert.vegalite_to_svg(spec)))
 
     def data(self) -> dict[str, Any]:
         """Return what the page's script draws it from."""
-        return {"points": self._values(), "variants": [_spec(chart) for chart in self.variants]}
-
-    def _values(self) -> list[Point]:
-        return [_tidy(point) for point in self.points]
+        return {"points": _columns(self.points), "variants": [_spec(chart) for chart in self.variants]}
 
 
 def panels(summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> dict[str, Panel]:
@@ -78,7 +89,7 @@ def panels(summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> dict[
         summary: what is known.
         curves: the lines of each run's `curve.jsonl`.
     """
-    arms = Arms(summary)
+    arms = Arms(summary, PAGE)
     found = (*_learning(arms, learning_points(summary, curves)), *_rates(arms, rate_points(summary)))
     return {panel.key: panel for panel in (*found, *_costs(arms, cost_points(summary)))}
 
@@ -92,7 +103,7 @@ def _learning(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
         Panel(
             key="learning",
             label="Loss while training, for every arm",
-            variants=tuple(charts.learning_chart(arms, PAGE, x=x, scale=scale) for x, scale in product(ways, scales)),
+            variants=tuple(charts.learning_chart(points, arms, x=x, scale=scale) for x, scale in product(ways, scales)),
             points=points,
             controls=(Control("against", ("steps", "target tokens")), Control("axes", scales)),
         ),
@@ -100,14 +111,15 @@ def _learning(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
 
 
 def _rates(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
-    if all(point["loss"] is None for point in points):
+    # One rate says nothing about rates; it is in the tables.
+    if len({point["lr"] for point in points if point["loss"] is not None}) < 2:
         return ()
     scales: tuple[Axis, ...] = ("linear", "log")
     return (
         Panel(
             key="rates",
             label="Validation loss against learning rate, for every arm",
-            variants=tuple(charts.rate_chart(points, arms, PAGE, scale=scale) for scale in scales),
+            variants=tuple(charts.rate_chart(points, arms, scale=scale) for scale in scales),
             points=points,
             controls=(Control("loss axis", scales),),
         ),
@@ -117,13 +129,13 @@ def _rates(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
 def _costs(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
     found = []
     for cost, (title, usual) in charts.COSTS.items():
-        if all(point[cost] is None for point in points):
+        if sum(point[cost] is not None for point in points) < 2:
             continue
         scales: tuple[Axis, ...] = ("log", "linear") if usual == "log" else ("linear", "log")
         panel = Panel(
             key=cost,
             label=f"Test loss against {title}",
-            variants=tuple(charts.cost_chart(points, arms, PAGE, cost, scale=scale) for scale in scales),
+            variants=tuple(charts.cost_chart(points, arms, cost, scale=scale) for scale in scales),
             points=points,
             controls=(Control("axis", scales),),
         )
@@ -165,19 +177,38 @@ def trial_numbers(summary: Summary) -> Numbers:
         for trial in arm.trials
         if trial.lr is not None
     ]
-    return Numbers(("arm", "learning rate", "validation loss", "state"), tuple(rows))
+    return Numbers(("arm", "learning rate", "validation loss", "state"), tuple(rows), frozenset({0, 3}))
+
+
+def _shortened(attribute: re.Match[str]) -> str:
+    """Return a path with a tenth of a pixel's precision; Vega gives it to the last bit."""
+    return _DECIMALS.sub(lambda number: f"{float(number[0]):.1f}", attribute[0])
 
 
 def _spec(chart: alt.LayerChart) -> dict[str, Any]:
     # Checking a chart against the schema takes longer than all the rest; the charts are ours, and the tests check them.
     spec: dict[str, Any] = chart.to_dict(validate=False)
+    seen = set()
+    for layer in spec["layer"]:
+        for channel in {"color", "shape", "strokeDash"} & set(layer.get("encoding", {})):
+            # Layers share their scales, so a scale that names every arm needs to be given once.
+            if channel in seen:
+                layer["encoding"][channel].pop("scale", None)
+            seen.add(channel)
     return spec
 
 
+def _columns(points: Sequence[Point]) -> dict[str, list[Any]]:
+    """Return the points column by column, each name said once: thousands of points make half a page otherwise."""
+    rows = [_tidy(point) for point in points]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
 def _tidy(point: Point) -> Point:
-    """Return the point with its texts cleaned and without what is empty."""
+    """Return the point with its texts cleaned, without what is empty or not drawn."""
     return {
         key: clean(value) if isinstance(value, str) else value
         for key, value in point.items()
-        if value not in (None, "")
+        if value not in (None, "") and not isinstance(value, dict)
     }
