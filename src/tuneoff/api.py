@@ -109,6 +109,7 @@ def run(
     *,
     only: Sequence[str] = (),
     num_jobs: int = 1,
+    checked: "Preflight | None" = None,
     listener: Callable[["Event"], Any] = lambda event: None,
 ) -> Result:
     """Train what is missing and nothing that is done.
@@ -118,6 +119,7 @@ def run(
         out: folder of all studies' results.
         only: arms, or families of arms, to work on; none is all.
         num_jobs: child processes at a time.
+        checked: what `check` said of the study; none checks now.
         listener: is told what happens.
 
     Raises:
@@ -127,8 +129,16 @@ def run(
     from tuneoff.running.store import Store
 
     store = Store(out / study.name)
+    found = checked or check(study)
     store.create(study)
-    runner = StudyRunner(study, store, Options(only=only, num_jobs=num_jobs, listener=listener))
+    options = Options(
+        only=only,
+        num_jobs=num_jobs,
+        listener=listener,
+        data_sha256=found.data_sha256,
+        model_sha256=found.model_sha256,
+    )
+    runner = StudyRunner(study, store, options)
     runner.run()
     return Result(study, store, dict(runner.failed))
 

@@ -167,7 +167,7 @@ def _run(source: str, overrides: list[str] | None, out: Path, only: tuple[str, .
     console.print(Text(module_listing(checked.plan)))
     before = api.open_result(study, out)
     with Live(console, before.summary().num_left) as live:
-        result = api.run(study, out, only=only, num_jobs=num_jobs, listener=live)
+        result = api.run(study, out, only=only, num_jobs=num_jobs, checked=checked, listener=live)
     result.table()
     _say_report(result.report())
     if result.failed:

@@ -94,6 +94,7 @@ def make_loop(
     optimizer: OptimizerSpec | None = None,
     evaluate_every: int = 5,
     checkpoint_every: int = 5,
+    precision: str = "fp32",
 ) -> Loop:
     """Return a loop over the members of an adapted model; the split is its own validation split."""
     spec = optimizer or OptimizerSpec(weight_decay=0.01)
@@ -105,7 +106,7 @@ def make_loop(
         )
         for index, (seed, rate) in enumerate(zip(seeds, rates, strict=True))
     ]
-    meter = Meter(runtime())
+    meter = Meter(runtime(precision))
 
     def evaluate(module: nn.Module, forward: Forward) -> Likelihood:
         return score_split(module, forward, split, meter.runtime, PAD).likelihood

@@ -21,12 +21,16 @@ SEEDS = (0, 1, 2, 3)
 RATES = (1e-3, 3e-3, 1e-2, 3e-4)
 
 
-def _first_gradient(micro_batch: int, dtype: torch.dtype, split: TokenSplit) -> dict[str, torch.Tensor]:
+def _first_gradient(
+    micro_batch: int, dtype: torch.dtype, split: TokenSplit, precision: str = "fp32"
+) -> dict[str, torch.Tensor]:
     """Return the gradient of the first effective batch of 16, dropouts of the base on."""
     model = make_model("gpt2").to(dtype)
     adapted = Full().adapt(model, torch.Generator())
     model.to(dtype)
-    loop = make_loop(adapted, [0], [1e-3], split, Recorder(), micro_batch=micro_batch, batch_size=16)
+    loop = make_loop(
+        adapted, [0], [1e-3], split, Recorder(), micro_batch=micro_batch, batch_size=16, precision=precision
+    )
     model.train()
     layout = loop._micro_batches(0)
     count = sum(int(column[0].targets.sum()) for column in layout)
@@ -43,6 +47,16 @@ def test_the_gradient_does_not_depend_on_the_micro_batch(dtype: torch.dtype, bou
         parts = _first_gradient(micro_batch, dtype, split)
         for name, gradient in whole.items():
             assert (parts[name] - gradient).norm() <= bound * gradient.norm(), (micro_batch, name)
+
+
+def test_in_bf16_the_micro_batch_moves_the_gradient_by_two_per_cent_at_most() -> None:
+    split = make_split(num_sequences=40)
+    whole = _first_gradient(16, torch.float32, split, "bf16")
+    total = torch.cat([gradient.flatten() for gradient in whole.values()])
+    for micro_batch in (1, 4):
+        parts = _first_gradient(micro_batch, torch.float32, split, "bf16")
+        moved = torch.cat([gradient.flatten() for gradient in parts.values()]) - total
+        assert moved.norm() <= 0.02 * total.norm()
 
 
 def _float64_losses(architecture: str, split: TokenSplit, seed: int, rate: float, num_steps: int) -> list[float]:

@@ -24,6 +24,10 @@ class Preflight(Value):
     """Optimizer steps of each run."""
     num_epochs: float
     """The same in passes over the training split."""
+    data_sha256: str
+    """Hash of the tokenised splits."""
+    model_sha256: str
+    """Hash of the base's configuration and weights."""
 
     def lines(self) -> Iterator[str]:
         """Yield what a person should know before the run starts."""
@@ -42,7 +46,9 @@ def preflight(study: Study) -> Preflight:
     check_precision(study.precision)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
     planned = plan(study)
-    fingerprint(study.model, study.root, study.revision)  # reads the weights' files, so a torn one is found now
+    model_sha256 = fingerprint(
+        study.model, study.root, study.revision
+    )  # reads the weights, so a torn file is found now
     tokenizer = load_tokenizer(study.model, study.root, study.revision, study.trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     data = prepare(study.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
@@ -55,4 +61,6 @@ def preflight(study: Study) -> Preflight:
         num_target_tokens={name: split.num_target_tokens for name, split in splits.items()},
         num_steps=steps,
         num_epochs=steps * study.budget.batch_size / len(data.train),
+        data_sha256=data.sha256,
+        model_sha256=model_sha256,
     )

@@ -32,6 +32,10 @@ class Options:
     num_jobs: int = 1
     num_threads: int | None = None
     listener: Listener = lambda event: None
+    data_sha256: str = ""
+    """Hash of the splits as they are now; a finished run on others is done again. Empty does not look."""
+    model_sha256: str = ""
+    """Hash of the base as it is now, likewise."""
 
 
 class StudyRunner:
@@ -114,7 +118,7 @@ class StudyRunner:
         for run_id in self.store.run_ids():
             record, test = self._verified.get(run_id, (None, None))
             if record is None:
-                record = self.store.record(run_id, verify=True)
+                record = self._unless_stale(self.store.record(run_id, verify=True))
             if record is not None and test is None:
                 test = self.store.test(run_id, verify=True)
             if record is not None:
@@ -123,6 +127,20 @@ class StudyRunner:
             self.options.listener(Event("problem", body={"what": problem}))
         records = {run_id: record for run_id, (record, _) in self._verified.items()}
         return records, {run_id: test for run_id, (_, test) in self._verified.items() if test is not None}
+
+    def _unless_stale(self, record: Record | None) -> Record | None:
+        """Pass a record on; one of other data or another base is set aside, and its run is done again."""
+        if record is None:
+            return None
+        now = {"data": self.options.data_sha256, "base model": self.options.model_sha256}
+        then = {"data": record.provenance.data_sha256, "base model": record.provenance.model_sha256}
+        changed = [what for what, sha256 in now.items() if sha256 and sha256 != then[what]]
+        if not changed:
+            return record
+        self.store.set_aside(record.run_id)
+        what = f"run {record.run_id}: the {' and the '.join(changed)} changed since; it will be done again"
+        self.options.listener(Event("problem", body={"what": what}))
+        return None
 
     def _take(self, message: Message) -> None:
         task, run_id = message.job.task, message.job.task.run.run_id

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from tuneoff.data.prepare import PreparedData, prepare
 from tuneoff.errors import MethodError
 from tuneoff.evaluation.likelihood import Scores, score_split
+from tuneoff.files import remove_folder
 from tuneoff.methods import cohort_from_specs, interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.selective import NoTraining
-from tuneoff.running.store import ADAPTER_WEIGHTS, FULL_WEIGHTS, Store
+from tuneoff.running.store import ADAPTER_WEIGHTS, CHECKPOINT_FOLDER, FULL_WEIGHTS, Store
 from tuneoff.study.identity import Run
 from tuneoff.study.spec import FullMethod, LoadMethod, LoraMethod
 from tuneoff.study.streams import INIT, stream_seed
@@ -80,11 +81,21 @@ def open_session(runs: Sequence[Run], place: Place) -> Session:
         getattr(config.get_text_config(), "max_position_embeddings", None),
         trust_remote_code=first.trust_remote_code,
     )
+    _guard_checkpoint(runs, place, setup, data.sha256)
     with meter.phase("load"):
         adapted = _adapt(runs, place, runtime)
     pad_id = tokenizer.pad_token_id
     notes = (*tokenizer_notes(tokenizer), *data.notes)
     return Session(tuple(runs), place, runtime, data, pad_id, adapted, meter, setup, notes)
+
+
+def _guard_checkpoint(runs: Sequence[Run], place: Place, setup: dict[str, Any], data_sha256: str) -> None:
+    """Drop a checkpoint of other data, or of a cohort of other runs, than there are now: going on would mix the two."""
+    if setup.get("data_sha256") != data_sha256 or setup["is_new"]:
+        remove_folder(place.store.run_folder(runs[0].run_id) / CHECKPOINT_FOLDER)
+    setup["data_sha256"] = data_sha256
+    for run in runs:
+        place.store.write_setup(run.run_id, setup)
 
 
 def open_weights(run: Run, place: Place) -> AdaptedModel:
@@ -110,13 +121,12 @@ def _settle_setup(runs: Sequence[Run], place: Place) -> dict[str, Any]:
         "cohort": [run.run_id for run in runs],
         "root": str(place.root),
         "num_sittings": 1,
+        "is_new": True,
     }
     if stored is not None and stored.get("cohort") == setup["cohort"]:
         has_shrunk = place.micro_batch is not None
         setup |= {key: stored[key] for key in ("num_threads", *(() if has_shrunk else ("micro_batch",)))}
-        setup["num_sittings"] = stored["num_sittings"] + 1
-    for run in runs:
-        place.store.write_setup(run.run_id, setup)
+        setup |= {"num_sittings": stored["num_sittings"] + 1, "is_new": False, "data_sha256": stored.get("data_sha256")}
     return setup
 
 

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from tuneoff.errors import StoreError
-from tuneoff.files import file_sha256, write_synced
+from tuneoff.files import file_sha256, remove_folder, write_synced
 from tuneoff.study.identity import canonical_json, digest
 from tuneoff.study.records import RECORD_VERSION, Record, TestRecord, to_json
 from tuneoff.study.spec import Study, plain
@@ -157,6 +157,14 @@ class Store:
 
     def _write(self, path: Path, body: dict[str, Any]) -> None:
         write_synced(path, json.dumps(body | {CHECKSUM: digest(body)}, indent=2, ensure_ascii=False).encode())
+
+    def set_aside(self, run_id: str) -> None:
+        """Take a finished run out of the results; its old record stays readable next to where it was."""
+        folder = self.run_folder(run_id)
+        for name in (RECORD_FILE, TEST_FILE):
+            if (folder / name).exists():
+                (folder / name).rename(folder / f"{name}.old")
+        remove_folder(folder / CHECKPOINT_FOLDER)
 
     def setup(self, run_id: str) -> dict[str, Any] | None:
         """Return what a run was set up with, or none."""
