@@ -134,9 +134,9 @@ def test_a_missing_key_is_a_bad_row() -> None:
 
 
 def test_unknown_columns() -> None:
-    error = _error({"instruction": "p", "respons": "r"})
+    error = _error({"instruction": "p", "responses": "r"})
     assert "no column for the response" in error.message
-    assert "Did you mean respons?" in error.message
+    assert "Did you mean responses?" in error.message
     assert "task.columns.response" in error.message
     error = _error({"instruction": "p", "answer": "r"}, response="answr")
     assert error.message.startswith("no column 'answr'; the data has instruction, answer.")

@@ -65,6 +65,15 @@ class _Span:
     num_text_tokens: int
     """Without the end-of-sequence token."""
 
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the reply."""
+        return len(self.segment.text.encode()) if self.segment.num_bytes is None else self.segment.num_bytes
+
+    def is_cut(self, length: int) -> bool:
+        """Whether a sequence of `length` tokens ends within the segment's text."""
+        return self.start < length < self.start + self.num_text_tokens
+
 
 @dataclass(frozen=True)
 class _Sequence:
@@ -101,15 +110,23 @@ class Fitter:
         cuts = Cuts(num_conversations=len(conversations))
         for start in range(0, len(conversations), CHUNK):
             chunk = conversations[start : start + CHUNK]
-            for conversation, whole in zip(chunk, self._encoded(chunk), strict=True):
-                self._add(conversation, whole, builder, cuts, problems)
+            fitted = [
+                (conversation, sequence)
+                for conversation, whole in zip(chunk, self._encoded(chunk), strict=True)
+                for sequence in self._fitted(conversation, whole, cuts, problems)
+            ]
+            num_bytes = self._num_bytes([sequence for _, sequence in fitted])
+            for (conversation, sequence), target_bytes in zip(fitted, num_bytes, strict=True):
+                name = f"{conversation.file}:{conversation.line}"
+                builder.add(
+                    sequence.ids, sequence.targets, target_bytes=target_bytes, item=conversation.item, item_name=name
+                )
         problems.check()
         if self._truncation == "error" and cuts.first_long is not None:
             raise DataError(
                 f"{cuts.num_long} of {cuts.num_conversations} examples are longer than max_length {self._max_length}"
-                " tokens (the longest"
-                f" has {cuts.longest}), and task.truncation is error; raise task.max_length, or cut them with"
-                " truncation: middle",
+                f" tokens (the longest has {cuts.longest}), and task.truncation is error; raise task.max_length, or cut"
+                " them with truncation: middle",
                 file=cuts.first_long.file,
                 line=cuts.first_long.line,
             )
@@ -129,15 +146,15 @@ class Fitter:
                     spans.append(_Span(segment, start, len(ids), len(piece)))
             yield _marked(np.array(ids, dtype=np.int32), spans)
 
-    def _add(
-        self, conversation: Conversation, whole: _Sequence, builder: SplitBuilder, cuts: Cuts, problems: Problems
-    ) -> None:
-        num_tokens = len(whole.ids)
+    def _fitted(
+        self, conversation: Conversation, whole: _Sequence, cuts: Cuts, problems: Problems
+    ) -> Iterator[_Sequence]:
+        """Yield what a conversation becomes, each at most `max_length` long; nothing where it is a bad row."""
         complaint = _complaint(whole)
         sequences = [whole]
-        if num_tokens > self._max_length:
+        if len(whole.ids) > self._max_length:
             cuts.num_long += 1
-            cuts.longest = max(cuts.longest, num_tokens)
+            cuts.longest = max(cuts.longest, len(whole.ids))
             cuts.first_long = cuts.first_long or conversation
             if self._truncation == "error":
                 return
@@ -147,22 +164,15 @@ class Fitter:
         for sequence in sequences:
             fitted = self._fit(sequence, cuts)
             if complaint is None and not fitted.targets.any():
-                num_context = int(np.argmax(sequence.targets))
                 complaint = (
                     f"expected a target token within max_length {self._max_length}, but the prompt alone has"
-                    f" {num_context} tokens;"
-                    " raise task.max_length, or keep the reply with truncation: middle"
+                    f" {int(np.argmax(sequence.targets))} tokens; raise task.max_length, or keep the reply with"
+                    " truncation: middle"
                 )
             if complaint is not None:
                 problems.add(complaint, file=conversation.file, line=conversation.line)
                 return
-            builder.add(
-                fitted.ids,
-                fitted.targets,
-                target_bytes=sum(self._num_bytes(span, len(fitted.ids)) for span in fitted.spans),
-                item=conversation.item,
-                item_name=f"{conversation.file}:{conversation.line}",
-            )
+            yield fitted
 
     def _fit(self, sequence: _Sequence, cuts: Cuts) -> _Sequence:
         excess = len(sequence.ids) - self._max_length
@@ -181,17 +191,22 @@ class Fitter:
         cuts.num_context_tokens += excess - lost_targets
         return fitted
 
-    def _num_bytes(self, span: _Span, length: int) -> int:
-        """Return the bytes of the part of a reply's text that lies within the sequence."""
-        text = span.segment.text
-        all_bytes = len(text.encode()) if span.segment.num_bytes is None else span.segment.num_bytes
-        num_kept = max(0, length - span.start)
-        if num_kept >= span.num_text_tokens:
-            return all_bytes
-        if not num_kept:
-            return 0
-        _, ends = next(self._encoder.encode_with_ends([text]))
-        return min(int(ends[num_kept - 1]), all_bytes)
+    def _num_bytes(self, sequences: Sequence[_Sequence]) -> list[int]:
+        """Return for each sequence the bytes of its replies' texts, as far as their tokens lie within it."""
+        cut = [span for sequence in sequences for span in sequence.spans if span.is_cut(len(sequence.ids))]
+        ends_of_cut = self._encoder.encode_with_ends([span.segment.text for span in cut])
+        sums = []
+        for sequence in sequences:
+            length = len(sequence.ids)
+            num_bytes = 0
+            for span in sequence.spans:
+                if span.is_cut(length):
+                    _, ends = next(ends_of_cut)
+                    num_bytes += min(int(ends[length - span.start - 1]), span.num_bytes)
+                elif span.start < length:
+                    num_bytes += span.num_bytes
+            sums.append(num_bytes)
+        return sums
 
 
 def _complaint(sequence: _Sequence) -> str | None:

@@ -183,7 +183,7 @@ def _checked_header(cells: list[str], file: str, line: int) -> list[str]:
 
 
 def _read_parquet(path: Path, file: str, problems: Problems) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+    from pyarrow import ArrowException, parquet
 
     del problems  # a Parquet file is whole or not at all
     number = 0

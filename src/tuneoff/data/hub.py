@@ -10,7 +10,7 @@ from tuneoff.data.formats import Row
 from tuneoff.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?(:[\w.-]{1,96})?", re.ASCII)
 """`owner/name` or `name`, and after a colon the configuration where the data set has several."""

@@ -121,7 +121,12 @@ def _prepare_text(task: TaskSpec, sources: Sources, encoder: Encoder) -> _Tokeni
     }
     return _Tokenised(
         splits=splits,
-        notes=(*_read_notes(found), *more_notes, *notes, *_window_notes(documents, splits, task.max_length, stride)),
+        notes=(
+            *_read_notes(sources, found),
+            *more_notes,
+            *notes,
+            *_window_notes(documents, splits, task.max_length, stride),
+        ),
         samples=tuple(_continuation(document.text) for document in documents["validation"][:NUM_SAMPLES]),
         stride_tokens=stride,
     )
@@ -146,23 +151,23 @@ def _prepare_instruction(task: TaskSpec, sources: Sources, encoder: Encoder, tem
         splits[name], cuts = fitter.build(conversations[name])
         cut_notes.append(cuts.note(name, task.max_length, task.truncation))
     sizes = [
-        f"{name}: {len(splits[name])} sequences of {len(splits[name].item_names)} prompts or trees,"
-        f" {splits[name].num_target_tokens}"
-        f" target tokens of {splits[name].num_input_tokens}."
+        f"{name}: {len(splits[name])} sequences of {len(splits[name].item_names)} prompts or trees;"
+        f" {splits[name].num_target_tokens} of {splits[name].num_input_tokens} tokens are targets."
         for name in SPLITS
     ]
     return _Tokenised(
         splits=splits,
-        notes=(*_read_notes(found), *notes, *sizes, *filter(None, cut_notes)),
+        notes=(*_read_notes(sources, found), *notes, *sizes, *filter(None, cut_notes)),
         samples=_first_replies(conversations["validation"], template),
     )
 
 
-def _read_notes(found: Mapping[str, Examples[Document]] | Mapping[str, Examples[Conversation]]) -> list[str]:
+def _read_notes(
+    sources: Sources, found: Mapping[str, Examples[Document]] | Mapping[str, Examples[Conversation]]
+) -> list[str]:
     notes = []
     for name, examples in found.items():
-        label = examples.examples[0].file
-        notes.append(f"{name} was read from {label}: {len(examples.examples)} examples.")
+        notes.append(f"{name} was read from {sources.official()[name].label}: {len(examples.examples)} examples.")
         notes += [f"{name}: {note}" for note in examples.notes]
     return notes
 
@@ -177,15 +182,13 @@ def _window_notes(
     ]
     notes.append(
         f"Text is scored in windows of {max_length} tokens that move on by {stride}: each token is predicted once,"
-        " after"
-        f" {max_length - stride} to {max_length - 1} tokens of context (fewer where its document begins)."
+        f" after {max_length - stride} to {max_length - 1} tokens of context (fewer where its document begins)."
     )
     alone = [name for name in ("validation", "test") if len(documents[name]) == 1]
     if alone:
         notes.append(
             f"{' and '.join(alone)}: one document only, so its windows are the items; windows of one document are not"
-            " independent,"
-            " and intervals over them are too narrow."
+            " independent, and intervals over them are too narrow."
         )
     return notes
 
@@ -209,6 +212,9 @@ def _token_notes(tokenizer: "PreTrainedTokenizerBase", task: TaskSpec) -> list[s
         )
     if tokenizer.eos_token_id is None:
         notes.append("The tokenizer has no end-of-sequence token, so none is learnt.")
+    elif task.kind == "text" or task.template != CHAT:
+        what = "document" if task.kind == "text" else "reply"
+        notes.append(f"Each {what} ends with {tokenizer.eos_token}, which carries loss.")
     if task.kind == "instruction" and task.template == CHAT and "strftime_now" in str(tokenizer.chat_template):
         notes.append("The chat template may write the date of the day on which the data is prepared into every prompt.")
     return notes

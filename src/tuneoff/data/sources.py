@@ -44,6 +44,11 @@ class Source:
         """Whether each file is one document."""
         return bool(self.files) and self.files[0][0].suffix.lower() in TEXT_SUFFIXES
 
+    @property
+    def label(self) -> str:
+        """What a note calls it."""
+        return f"{self.name}, split {self.split}" if self.split else self.name
+
     def read(self) -> list[Row]:
         """Read the rows, `limit` of them at most."""
         if self.kind == "hub":
@@ -65,7 +70,7 @@ class Source:
         from tuneoff.data.demo import generate_demo_rows
 
         rows = generate_demo_rows(self.split)[: self.limit]
-        return [Row(dict(row), f"{DEMO}, split {self.split}", number) for number, row in enumerate(rows, start=1)]
+        return [Row(dict(row), self.label, number) for number, row in enumerate(rows, start=1)]
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ class _Finder:
         if isinstance(asked, str):
             return self.source(split, asked)
         if self._task.data == DEMO:
-            self.notes.append(f"The demo data has a {split} split of its own, which is used whole.")
+            note = "The demo data has validation and test splits of its own, which are used whole."
+            self.notes += [note] if note not in self.notes else []
             return self.source(split, split)
         return asked
 
@@ -160,7 +166,7 @@ class _Finder:
             return Source("files", name, files=files, note=_folder_note(name, len(files), left_out), limit=limit)
         if len(tables) == 1:
             label = f"{name.rstrip('/')}/{_below(path, tables[0])}"
-            return Source("files", name, files=((tables[0], label),), note=f"{name}: read {label}.", limit=limit)
+            return Source("files", label, files=((tables[0], label),), limit=limit)
         raise DataError(_no_choice(path, tables), file=name)
 
 
