@@ -157,6 +157,23 @@ def test_verdict_claims_no_more_than_is_known(losses: tuple[list[float], list[fl
     assert any("not finished" in caveat for caveat in summary.caveats) == (min(map(len, losses)) < 3)
 
 
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        (2.315, "base lies inside the interval of a, so this does not tell them apart."),
+        (9.0, "base lies outside the interval of a; that covers seeds alone"),
+    ],
+)
+def test_verdict_on_a_base_that_has_no_interval(base: float, says: str) -> None:
+    fakes = Fakes(make_study(arms={"base": {"method": "none"}, "a": {"method": "lora", "rank": 8, "lr": 1e-3}}))
+    losses = [base, 2.30, 2.31, 2.32]
+    fakes.tests = {
+        run_id: TestRecord(run_id=run_id, test=make_likelihood(loss), score_s=1.0)
+        for run_id, loss in zip(fakes.tests, losses, strict=True)
+    }
+    assert says in summary_of(fakes).verdict
+
+
 def test_missing_arms_are_said() -> None:
     caveats = summary_of(Fakes(make_study(), share=0.5)).caveats
     assert caveats[0] == "Not in this answer, because not finished: lora-rank8, lora-rank32."

@@ -14,6 +14,7 @@ import pytest
 from fakes import HOSTILE, Fakes, make_study
 
 from tuneoff.analysis.summary import summarise
+from tuneoff.errors import StoreError
 from tuneoff.report import page
 from tuneoff.report.charts import figures, save_chart
 from tuneoff.report.points import MAX_POINTS_PER_CURVE, learning_points
@@ -187,6 +188,14 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["report.html", "report.md", "report.csv", "report.json"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)
     assert json.loads(paths[3].read_text("utf-8"))["summary"]["ranking"][0] == "full"
+
+
+def test_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    fakes = Fakes(make_study(), share=0.0)
+    summary = summarise(fakes.study, fakes.records, fakes.tests)
+    with pytest.raises(StoreError, match="the report cannot be written there"):
+        write_report(tmp_path / "file" / "below", fakes.study, summary, {}, {}, {})
 
 
 def test_figures_are_files(tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ def test_terminal_fits_its_width(whole: Summary, width: int) -> None:
         assert expected in text
 
 
+def test_long_names_break_and_numbers_do_not(whole: Summary) -> None:
+    name = "lora-rank8-alpha16-targetsattn.c_attn+attn.c_proj+mlp.c_fc+mlp.c_proj"
+    arms = (whole.arms[1].model_copy(update={"name": name}), *whole.arms[2:])
+    text = shown(study_table(whole.model_copy(update={"arms": arms, "ranking": (name,)})), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    for expected in ("2.325 ± 0.006", "10.2 [10.2, 10.3]", "8 min 08 s"):
+        assert expected in text
+
+
 def test_headings_are_whole_at_80_columns(whole: Summary) -> None:
     text = shown(study_table(whole), 80)
     for heading in ("perplexity", "bits/byte", "trainable", "dropout", "optimizer", "vs full"):

@@ -53,12 +53,16 @@ def _overlap(first: ArmSummary, second: ArmSummary) -> str:
         return f"{who} one seed only, so how far another seed would move this is not known."
     if not (one.has_interval or two.has_interval):
         return "Neither was trained here, so seeds cannot move this; the noise of the test items is not measured yet."
-    if _top(one) >= _bottom(two):
+    is_apart = _top(one) < _bottom(two)
+    limits = "seeds alone, not the noise of the test items, and no test of the difference was made."
+    if one.has_interval and two.has_interval:
+        if is_apart:
+            return f"The intervals do not overlap; they cover {limits}"
         return "The intervals overlap, so this does not tell them apart."
-    return (
-        "The intervals do not overlap; they cover seeds alone, not the noise of the test items, "
-        "and no test of the difference was made."
-    )
+    fixed, other = (second, first) if one.has_interval else (first, second)
+    where = "outside" if is_apart else "inside"
+    end = f"; that covers {limits}" if is_apart else ", so this does not tell them apart."
+    return f"{fixed.name} lies {where} the interval of {other.name}{end}"
 
 
 def _top(estimate: Estimate) -> float:

@@ -24,6 +24,7 @@ COSTS: dict[Cost, tuple[str, Axis]] = {
 }
 """What quality is set against: title and usual axis."""
 
+
 HIT_AREA = 420
 """Square pixels around a point that show its tooltip: a fingertip's worth."""
 
@@ -47,13 +48,8 @@ def learning_chart(
     across = alt.X(f"{x}:Q", title=title, scale=_scale(scale, nice=False), axis=axis)
     up = alt.Y("loss:Q", title="loss, nats per token", scale=_scale(scale))
     arm = arms.channels()
-    tooltip = [
-        alt.Tooltip("arm:N"),
-        alt.Tooltip(f"{x}:Q", title=title, format=","),
-        alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
-        alt.Tooltip("low:Q", title="lowest seed", format=".4f"),
-        alt.Tooltip("high:Q", title="highest seed", format=".4f"),
-    ]
+    shown = {"arm": ("arm", ""), title: (x, ","), "validation loss": ("loss", ".4f")}
+    shown |= {"lowest seed": ("low", ".4f"), "highest seed": ("high", ".4f")}
     base = [_base_rule(chart.transform_filter("datum.kind == 'base'"), up, arms.look)]
     return finished(
         arms.look,
@@ -63,7 +59,7 @@ def learning_chart(
         validation.mark_area(opacity=0.14).encode(x=across, y=alt.Y("low:Q"), y2="high:Q", **arm.colour),
         validation.mark_line(strokeWidth=2).encode(x=across, y=up, **arm.colour, **arm.dash),
         validation.mark_point(filled=True, size=48, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
-        validation.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
+        _nearest(validation, arms.look, shown).encode(x=across, y=up),
     )
 
 
@@ -183,6 +179,27 @@ def _scale(kind: Axis, *, nice: bool = True, padding: int = 0) -> alt.Scale:
         return alt.Scale(type=kind, zero=False, nice=nice, padding=padding)
     # Whole powers of ten would press losses between 2 and 3 into a sixth of the chart. `zero` would be warned of.
     return alt.Scale(type=kind, nice=False, padding=max(padding, 8))
+
+
+def _nearest(chart: alt.Chart, look: Look, fields: Mapping[str, tuple[str, str]]) -> alt.Chart:
+    """Return unseen points of which the one nearest to the pointer is ringed and says its values.
+
+    Args:
+        chart: the points.
+        look: where the chart is shown.
+        fields: title of each value, its field, and its number format (empty for text).
+    """
+    near = alt.selection_point(name="near", nearest=True, on="pointerover", clear="pointerout", empty=False)
+    # Where a selection is of the nearest, Vega-Lite 6.4 reads texts one level too high; so we say where.
+    row = "(datum.datum || datum)"
+    values = (f"{row}.{field}" if not form else f"format({row}.{field}, '{form}')" for field, form in fields.values())
+    text = ", ".join(f"'{title}': {value}" for title, value in zip(fields, values, strict=True))
+    mark = chart.mark_point(
+        size=160, filled=False, strokeWidth=2, stroke=look.ink, shape="circle", tooltip=alt.expr(f"{{{text}}}")
+    )
+    opacity = alt.when(near).then(alt.value(1)).otherwise(alt.value(0))
+    ringed: alt.Chart = mark.encode(opacity=opacity).add_params(near)
+    return ringed
 
 
 def _base_rule(chart: alt.Chart, up: alt.Y, look: Look) -> alt.LayerChart:

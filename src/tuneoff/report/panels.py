@@ -21,8 +21,8 @@ MAX_TABLE_STEPS = 12
 """Rows of the table behind the learning curves; the chart has them all."""
 
 
-STILL_WIDTH = 760
-"""Pixels of a chart's picture; where it is narrower the browser shrinks it."""
+WIDE, NARROW = 1080, 320
+"""Pixels of a chart's picture; where there is less room the browser shrinks it."""
 
 MAX_PICTURE_ARMS = 24
 """More than that nobody tells apart on a picture that cannot be worked with, and they would make the page heavy."""
@@ -58,6 +58,7 @@ class Panel:
         label: what it shows, for those who do not see it.
         variants: the chart for each combination of choices, in the order of `itertools.product`; they share the data.
         points: the data.
+        width: pixels of its picture.
         controls: the choices.
     """
 
@@ -65,13 +66,14 @@ class Panel:
     label: str
     variants: tuple[alt.LayerChart, ...]
     points: Sequence[Point]
+    width: int = WIDE
     controls: tuple[Control, ...] = ()
 
     def picture(self) -> Markup:
         """Return the first variant as SVG, for where JavaScript is off. Vega escapes the texts in it."""
         if len(arms_in(self.points)) > MAX_PICTURE_ARMS:
             return Markup("<p>This chart is drawn where JavaScript is on.</p>")
-        spec = _spec(self.variants[0]) | {"width": STILL_WIDTH}
+        spec = _spec(self.variants[0]) | {"width": self.width}
         spec["data"] = {"name": charts.ROWS, "values": [_tidy(point) for point in self.points]}
         # A label on every mark would double the page; the figure has one, and the numbers are in a table.
         spec["config"]["aria"] = False
@@ -137,6 +139,7 @@ def _costs(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
             label=f"Test loss against {title}",
             variants=tuple(charts.cost_chart(points, arms, cost, scale=scale) for scale in scales),
             points=points,
+            width=NARROW,
             controls=(Control("axis", scales),),
         )
         found.append(panel)

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -96,10 +96,9 @@ def rich_table(shown: Sequence[Column], arms: Sequence[ArmSummary], best: str, t
         title_style="bold",
     )
     for column in shown:
-        is_first = column is shown[0]
-        table.add_column(
-            Text(column.heading), justify="right" if column.is_number else "left", no_wrap=is_first, overflow="fold"
-        )
+        # A long name may break; a number may not.
+        justify: Literal["left", "right"] = "right" if column.is_number else "left"
+        table.add_column(Text(column.heading), justify=justify, no_wrap=column.is_number, overflow="fold")
     for arm in arms:
         cells = [Text(clean(shown_with_interval(column, arm))) for column in shown]
         table.add_row(*cells, style="bold green" if arm.name == best else None)

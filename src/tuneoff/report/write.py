@@ -2,11 +2,11 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneoff.analysis.values import Summary
+from tuneoff.errors import StoreError
 from tuneoff.report.page import render_page
 from tuneoff.report.points import CurveLine
 from tuneoff.report.tables import to_csv, to_json, to_markdown
@@ -33,7 +33,7 @@ def write_report(
         tests: the readings of the test split by `run_id`.
 
     Raises:
-        OSError: the folder cannot be written to.
+        StoreError: the folder cannot be written to.
     """
     done = {run_id: lines for run_id, lines in curves.items() if _is_done(records.get(run_id))}
     facts = to_json(study, summary, records, tests)
@@ -43,8 +43,12 @@ def write_report(
         "report.csv": to_csv(summary),
         "report.json": json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    return [_write(folder / name, text) for name, text in texts.items()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [_write(folder / name, text) for name, text in texts.items()]
+    except OSError as error:
+        reason = error.strerror or error
+        raise StoreError(f"{folder}: the report cannot be written there ({reason}). Give another folder.") from None
 
 
 def _is_done(record: Record | None) -> bool:
@@ -53,16 +57,10 @@ def _is_done(record: Record | None) -> bool:
 
 def _write(path: Path, text: str) -> Path:
     """Write beside `path` and rename, so that a reader, or a kill, never finds half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        # Temporary files are for their owner alone; a report is as readable as any other new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        beside.write_text(text, encoding="utf-8", newline="")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     return path
