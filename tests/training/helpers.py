@@ -1,6 +1,6 @@
 """A loop on random tokens and a small random model, for tests that look at its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,11 @@ class Recorder:
     rows: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     best_steps: list[int] = field(default_factory=list)
+    score: Callable[[nn.Module], Likelihood] | None = None
+
+    def evaluate(self, module: nn.Module) -> Likelihood:
+        assert self.score is not None
+        return self.score(module)
 
     def curve(self, member: int, row: dict[str, Any]) -> None:
         self.rows.append((member, row))
@@ -108,11 +113,10 @@ def make_loop(
     ]
     meter = Meter(runtime(precision))
 
-    def evaluate(module: nn.Module, forward: Forward) -> Likelihood:
-        return score_split(module, forward, split, meter.runtime, PAD).likelihood
-
+    forward = Forward(adapted.module)
+    recorder.score = lambda module: score_split(module, forward, split, meter.runtime, PAD).likelihood
     plan = LoopPlan(num_steps, evaluate_every, checkpoint_every, micro_batch, PAD)
-    return Loop(adapted, members, split, plan, evaluate, recorder, meter)
+    return Loop(adapted, forward, members, split, plan, recorder, meter)
 
 
 def run_alone(

@@ -86,7 +86,17 @@ def open_session(runs: Sequence[Run], place: Place) -> Session:
         adapted = _adapt(runs, place, runtime)
     pad_id = tokenizer.pad_token_id
     notes = (*tokenizer_notes(tokenizer), *data.notes)
-    return Session(tuple(runs), place, runtime, data, pad_id, adapted, meter, setup, notes)
+    session = Session(tuple(runs), place, runtime, data, pad_id, adapted, meter, setup, notes)
+    _check_forward(session)
+    return session
+
+
+def _check_forward(session: Session) -> None:
+    """Find out on one sequence whether logits at target positions alone are the model's own."""
+    ids, _ = session.data.train.sequence(0)
+    session.adapted.module.eval()
+    with session.runtime.autocast(), session.adapted.member(0):
+        session.forward.check(torch.from_numpy(ids[None].astype("int64")).to(session.runtime.device))
 
 
 def _guard_checkpoint(runs: Sequence[Run], place: Place, setup: dict[str, Any], data_sha256: str) -> None:

@@ -5,16 +5,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import nn
+
 from tuneoff.data.batching import BatchSequence, num_steps, sequence_sha256
 from tuneoff.errors import InfeasibleError
-from tuneoff.evaluation.likelihood import score_split
 from tuneoff.files import file_sha256, remove_folder, write_synced
 from tuneoff.methods.base import num_parameters
 from tuneoff.running.provenance import provenance
 from tuneoff.running.session import Place, Session, open_session, restore_weights, save_weights, score
 from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE, PREDICTIONS_FILE
 from tuneoff.study.identity import Run
-from tuneoff.study.records import Parameters, Record, TestRecord, Training
+from tuneoff.study.records import Likelihood, Parameters, Record, TestRecord, Training
 from tuneoff.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuneoff.training.loop import Loop, LoopPlan, Member
 from tuneoff.training.optim import MemberOptimizer
@@ -72,13 +73,17 @@ def _record_untrained(session: Session, tell: Tell) -> None:
     session.place.store.write_record(record)
 
 
-class _Observer:
-    """Writes down what the loop tells and passes its progress to the parent."""
+class _Host:
+    """Scores for the loop, writes down what it tells, and passes its progress to the parent."""
 
     def __init__(self, session: Session, num_steps: int, tell: Tell) -> None:
         self.session = session
         self.num_steps = num_steps
         self.tell = tell
+
+    def evaluate(self, module: nn.Module) -> Likelihood:
+        """Score the validation split."""
+        return score(self.session, "validation").likelihood
 
     def curve(self, member: int, row: dict[str, Any]) -> None:
         """Append a point to the member's learning curve."""
@@ -126,23 +131,13 @@ def _train(session: Session, tell: Tell) -> None:
         tell("resumed", {"step": resume.step, "num_steps": steps})
     loop = Loop(
         session.adapted,
+        session.forward,
         members,
         session.data.train,
         plan,
-        lambda module, forward: (
-            score_split(
-                module,
-                forward,
-                session.data.validation,
-                session.runtime,
-                session.pad_id,
-                stride_tokens=session.data.stride_tokens,
-            ).likelihood
-        ),
-        _Observer(session, steps, tell),
+        _Host(session, steps, tell),
         session.meter,
     )
-    session.forward = loop.forward
     try:
         loop.run(resume)
     except (MemoryError, RuntimeError) as error:

@@ -5,7 +5,7 @@ normaliser, clip, schedule and loss scale, whose rows share the forward and back
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,9 +23,6 @@ from tuneoff.training.meter import Meter
 from tuneoff.training.optim import MemberOptimizer
 from tuneoff.training.runtime import Runtime
 from tuneoff.training.steps import DeviceBatch, Forward, to_device
-
-Evaluate = Callable[[nn.Module, Forward], Likelihood]
-"""Scores the validation split with the model as it stands."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,11 @@ class Member:
         self.losses, self.failure = list(state["losses"]), state["failure"]
 
 
-class Observer(Protocol):
-    """What the loop tells of itself; running/ writes it down and shows it."""
+class Host(Protocol):
+    """What the loop asks for and tells; running/ scores, writes it down and shows it."""
+
+    def evaluate(self, module: nn.Module) -> Likelihood:
+        """Score the validation split with the model as it stands."""
 
     def curve(self, member: int, row: dict[str, Any]) -> None:
         """Take one point of a member's learning curve."""
@@ -105,39 +105,36 @@ class Loop:
 
     Args:
         adapted: the model with what the method added.
+        forward: the way through it, checked.
         members: one for each member of `adapted`, in its order.
         split: training sequences.
         plan: how long and how often.
-        evaluate: scores the validation split.
-        observer: is told what happens.
-        meter: measures.
-        runtime: device and compute type.
+        host: scores the validation split and is told what happens.
+        meter: measures, and knows the device and the compute type.
     """
 
     def __init__(
         self,
         adapted: AdaptedModel,
+        forward: Forward,
         members: Sequence[Member],
         split: TokenSplit,
         plan: LoopPlan,
-        evaluate: Evaluate,
-        observer: Observer,
+        host: Host,
         meter: Meter,
     ) -> None:
         self.adapted = adapted
+        self.forward = forward
         self.members = list(members)
         self.split = split
         self.plan = plan
-        self.evaluate = evaluate
-        self.observer = observer
+        self.host = host
         self.meter = meter
         self.runtime: Runtime = meter.runtime
-        self.forward = Forward(adapted.module)
         self.step = 0
 
     def run(self, resume: Checkpoint | None = None) -> None:
         """Train from the start, or from a checkpoint, to the end of the budget or until no member is sound."""
-        self._check_forward()
         if resume is not None:
             self._restore(resume)
         while self.step < self.plan.num_steps and any(not member.failure for member in self.members):
@@ -147,13 +144,7 @@ class Loop:
             if is_last or self.step % self.plan.evaluate_every == 0:
                 self._validate()
             if not is_last and self.step % self.plan.checkpoint_every == 0:
-                self.observer.checkpoint(self._checkpoint())
-
-    def _check_forward(self) -> None:
-        ids, _ = self.split.sequence(0)
-        self.adapted.module.eval()
-        with self.runtime.autocast(), self.adapted.member(0):
-            self.forward.check(torch.from_numpy(ids[None].astype("int64")).to(self.runtime.device))
+                self.host.checkpoint(self._checkpoint())
 
     def _micro_batches(self, step: int) -> list[list[Batch]]:
         """Return the step's micro-batches, each as one batch for every member."""
@@ -184,8 +175,8 @@ class Loop:
             member.input_tokens += num_inputs[index]
             if not member.failure:
                 member.losses.append(losses[index])
-                self.observer.curve(index, self._train_row(member, losses[index], norms[index]))
-        self.observer.progress(self.step + 1, losses[0], sum(num_inputs) / self.meter.step_s[-1])
+                self.host.curve(index, self._train_row(member, losses[index], norms[index]))
+        self.host.progress(self.step + 1, losses[0], sum(num_inputs) / self.meter.step_s[-1])
 
     def _backward(self, batch: DeviceBatch, num_targets: Sequence[int]) -> list[Tensor]:
         """Add one micro-batch's gradients; return each member's sum of NLL.
@@ -235,16 +226,16 @@ class Loop:
                 continue
             with self.meter.evaluating(), self.adapted.member(index) as module:
                 module.eval()
-                found = self.evaluate(module, self.forward)
+                found = self.host.evaluate(module)
             member.last_validation = found
             row = {"kind": "validation", "step": self.step, "epoch": member.order.epochs(self.step)}
             row |= {"loss_nats": found.loss_nats, "perplexity": found.perplexity, "target_tokens": member.target_tokens}
-            self.observer.curve(index, row)
+            self.host.curve(index, row)
             if not math.isfinite(found.nll_nats):
                 member.failure = f"diverged: the validation loss was {found.nll_nats} at step {self.step}"
             elif found.loss_nats < member.best_loss_nats:
                 member.best_loss_nats, member.best_step, member.validation = found.loss_nats, self.step, found
-                self.observer.best(index)
+                self.host.best(index)
 
     def _checkpoint(self) -> Checkpoint:
         tensors: dict[str, Tensor] = {}
