@@ -19,9 +19,7 @@ def list_modules(model: str, root: Path) -> Iterator[str]:
         ModelError: not found, or not a causal language model.
     """
     layers = adaptable_layers(shape_only(load_config(model, root, allow_shape=True)))
-    described = {
-        name: (type(layer).__name__, *features(layer), layer.weight.numel()) for name, layer in layers.items()
-    }
+    described = {name: (type(layer).__name__, *features(layer), layer.weight.numel()) for name, layer in layers.items()}
     for group in group_modules(described):
         size = f"{group.num_modules} x {group.kind} {group.in_features}->{group.out_features}"
         yield f"{group.names}  {size}"

@@ -6,9 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuneoff.data.conversations import Turn
-from tuneoff.data.encoding import starts_with_bos
-from tuneoff.data.templates import make_template
+from tuneoff.data.prepare import encode_prompt, render_prompt
 from tuneoff.errors import StoreError
 from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
@@ -96,24 +94,22 @@ def compare_on_prompt(out: Path, name: str, prompt: str, max_new_tokens: int) ->
     """
     record, place, adapted, tokenizer = _open(out, name)
     run = record.run
-    text = prompt
+    ids = encode_prompt(tokenizer, prompt)
     if run.task.kind == "instruction":
-        text = make_template(run.task.template, tokenizer).prompt((Turn("user", prompt),))
+        ids = encode_prompt(tokenizer, render_prompt(run.task, tokenizer, prompt), run.task.template)
     if isinstance(run.method, FullMethod):
         base = load_base(run.model, place.root, run.revision, run.trust_remote_code)
-        yield "base", _continue(base, tokenizer, text, max_new_tokens)
+        yield "base", _continue(base, tokenizer, ids, max_new_tokens)
     else:
         with adapted.base_model() as module:
-            yield "base", _continue(module, tokenizer, text, max_new_tokens)
-    yield f"run {record.run_id}", _continue(adapted.module, tokenizer, text, max_new_tokens)
+            yield "base", _continue(module, tokenizer, ids, max_new_tokens)
+    yield f"run {record.run_id}", _continue(adapted.module, tokenizer, ids, max_new_tokens)
 
 
 @torch.no_grad()
-def _continue(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int) -> str:
+def _continue(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ids: list[int], max_new_tokens: int) -> str:
     assert isinstance(module, PreTrainedModel)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    start = [tokenizer.bos_token_id] if starts_with_bos(tokenizer) else []
-    prompt = torch.tensor([start + ids], device=module.device)
+    prompt = torch.tensor([ids], device=module.device)
     out = module.generate(  # type: ignore[operator]
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
