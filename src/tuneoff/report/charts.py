@@ -44,7 +44,7 @@ def learning_chart(
     chart = alt.Chart(alt.NamedData(ROWS))
     placed = chart.transform_filter(f"isValid(datum.{x})" + (f" && datum.{x} > 0" if scale == "log" else ""))
     train, validation = (placed.transform_filter(f"datum.kind == '{kind}'") for kind in ("train", "validation"))
-    axis = alt.Axis(format="~s", grid=False, tickCount=8)
+    axis = alt.Axis(format="~s", grid=False, tickCount=8, tickMinStep=1)
     across = alt.X(f"{x}:Q", title=title, scale=_scale(scale, nice=False), axis=axis)
     up = alt.Y("loss:Q", title="loss, nats per token", scale=_scale(scale))
     arm = arms.channels()
@@ -111,7 +111,9 @@ def cost_chart(points: Sequence[Point], arms: Arms, cost: Cost, *, scale: Axis |
     title = f"{COSTS[cost][0]}{unit and ', '}{unit}"
     chart = alt.Chart(alt.NamedData(ROWS)).transform_filter(f"isValid(datum.{cost})")
     axis = alt.Axis(format=".3~s" if cost == "parameters" else ".3~g", grid=False, tickCount=5)
-    spread = _scale(scale or COSTS[cost][1], nice=False, padding=24)
+    kind = scale or COSTS[cost][1]
+    # From zero, since a cost is compared by its ratio: 425 and 431 MiB are the same.
+    spread = alt.Scale(type=kind, zero=True, nice=True) if kind == "linear" else _scale(kind, padding=24)
     across = alt.X(f"{cost}:Q", title=title, scale=spread, axis=axis)
     up = alt.Y("loss:Q", title="test loss, nats per token", scale=_scale("linear", padding=14))
     arm = arms.channels()
