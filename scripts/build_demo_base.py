@@ -25,7 +25,6 @@ import json
 import math
 import os
 import platform
-import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -40,11 +39,10 @@ import transformers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from demo_base_corpus import NUM_POSITIONS, Batches, Book, Ids, encode, read_corpus, train_tokenizer
+from demo_base_corpus import NUM_POSITIONS, Batches, Book, Ids, encode, hold_out, read_corpus, train_tokenizer
 
 ROUNDING_TOKENS = 60_000
 """Held-out tokens on which the half precisions are compared; the whole of it takes minutes on a CPU."""
-HELD_OUT_RULE = "random.Random(seed).sample(file names in sorted order, num_held_out)"
 
 
 @dataclass(kw_only=True)
@@ -250,27 +248,29 @@ def save_model(
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     rounding = {}
     for name, dtype in dtypes.items():
-        nll, count = held_out_loss(rounded_copy(model, dtype), held_out, limit=ROUNDING_TOKENS)
-        rounding[name] = nll / count
-        print(f"{name}: {rounding[name]:.6f} nats per token over {count} held-out tokens", flush=True)
+        nll, scored = held_out_loss(rounded_copy(model, dtype), held_out, limit=ROUNDING_TOKENS)
+        rounding[name] = nll / scored
+        print(f"{name}: {rounding[name]:.6f} nats per token over {scored} held-out tokens", flush=True)
     stored = min(("float16", "bfloat16"), key=lambda name: rounding[name])
     nll, count = held_out_loss(rounded_copy(model, dtypes[stored]), held_out)
     config = model.config
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.1
-    config.use_cache = True
+    config.use_cache = model.generation_config.use_cache = True
     tokenizer.save_pretrained(out)
     torch.nn.Module.to(model, dtype=dtypes[stored])
     model.save_pretrained(out)
-    saved = json.loads((out / "config.json").read_text())
-    saved["dtype"] = "float32"  # half precision is for the download; on a CPU the model should compute in fp32
-    (out / "config.json").write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+    # Half precision is for the download: a CPU computes in fp32. Any transformers knows that tokenizer class.
+    changes = {"config": {"dtype": "float32"}, "tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"}}
+    for name, change in changes.items():
+        path = out / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change, indent=2) + "\n")
     return {
         "nats_per_token": nll / count,
         "bits_per_byte": nll / math.log(2) / num_bytes,
         "num_tokens": count,
         "num_bytes": num_bytes,
         "stored_dtype": stored,
-        "rounding": {"num_tokens": ROUNDING_TOKENS, "nats_per_token": rounding},
+        "rounding": {"num_tokens": scored, "nats_per_token": rounding},
     }
 
 
@@ -305,7 +305,7 @@ def write_manifest(args: argparse.Namespace, books: list[Book], held_out: list[s
             "origin": args.origin,
             "licence": "public domain",
             "num_books": len(books),
-            "held_out_rule": HELD_OUT_RULE,
+            "held_out_rule": hold_out.__doc__,
             "held_out": held_out,
             "books": [
                 {"title": b.title, "author": b.author, "year": b.year, "licence": "public domain", "file": b.file}
@@ -360,7 +360,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     books = read_corpus(args.corpus)
-    names = random.Random(args.seed).sample([book.file for book in books], args.num_held_out)
+    names = hold_out(books, args.num_held_out, args.seed)
     training = [book for book in books if book.file not in names]
     held_out = [book for book in books if book.file in names]
     print("held out:", ", ".join(f"{book.author}: {book.title}" for book in held_out), flush=True)

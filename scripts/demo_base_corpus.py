@@ -1,5 +1,6 @@
 """The corpus of the demo base: books as chapters of plain text, their tokenizer, and packed blocks of tokens."""
 
+import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ def read_corpus(folders: list[Path]) -> list[Book]:
     if not paths:
         raise SystemExit(f"no .md or .txt file in {', '.join(map(str, folders))}")
     return [read_book(path) for path in paths]
+
+
+def hold_out(books: list[Book], num_held_out: int, seed: int) -> list[str]:
+    """random.Random(seed).sample(file names in sorted order, num_held_out): the files kept out of training."""
+    return random.Random(seed).sample([book.file for book in books], num_held_out)
 
 
 def train_tokenizer(books: list[Book], vocab_size: int) -> PreTrainedTokenizerFast:
