@@ -1,6 +1,7 @@
 """From the study file's arms to arms, trials and runs: a list where one value belongs is a grid, one arm each."""
 
 import itertools
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,11 +44,11 @@ def expand_arms(arms: Any) -> list[dict[str, Any]]:
 def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
     path = f"arms.{family}"
     if not isinstance(body, Mapping):
-        raise StudyError(f"{path}: expected a mapping such as {{method: lora, rank: 8}}, found {body!r}")
+        raise StudyError(f"{path}: expected a mapping such as {{method: lora, rank: 8}}, found {shown(body)}")
     name = body.get("method")
-    if name not in METHODS:
-        hint = did_you_mean(str(name), METHODS)
-        raise StudyError(f"{path}.method: found {name!r}; allowed: {', '.join(METHODS)}.{hint}")
+    if not isinstance(name, str) or name not in METHODS:
+        hint = did_you_mean(name, METHODS) if isinstance(name, str) else ""
+        raise StudyError(f"{path}.method: found {shown(name)}; allowed: {', '.join(METHODS)}.{hint}")
     fields = METHODS[name].model_fields
     allowed = [*fields, *NOT_OF_THE_METHOD]
     for key in body:
@@ -83,19 +84,29 @@ def _rates(path: str, method: str, body: Mapping[str, Any]) -> Sequence[Any]:
     if tune is None:
         lr = body.get("lr")
         if isinstance(lr, list):
-            raise StudyError(f"{path}.lr: one fixed rate belongs here; to choose among {lr} write `tune: {{lr: {lr}}}`")
+            raise StudyError(
+                f"{path}.lr: one fixed rate belongs here; to choose among {shown(lr)} write `tune: {{lr: {shown(lr)}}}`"
+            )
         return DEFAULT_RATES[method] if lr is None else (lr,)
     if "lr" in body:
         raise StudyError(f"{path}: give `lr` (fixed) or `tune.lr` (chosen on the validation split), not both")
     if not isinstance(tune, Mapping) or set(tune) != {"lr"}:
-        found = sorted(map(str, tune)) if isinstance(tune, Mapping) else tune
+        found = shown(sorted(map(str, tune)) if isinstance(tune, Mapping) else tune)
         raise StudyError(
             f"{path}.tune: found {found}; allowed: a mapping with the one key lr, such as {{lr: [1e-4, 3e-4]}}"
         )
     rates = tune["lr"]
     if not isinstance(rates, list) or not rates:
-        raise StudyError(f"{path}.tune.lr: expected a list of at least one learning rate, found {rates!r}")
+        raise StudyError(f"{path}.tune.lr: expected a list of at least one learning rate, found {shown(rates)}")
     return rates
+
+
+def shown(value: Any) -> str:
+    """Return a value of the file for a message, cut: aliases let a few lines of YAML stand for gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
 
 
 def _is_grid(annotation: Any, value: Any) -> bool:
@@ -117,7 +128,7 @@ def _takes_list(annotation: Any) -> bool:
 
 def _label(value: Any) -> str:
     parts = value if isinstance(value, list) else [value]
-    text = "+".join(str(part) for part in parts)
+    text = "+".join(shown(part) if isinstance(part, list | dict) else str(part) for part in parts)
     return "".join(char if char.isalnum() or char in "._-" else "-" for char in text)
 
 

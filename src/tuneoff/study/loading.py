@@ -3,6 +3,7 @@
 YAML to a frozen `Study`, with overrides, and errors that name the key, what was found and what is allowed.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -13,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tuneoff.errors import StudyError, did_you_mean
-from tuneoff.study.expand import expand_arms
+from tuneoff.study.expand import expand_arms, shown
 from tuneoff.study.spec import Study
 
 RECIPES = resources.files("tuneoff.study") / "recipes"
@@ -83,7 +84,7 @@ def study_from(raw: Mapping[str, Any], root: Path, label: str = "study") -> Stud
 
 def _read(source: str | Path) -> tuple[dict[str, Any], Path, str]:
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike `Path.is_file` it takes any text, however long
         try:
             return _parse(path.read_text(encoding="utf-8"), str(path)), path.parent.absolute(), str(path)
         except (OSError, UnicodeDecodeError) as error:
@@ -91,7 +92,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], Path, str]:
     if str(source) in recipe_names():
         text = (RECIPES / f"{source}.yaml").read_text(encoding="utf-8")
         return _parse(text, f"recipe {source}"), Path.cwd(), f"recipe {source}"
-    if path.is_dir():
+    if os.path.isdir(path):
         raise StudyError(f"{path} is a folder; expected a study file (YAML)")
     hint = did_you_mean(str(source), recipe_names())
     raise StudyError(
@@ -100,16 +101,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], Path, str]:
 
 
 def _parse(text: str, label: str) -> dict[str, Any]:
-    try:
-        raw = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise StudyError(f"{label}{where}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise StudyError(f"{label}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise StudyError(f"{label}: nested too deeply to be a study file") from None
+    raw = _parse_yaml(text, label)
     if not isinstance(raw, dict):
         raise StudyError(
             f"{label}: expected a mapping with the keys {', '.join(_keys(Study))}; found {type(raw).__name__}"
@@ -117,15 +109,25 @@ def _parse(text: str, label: str) -> dict[str, Any]:
     return raw
 
 
+def _parse_yaml(text: str, label: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise StudyError(f"{label}{where}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2021-13-45 is a ValueError
+        raise StudyError(f"{label}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise StudyError(f"{label}: nested too deeply to be a study file") from None
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise StudyError(f"--set {override}: expected KEY=VALUE, such as budget.steps=100")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise StudyError(f"--set {override}: the value is not valid YAML: {error}") from None
-    if isinstance(value, str) and _is_path_key(key) and Path(value).exists():
+    value = _parse_yaml(text, f"--set {override}")
+    if isinstance(value, str) and _is_path_key(key) and os.path.exists(value):
         value = str(Path(value).absolute())  # typed on the command line, so it starts from the working folder
     node = raw
     *parents, last = key.split(".")
@@ -163,7 +165,7 @@ def _explain(error: ValidationError, arms: Sequence[Mapping[str, Any]], label: s
         elif item["type"] == "missing":
             line = f"{path}: missing"
         else:
-            found = "" if isinstance(item["input"], dict) else f"; found {item['input']!r}"
+            found = "" if isinstance(item["input"], dict) else f"; found {shown(item['input'])}"
             line = f"{path}: {item['msg'].removeprefix('Value error, ')}{found}"
         if line not in lines:
             lines.append(line)
