@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneoff.errors import StoreError
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
@@ -60,14 +61,22 @@ class Result:
         Console().print(study_table(self.summary()))
 
     def report(self, folder: Path | None = None) -> list[Path]:
-        """Write report.html, .md, .csv and .json, and return their paths."""
+        """Write report.html, .md, .csv and .json, and return their paths.
+
+        Raises:
+            StoreError: the folder cannot be written to.
+        """
         from tuneoff.analysis.summary import summarise
         from tuneoff.report.write import write_report
 
         records, tests = self.records()
         curves = {run_id: self.store.curve(run_id) for run_id in records}
         summary = summarise(self.study, records, tests)
-        return write_report(folder or self.store.folder, self.study, summary, curves, records, tests)
+        folder = folder or self.store.folder
+        try:
+            return write_report(folder, self.study, summary, curves, records, tests)
+        except OSError as error:
+            raise StoreError(f"the report cannot be written to {folder} ({error.strerror})") from None
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -125,10 +134,11 @@ def run(
     Raises:
         TuneoffError: bad input.
     """
-    from tuneoff.running.run import Options, StudyRunner
+    from tuneoff.running.run import Options, StudyRunner, select_arms
     from tuneoff.running.store import Store
 
     store = Store(out / study.name)
+    select_arms(study, only)  # refused before anything is read or written
     found = checked or check(study)
     store.create(study)
     options = Options(

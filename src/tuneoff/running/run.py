@@ -94,8 +94,7 @@ class StudyRunner:
                 break
             at_work.add(run_id)
             self._start(executor, task)
-        for arm in self.arms:
-            self._prune(arm, records, tests)
+        self._prune(records, tests)
         return waiting
 
     def _start(self, executor: LocalExecutor, task: Task) -> None:
@@ -173,9 +172,9 @@ class StudyRunner:
         what = f"out of memory; trying again with a micro-batch of {micro_batch // 2} (the effective batch stays)"
         self.options.listener(Event("problem", task, {"what": what}))
 
-    def _prune(self, arm: Arm, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> None:
+    def _prune(self, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> None:
         """Remove full weights that nothing will read again; adapters are small and stay."""
-        gone = list(unchosen(self.study, arm, records))
+        gone = list(unchosen(self.study, records))
         if self.study.keep == "none":
             gone += [run_id for run_id in tests if run_id in records]
         for run_id in gone:

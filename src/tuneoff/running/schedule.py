@@ -62,8 +62,13 @@ def _seed(
         yield Task(kind="score", arm=arm.name, run=run)
 
 
-def unchosen(study: Study, arm: Arm, records: Mapping[str, Record]) -> Iterator[str]:
-    """Yield the trials of an arm whose rate was not chosen; none while the choice is open."""
-    lr = choose_rate(study, arm, records)
-    if lr is not None:
-        yield from (run.run_id for run in trials(study, arm) if run.lr != lr)
+def unchosen(study: Study, records: Mapping[str, Record]) -> Iterator[str]:
+    """Yield the trials that no arm will read again: arms of one method and rate share a run, so all are looked at."""
+    tried: dict[str, None] = {}
+    needed: set[str] = set()
+    for arm in study.arms:
+        runs = trials(study, arm)
+        lr = choose_rate(study, arm, records)
+        tried |= {run.run_id: None for run in runs}
+        needed |= {run.run_id for run in runs if lr is None or run.lr == lr}
+    yield from (run_id for run_id in tried if run_id not in needed)
