@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import MethodError
 from tuneoff.methods.base import AdaptedModel
-from tuneoff.methods.lora import A_NAME, B_NAME, LoRA, LoRALayer, LoRAModel
+from tuneoff.methods.lora import A_NAME, B_NAME, LoRA, LoRAModel
 from tuneoff.study.spec import ALL_LINEAR
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -154,8 +155,6 @@ def load_peft(model: nn.Module, folder: Path) -> AdaptedModel:
     Raises:
         MethodError: the folder cannot be read, or the adapter is of another base.
     """
-    import torch
-
     lora, state = read_peft(folder)
     try:
         adapted = lora.adapt(model, torch.Generator().manual_seed(0))
@@ -163,6 +162,3 @@ def load_peft(model: nn.Module, folder: Path) -> AdaptedModel:
     except MethodError as error:
         raise MethodError(f"{folder} does not fit this base model: {error}") from None
     return adapted
-
-
-__all__ = ["LoRALayer", "is_adapter_folder", "load_peft", "read_peft", "write_peft"]
