@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneoff.errors import StoreError
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
@@ -72,11 +71,7 @@ class Result:
         records, tests = self.records()
         curves = {run_id: self.store.curve(run_id) for run_id in records}
         summary = summarise(self.study, records, tests)
-        folder = folder or self.store.folder
-        try:
-            return write_report(folder, self.study, summary, curves, records, tests)
-        except OSError as error:
-            raise StoreError(f"the report cannot be written to {folder} ({error.strerror})") from None
+        return write_report(folder or self.store.folder, self.study, summary, curves, records, tests)
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
