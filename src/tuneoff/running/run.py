@@ -69,14 +69,21 @@ class StudyRunner:
             while True:
                 waiting = self._fill(executor)
                 if executor.children:
-                    for message in executor.messages():
-                        self._take(message)
+                    self._listen(executor)
                 elif waiting:
                     time.sleep(BUSY_WAIT_S)
                 else:
                     return
         finally:
             executor.stop()
+
+    def _listen(self, executor: LocalExecutor) -> None:
+        """Take what children say until one of them has ended."""
+        while True:
+            for message in executor.messages():
+                self._take(message)
+                if message.is_last:
+                    return
 
     def _fill(self, executor: LocalExecutor) -> bool:
         """Start what there is room for; return whether anything is left that waits for another process."""

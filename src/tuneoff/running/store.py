@@ -4,7 +4,7 @@
     runs/STUDY/RUN_ID/setup.json     what the bits depend on, stored before the first step
                       curve.jsonl    one line per step and per validation
                       checkpoint/    while the run is under way
-                      adapter_model.safetensors, adapter_config.json (full: model.safetensors)
+                      adapter_model.safetensors (full: model.safetensors)
                       record.json    training and validation; its being there means that the run is finished
                       predictions.jsonl, test.json   the one reading of the test split
                       log.txt        what libraries said

@@ -176,7 +176,7 @@ def _trained_record(session: Session, index: int, member: Member, loop: Loop) ->
         num_input_tokens=member.input_tokens,
         batch_sequence_sha256=sequence_sha256(member.order, loop.step),
         best_step=member.best_step,
-        final_loss_nats=sum(tail) / len(tail) if tail else 0.0,
+        final_loss_nats=sum(tail) / len(tail) if tail else None,
     )
     parameters = session.adapted.trainable_parameters(index)
     trainable = sum(parameter.numel() for parameter in parameters.values())
@@ -201,7 +201,7 @@ def _trained_record(session: Session, index: int, member: Member, loop: Loop) ->
         ),
         training=training,
         validation=member.validation if run.keep == "best" else member.last_validation,
-        costs=session.meter.costs(weights.stat().st_size if weights else 0),
+        costs=session.meter.costs(weights.stat().st_size if weights else 0) if session.meter.step_s else None,
         provenance=provenance(session),
         files=files,
     )

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneoff.data.prepare import encode_prompt, render_prompt
-from tuneoff.errors import StoreError
+from tuneoff.errors import DataError, StoreError
 from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.lora import LoRAModel
@@ -87,10 +87,10 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
 
 
 def compare_on_prompt(out: Path, name: str, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
-    """Yield (who, text): what the base and the run go on with after a prompt, greedily.
+    """Yield (who, text): what the base and the run go on with after a prompt, greedily, to the context's end at most.
 
     Raises:
-        TuneoffError: no such run, or its weights are gone.
+        TuneoffError: no such run, its weights are gone, or the prompt is longer than the base's context.
     """
     record, place, adapted, tokenizer = _open(out, name)
     run = record.run
@@ -109,6 +109,11 @@ def compare_on_prompt(out: Path, name: str, prompt: str, max_new_tokens: int) ->
 @torch.no_grad()
 def _continue(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ids: list[int], max_new_tokens: int) -> str:
     assert isinstance(module, PreTrainedModel)
+    context = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(context, int):
+        if len(ids) >= context:
+            raise DataError(f"the prompt has {len(ids)} tokens; the base sees {context} in all. Shorten it.")
+        max_new_tokens = min(max_new_tokens, context - len(ids))
     prompt = torch.tensor([ids], device=module.device)
     out = module.generate(  # type: ignore[operator]
         input_ids=prompt,

@@ -129,8 +129,8 @@ class Training(Value):
     batch_sequence_sha256: str
     """Hash of the example ids in the order in which the steps saw them."""
     best_step: int
-    final_loss_nats: float
-    """Mean training loss over the last tenth of the steps."""
+    final_loss_nats: float | None
+    """Mean training loss over the last tenth of the steps; none where no step was sound."""
 
 
 class Provenance(Value):
