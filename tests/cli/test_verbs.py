@@ -1,0 +1,171 @@
+"""Each verb through the real `main`, on a study that is finished, on one that is partly done and on none."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.shell import tuneoff
+from tests.running.world import THREE, body
+
+import tuneoff as package
+from tuneoff.api import Result
+from tuneoff.study.loading import recipe_names
+
+VERBS = {
+    "demo": None,
+    "plan": "tuneoff plan dolly-llama3",
+    "run": "tuneoff run study.yaml --set budget.steps=200 --only lora",
+    "status": None,
+    "report": "tuneoff report study.yaml",
+    "export": "tuneoff export my-study/3fa9 adapter",
+    "generate": 'tuneoff generate my-study/3fa9 "Tell me a story."',
+    "recipes": None,
+    "modules": "tuneoff modules gpt2",
+}
+
+
+@pytest.fixture
+def study_file(finished: Result) -> str:
+    """The finished study as a file, beside the data it was made from."""
+    path = finished.study.root / "three.yaml"
+    path.write_text(json.dumps(body("three", THREE, seeds=[0, 1])), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def partial(finished: Result, tmp_path: Path) -> Result:
+    """A copy in which the second seeds and all tests are missing, and one run was begun."""
+    shutil.copytree(finished.store.folder, tmp_path / "runs" / "three")
+    result = Result(finished.study, type(finished.store)(tmp_path / "runs" / "three"))
+    for run_id, record in finished.records()[0].items():
+        folder = result.store.run_folder(run_id)
+        (folder / "test.json").unlink(missing_ok=True)
+        if record.run.seed == 1:
+            shutil.rmtree(folder)
+    return result
+
+
+def test_the_list_of_verbs_is_whole() -> None:
+    found = tuneoff("--help")
+    assert found.code == 0
+    assert all(verb in found.text for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help(verb: str) -> None:
+    found = tuneoff(verb, "--help")
+    example = VERBS[verb]
+    assert (found.code, found.errors) == (0, "")
+    assert "Usage:" in found.text
+    assert example is None or example in " ".join(found.text.split())
+
+
+def test_no_argument_shows_the_help() -> None:
+    found = tuneoff()
+    assert "Usage:" in found.text + found.errors
+    assert "Traceback" not in found.errors
+
+
+def test_version() -> None:
+    found = tuneoff("--version")
+    assert (found.code, found.text) == (0, f"tuneoff {package.__version__}\n")
+
+
+def test_importing_the_command_line_is_light() -> None:
+    heavy = ("torch", "transformers", "datasets", "numpy", "accelerate")
+    code = f"import sys, tuneoff.cli, tuneoff.api; print([m for m in {heavy!r} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_recipes_lists_every_study_of_the_package() -> None:
+    found = tuneoff("recipes")
+    assert found.code == 0
+    assert all(name in found.text for name in recipe_names())
+
+
+def test_plan(world: Path, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(body("p", THREE, model=str(world / "base"))), encoding="utf-8")
+    found = tuneoff("plan", str(path))
+    assert (found.code, found.errors) == (0, "")
+    assert "lora-rank4" in found.text
+    as_json = json.loads(tuneoff("plan", str(path), "--json").text)
+    assert [arm["name"] for arm in as_json["arms"]] == ["zero-shot", "full", "lora-rank2", "lora-rank4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.yaml"]
+
+
+def test_modules(world: Path) -> None:
+    found = tuneoff("modules", str(world / "base"))
+    assert found.code == 0
+    assert "c_attn" in found.text
+
+
+class TestFinished:
+    pytestmark = pytest.mark.slow
+
+    def test_status(self, finished: Result, study_file: str) -> None:
+        found = tuneoff("status", study_file, "--out", str(finished.store.folder.parent))
+        assert (found.code, found.errors) == (0, "")
+        assert "lora-rank4" in found.text
+        assert "missing" not in found.text
+
+    def test_report(self, finished: Result, study_file: str, tmp_path: Path) -> None:
+        shutil.copytree(finished.store.folder, tmp_path / "three")
+        found = tuneoff("report", study_file, "--out", str(tmp_path))
+        assert (found.code, found.errors) == (0, "")
+        assert "10 of 10 runs done" in found.text
+        assert "report.html" in found.text
+        rows = list(csv.DictReader((tmp_path / "three" / "report.csv").read_text("utf-8").splitlines()))
+        assert {row["arm"] for row in rows} == {arm.name for arm in finished.study.arms}
+        assert json.loads((tmp_path / "three" / "report.json").read_text("utf-8"))
+        assert (tmp_path / "three" / "report.md").stat().st_size > 500
+
+    def test_run_again(self, finished: Result, study_file: str) -> None:
+        found = tuneoff("run", study_file, "--out", str(finished.store.folder.parent))
+        assert (found.code, found.errors) == (0, "")
+        assert "each run: 6 steps" in found.text
+        assert "10 of 10 runs done" in found.text
+
+    def test_export_and_generate(self, finished: Result, tmp_path: Path) -> None:
+        run_id = next(
+            run_id
+            for run_id, record in finished.records()[0].items()
+            if record.run.method.method == "lora" and run_id in finished.records()[1]
+        )
+        out = str(finished.store.folder.parent)
+        found = tuneoff("export", f"three/{run_id}", str(tmp_path / "adapter"), "--out", out)
+        assert (found.code, found.errors) == (0, "")
+        assert (tmp_path / "adapter" / "adapter_config.json").exists()
+        again = tuneoff("export", f"three/{run_id}", str(tmp_path / "adapter"), "--out", out)
+        again.is_one_error("is there already and not empty")
+        found = tuneoff("generate", run_id, "Say 3", "--max-new-tokens", "4", "--out", out)
+        assert (found.code, found.errors) == (0, "")
+        assert "base" in found.text
+        assert run_id in found.text
+
+    def test_status_of_a_partial_study(self, partial: Result, study_file: str) -> None:
+        found = tuneoff("status", study_file, "--out", str(partial.store.folder.parent))
+        assert (found.code, found.errors) == (0, "")
+        assert "partly" in found.text
+
+    def test_report_of_a_partial_study(self, partial: Result, study_file: str) -> None:
+        found = tuneoff("report", study_file, "--out", str(partial.store.folder.parent))
+        assert (found.code, found.errors) == (0, "")
+        assert "7 of 10 runs done" in found.text
+        assert (partial.store.folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("verb", ["status", "report"])
+def test_a_study_that_was_not_run(verb: str, world: Path, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(body("new", THREE)), encoding="utf-8")
+    found = tuneoff(verb, str(path), "--out", str(tmp_path / "runs"))
+    assert (found.code, found.errors) == (0, "")
+    assert "lora-rank4" in found.text
+    if verb == "status":
+        assert not (tmp_path / "runs").exists()
