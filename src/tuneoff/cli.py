@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +30,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as budget.steps=100. Can be repeated."),
 ]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results of all studies lie.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The id of a run, or the start of it.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="STUDY/ARM, or the id of a run (`tuneoff status`).")]
 DEFAULT_OUT = Path("runs")
 
 
@@ -88,11 +90,13 @@ def run(
 def status(study: StudyArgument, overrides: SetOption = None, out: OutOption = DEFAULT_OUT) -> None:
     """Show what is done, running, infeasible and left."""
     from tuneoff import api
-    from tuneoff.report.status import status_table
+    from tuneoff.report.status import run_listing, status_table
 
     result = api.open_result(api.load(study, overrides or ()), out)
-    _print(status_table(result.summary(), result.running()))
-    _print(Text(f"Runs: {result.store.folder}"))
+    summary = result.summary()
+    _print(status_table(summary, result.running()))
+    _print(run_listing(summary))
+    _print(Text(f"Results: {result.store.folder}"))
 
 
 @app.command(epilog="Example: `tuneoff report study.yaml`")
@@ -106,7 +110,7 @@ def report(study: StudyArgument, overrides: SetOption = None, out: OutOption = D
 
 
 @app.command(
-    epilog="Example: `tuneoff export my-study/3fa9 adapter` (then `PeftModel.from_pretrained(base, 'adapter')`)"
+    epilog="Example: `tuneoff export demo/lora-rank16 adapter` (then `PeftModel.from_pretrained(base, 'adapter')`)"
 )
 def export(
     run_name: RunArgument,
@@ -120,7 +124,7 @@ def export(
     _print(Text(export_run(out, run_name, folder, merge=merge)))
 
 
-@app.command(epilog='Example: `tuneoff generate my-study/3fa9 "Tell me a story."`')
+@app.command(epilog='Example: `tuneoff generate demo/lora-rank16 "Tell me a story."`')
 def generate(
     run_name: RunArgument,
     prompt: Annotated[str, typer.Argument(help="Text to go on from; instruction studies put it in their template.")],
@@ -156,6 +160,17 @@ def modules(
         _print(Text(line))
 
 
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Within the context Ctrl-C ends the command with a line that says how to go on; Typer would end it without a word."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from the last checkpoints")
+        raise typer.Exit(130) from None
+
+
+@_stoppable()
 def _run(source: str, overrides: list[str] | None, out: Path, only: tuple[str, ...], num_jobs: int) -> None:
     from tuneoff import api
     from tuneoff.planning.render import module_listing
@@ -192,9 +207,6 @@ def main() -> None:
     except TuneoffError as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from the last checkpoints")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -210,3 +210,13 @@ def test_mistakes_of_usage(arguments: list[str]) -> None:
     assert found.code == 2
     assert "Usage:" in found.errors
     assert "Traceback" not in found.errors
+
+
+def test_stopped_by_hand(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(study: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tuneoff.api.check", stopped)
+    found = place.run(place.write())
+    assert found.code == 130
+    assert found.errors == "stopped; the same command goes on from the last checkpoints\n"

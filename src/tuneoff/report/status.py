@@ -11,6 +11,8 @@ from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import numbers
 from tuneoff.report.text import clean
 
+SHOWN_DIGITS = 8
+"""Of a run's id, enough to tell it from others in one study."""
 _STYLES = {"done": "green", "partly": "yellow", "missing": "dim", "infeasible": "red"}
 
 
@@ -34,6 +36,16 @@ def status_table(summary: Summary, running: Set[str] = frozenset()) -> Renderabl
     totals = (summary.num_done, working, summary.num_infeasible, max(summary.num_left - working, 0))
     table.add_row(Text("all", style="bold"), "", *(Text(f"{total}", style="bold") for total in totals), "", "")
     return table
+
+
+def run_listing(summary: Summary) -> Text:
+    """Return the runs at each arm's chosen rate, by the start of their ids, seeds in the study's order."""
+    lines = [
+        f"{clean(arm.name)}: {' '.join(run_id[:SHOWN_DIGITS] for run_id in arm.chosen_run_ids)}"
+        for arm in summary.arms
+        if arm.chosen_run_ids
+    ]
+    return Text("\n".join(["Runs at the chosen rates:", *lines]) if lines else "No rate is chosen yet.", style="dim")
 
 
 def _row(arm: ArmSummary, running: Set[str]) -> tuple[Text, ...]:

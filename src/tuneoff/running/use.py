@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tuneoff.analysis.selection import choose_rate
 from tuneoff.data.prepare import encode_prompt, render_prompt
 from tuneoff.errors import DataError, StoreError
 from tuneoff.methods import interchange
@@ -13,34 +14,45 @@ from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.lora import LoRAModel
 from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import STUDY_FILE, Store
+from tuneoff.study.expand import chosen_runs
 from tuneoff.study.records import Record
-from tuneoff.study.spec import FullMethod
+from tuneoff.study.spec import FullMethod, Study
 from tuneoff.training.model_files import resolve
 from tuneoff.training.models import load_base, load_tokenizer
 
 
 def find(out: Path, name: str) -> tuple[Store, Record]:
-    """Return a finished run by `STUDY/RUN_ID`, or by `RUN_ID` alone; the start of an id will do.
+    """Return a finished run by `STUDY/ARM` (its chosen rate, first seed), `STUDY/RUN_ID`, or either part alone.
+
+    The start of an id will do.
 
     Raises:
         StoreError: no such run, several, or one that is not done.
     """
     study, _, run_name = name.rpartition("/")
     folders = [out / study] if study else [path.parent for path in out.glob(f"*/{STUDY_FILE}")]
-    found = [
-        (Store(folder), run_id)
-        for folder in folders
-        for run_id in Store(folder).run_ids()
-        if run_id.startswith(run_name)
-    ]
+    found = [(Store(folder), run_id) for folder in folders for run_id in _named(Store(folder), run_name)]
     if len(found) != 1:
-        what = f"{len(found)} runs start with" if found else "no run starts with"
-        raise StoreError(f"{what} {name!r} under {out}. `tuneoff status STUDY` lists them.")
+        what = f"{len(found)} runs are called" if found else "no run is called"
+        raise StoreError(f"{what} {name!r} under {out}. `tuneoff status STUDY` lists arms and runs.")
     store, run_id = found[0]
     record = store.record(run_id, verify=True)
     if record is None or record.status != "done":
         raise StoreError(f"run {run_id} is not done. `tuneoff run` finishes it.")
     return store, record
+
+
+def _named(store: Store, name: str) -> Iterator[str]:
+    """Yield the runs of a store that an arm's name, or the start of an id, stands for."""
+    try:
+        study = Study.model_validate_json((store.folder / STUDY_FILE).read_bytes())
+        arm = next((arm for arm in study.arms if arm.name == name), None)
+    except (OSError, ValueError):
+        arm = None
+    if arm is None:
+        yield from (run_id for run_id in store.run_ids() if run_id.startswith(name))
+    else:
+        yield chosen_runs(study, arm, choose_rate(study, arm, store.records()[0]))[0].run_id
 
 
 def _open(out: Path, name: str) -> tuple[Record, Place, AdaptedModel, PreTrainedTokenizerBase]:
