@@ -162,7 +162,7 @@ def modules(
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Within the context Ctrl-C ends the command with a line that says how to go on; Typer would end it without a word."""
+    """Within the context Ctrl-C ends with a line that says how to go on; Typer would end without a word."""
     try:
         yield
     except KeyboardInterrupt:
