@@ -179,9 +179,9 @@ def test_a_tokenizer_with_eos_alone_works_and_says_so(place: Place) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("export", "nothing", "x"), r"no run starts with 'nothing' under"),
-        (("export", "bad/nothing", "x"), r"no run starts with 'bad/nothing' under"),
-        (("generate", "nothing", "x"), r"no run starts with 'nothing'"),
+        (("export", "nothing", "x"), r"no run is called 'nothing' under"),
+        (("export", "bad/nothing", "x"), r"no run is called 'bad/nothing' under"),
+        (("generate", "nothing", "x"), r"no run is called 'nothing'"),
         (("modules", "nobody/nothing"), r"hub cannot be reached"),
         (("plan", "nothing"), r"no recipe is called 'nothing'"),
         (("status", "nothing"), r"no recipe is called 'nothing'"),

@@ -21,8 +21,8 @@ VERBS = {
     "run": "tuneoff run study.yaml --set budget.steps=200 --only lora",
     "status": None,
     "report": "tuneoff report study.yaml",
-    "export": "tuneoff export my-study/3fa9 adapter",
-    "generate": 'tuneoff generate my-study/3fa9 "Tell me a story."',
+    "export": "tuneoff export demo/lora-rank16 adapter",
+    "generate": 'tuneoff generate demo/lora-rank16 "Tell me a story."',
     "recipes": None,
     "modules": "tuneoff modules gpt2",
 }

@@ -9,6 +9,7 @@ from tests.running.world import study_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tuneoff import api
+from tuneoff.analysis.selection import choose_rate
 from tuneoff.errors import DataError, StoreError, TuneoffError
 from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import ADAPTER_WEIGHTS
@@ -131,10 +132,26 @@ def test_finding_a_run(finished: api.Result) -> None:
     out = out_of(finished)
     for name in (record.run_id, record.run_id[:12], f"three/{record.run_id}", f"three/{record.run_id[:12]}"):
         assert find(out, name)[1] == record
-    with pytest.raises(StoreError, match=r"10 runs start with 'three/' under"):
+    with pytest.raises(StoreError, match=r"10 runs are called 'three/' under"):
         find(out, "three/")
-    with pytest.raises(StoreError, match="no run starts with 'zzz'"):
+    with pytest.raises(StoreError, match="no run is called 'zzz'"):
         find(out, "zzz")
+
+
+def test_finding_a_run_by_its_arm(finished: api.Result) -> None:
+    records, tests = finished.records()
+    for name in ("three/lora-rank4", "lora-rank4"):
+        record = find(out_of(finished), name)[1]
+        assert record.run.seed == 0
+        assert record.run_id in tests
+        assert record.run.lr == choose_rate(finished.study, finished.study.arm("lora-rank4"), records)
+
+
+def test_an_arm_without_a_chosen_rate(finished: api.Result, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    api.run(finished.study, out, only=["zero-shot"])
+    with pytest.raises(StoreError, match=r"is not done\. `tuneoff run` finishes it"):
+        find(out, "three/lora-rank4")
 
 
 def test_a_run_whose_weights_are_gone(finished: api.Result, tmp_path: Path) -> None:
