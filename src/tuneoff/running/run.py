@@ -19,7 +19,7 @@ BUSY_WAIT_S = 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """How a study is run; none of it changes a result.
+    """How a study is run. The number of threads moves the last bits of a result; it is stored before the first step.
 
     Attributes:
         only: arms (or families of arms) to work on; none is all.
