@@ -136,13 +136,11 @@ class MemberOptimizer:
     def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
         """Put back what `tensors` and `scalars` gave."""
         self.loss_scale = LossScale(**scalars)
-        for name, parameter in self.parameters.items():
-            own = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
-            if own:
-                device = {
-                    key: value.to(value.device if key == "step" else parameter.device) for key, value in own.items()
-                }
-                self._adamw.state[parameter] = device
+        for key, value in tensors.items():
+            name, _, part = key.rpartition("/")
+            parameter = self.parameters[name]
+            # the fused AdamW wants its step count on the parameter's device, too
+            self._adamw.state[parameter][part] = value.to(parameter.device)
 
     @property
     def num_bytes(self) -> int:
