@@ -17,8 +17,8 @@ from rich.table import Table
 from tests.training.helpers import Recorder, make_loop
 from torch import Tensor, nn
 
-from tuneoff.data.batching import BatchSequence, pad_token_id
-from tuneoff.data.prepare import TokenSplit, prepare
+from tuneoff.data.batching import BatchSequence
+from tuneoff.data.prepare import TokenSplit, pad_token_id, prepare
 from tuneoff.evaluation.likelihood import score_split
 from tuneoff.methods import AdaptedModel, Full, LoRA, LoRACohort
 from tuneoff.methods.interchange import write_peft

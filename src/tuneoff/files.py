@@ -9,11 +9,14 @@ from pathlib import Path
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file so that a reader, and a power cut, find the old content or the new one and nothing between."""
     aside = aside_of(path)
-    with aside.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     sync(path.parent)
 
 

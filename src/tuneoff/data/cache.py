@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tuneoff.data.tokens import ARRAYS, PreparedData, TokenSplit, hash_splits
+from tuneoff.files import write_synced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,24 +112,6 @@ def save_entry(path: Path, data: PreparedData) -> None:
     arrays[EXTRA] = np.frombuffer(json.dumps(extra).encode(), dtype=np.uint8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, save(arrays))
+        write_synced(path, save(arrays))
     except OSError as error:
         log.warning("%s cannot be written (%s): the next run tokenises the data again", path, error.strerror or error)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)

@@ -1,12 +1,12 @@
 """Writes the report's files, each whole or not at all."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneoff.analysis.values import Summary
 from tuneoff.errors import StoreError
+from tuneoff.files import write_synced
 from tuneoff.report.page import render_page
 from tuneoff.report.points import CurveLine
 from tuneoff.report.tables import to_csv, to_json, to_markdown
@@ -45,22 +45,13 @@ def write_report(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [_write(folder / name, text) for name, text in texts.items()]
+        for name, text in texts.items():
+            write_synced(folder / name, text.encode())
     except OSError as error:
         reason = error.strerror or error
         raise StoreError(f"{folder}: the report cannot be written there ({reason}). Give another folder.") from None
+    return [folder / name for name in texts]
 
 
 def _is_done(record: Record | None) -> bool:
     return record is not None and record.status == "done"
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write beside `path` and rename, so that a reader, or a kill, never finds half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
