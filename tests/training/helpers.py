@@ -80,10 +80,14 @@ def runtime(precision: str = "fp32") -> Runtime:
     return open_runtime(precision, num_threads=1)
 
 
-def adapt(loras: Sequence[LoRA], seeds: Sequence[int], architecture: str = "gpt2") -> AdaptedModel:
+def adapt(
+    loras: Sequence[LoRA], seeds: Sequence[int], architecture: str = "gpt2", dtype: torch.dtype = torch.float32
+) -> AdaptedModel:
     """Put LoRA runs, one or a cohort, on a fresh base."""
     generators = [torch.Generator().manual_seed(stream_seed(seed, INIT)) for seed in seeds]
-    return LoRACohort(tuple(loras)).adapt(make_model(architecture), generators)
+    adapted = LoRACohort(tuple(loras)).adapt(make_model(architecture), generators)
+    adapted.module.to(dtype)
+    return adapted
 
 
 def make_loop(
@@ -120,11 +124,11 @@ def make_loop(
 
 
 def run_alone(
-    lora: LoRA, seed: int, rate: float, split: TokenSplit, architecture: str = "gpt2", **options: Any
+    lora: LoRA, seed: int, rate: float, split: TokenSplit, dtype: torch.dtype = torch.float32, **options: Any
 ) -> tuple[AdaptedModel, Recorder]:
     """Train one run; return its model and what the loop told."""
     recorder = Recorder()
-    adapted = adapt([lora], [seed], architecture)
+    adapted = adapt([lora], [seed], dtype=dtype)
     make_loop(adapted, [seed], [rate], split, recorder, **options).run()
     return adapted, recorder
 

@@ -128,17 +128,18 @@ def test_the_loss_curve_is_that_of_a_float64_loop(architecture: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_cohort_trains_the_same_adapters_as_its_runs_alone() -> None:
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_a_cohort_trains_the_same_adapters_as_its_runs_alone(dtype: torch.dtype, bound: float) -> None:
     split = make_split(num_sequences=40)
     recorder = Recorder()
-    together = adapt(COHORT, SEEDS)
+    together = adapt(COHORT, SEEDS, dtype=dtype)
     make_loop(together, SEEDS, RATES, split, recorder, num_steps=50, evaluate_every=25).run()
     for index, (lora, seed, rate) in enumerate(zip(COHORT, SEEDS, RATES, strict=True)):
-        alone, told = run_alone(lora, seed, rate, split, num_steps=50, evaluate_every=25)
+        alone, told = run_alone(lora, seed, rate, split, dtype=dtype, num_steps=50, evaluate_every=25)
         state = together.state_dict(index)
         scale = max(float(tensor.abs().max()) for tensor in state.values())
-        # the same products in another order of summation, 50 Adam steps on; measured 1e-5 of the largest weight
-        assert largest_difference(dict(state), dict(alone.state_dict())) <= 1e-4 * scale
+        # the same products summed in another order; measured 9e-16 in float64, 3e-6 in fp32 after 50 Adam steps
+        assert largest_difference(dict(state), dict(alone.state_dict())) <= bound * scale
         assert np.allclose(recorder.losses(index), told.losses(), rtol=1e-5)
         assert np.allclose(recorder.losses(index, "validation"), told.losses(kind="validation"), rtol=1e-5)
 
