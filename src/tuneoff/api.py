@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneoff.errors import StoreError
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
@@ -47,6 +48,11 @@ class Result:
 
         return summarise(self.study, *self.records())
 
+    def num_other_runs(self) -> int:
+        """Return how many finished runs in the folder the study as given does not want: other settings made them."""
+        wanted = {run_id for arm in self.summary().arms for run_id in arm.run_ids}
+        return sum(run_id not in wanted for run_id in self.records()[0])
+
     def running(self) -> frozenset[str]:
         """Return the runs that some process works on now."""
         return frozenset(run_id for run_id in self.store.run_ids() if self.store.is_locked(run_id))
@@ -63,12 +69,17 @@ class Result:
         """Write report.html, .md, .csv and .json, and return their paths.
 
         Raises:
-            StoreError: the folder cannot be written to.
+            StoreError: the folder cannot be written to, or none of its finished runs belongs to the study as given.
         """
         from tuneoff.analysis.summary import summarise
         from tuneoff.report.write import write_report
 
         records, tests = self.records()
+        if records and self.num_other_runs() == len(records):
+            raise StoreError(
+                f"none of the {len(records)} finished runs in {self.store.folder} belongs to the study as given. "
+                "Give the --set that they were run with."
+            )
         curves = {run_id: self.store.curve(run_id) for run_id in records}
         summary = summarise(self.study, records, tests)
         return write_report(folder or self.store.folder, self.study, summary, curves, records, tests)

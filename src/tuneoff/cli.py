@@ -97,6 +97,9 @@ def status(study: StudyArgument, overrides: SetOption = None, out: OutOption = D
     _print(status_table(summary, result.running()))
     _print(run_listing(summary))
     _print(Text(f"Results: {result.store.folder}"))
+    num_others = result.num_other_runs()
+    if num_others:
+        _print(Text(f"{num_others} other finished runs there have other settings (another --set?).", style="yellow"))
 
 
 @app.command(epilog="Example: `tuneoff report study.yaml`")
@@ -105,8 +108,9 @@ def report(study: StudyArgument, overrides: SetOption = None, out: OutOption = D
     from tuneoff import api
 
     result = api.open_result(api.load(study, overrides or ()), out)
+    paths = result.report()
     result.table()
-    _say_report(result.report())
+    _say_report(paths)
 
 
 @app.command(

@@ -148,6 +148,21 @@ class TestFinished:
         assert "base" in found.text
         assert run_id in found.text
 
+    def test_other_settings_do_not_write_over_the_page(self, finished: Result, study_file: str, tmp_path: Path) -> None:
+        shutil.copytree(finished.store.folder, tmp_path / "three")
+        tuneoff("report", study_file, "--out", str(tmp_path))
+        page = (tmp_path / "three" / "report.html").read_bytes()
+        other = ("--set", "budget.steps=7", "--out", str(tmp_path))
+        tuneoff("report", study_file, *other).is_one_error("none of the 10 finished runs")
+        assert (tmp_path / "three" / "report.html").read_bytes() == page
+        assert "10 other finished runs" in tuneoff("status", study_file, *other).text
+
+    def test_zero_shot_has_nothing_to_export(self, finished: Result, tmp_path: Path) -> None:
+        name = next(arm.name for arm in finished.study.arms if arm.method.method == "none")
+        found = tuneoff("export", f"three/{name}", str(tmp_path / "x"), "--out", str(finished.store.folder.parent))
+        found.is_one_error("trained nothing")
+        assert not (tmp_path / "x").exists()
+
     def test_status_of_a_partial_study(self, partial: Result, study_file: str) -> None:
         found = tuneoff("status", study_file, "--out", str(partial.store.folder.parent))
         assert (found.code, found.errors) == (0, "")

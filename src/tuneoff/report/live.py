@@ -42,6 +42,7 @@ class Live:
         """When a run's first step of this sitting was seen, and which it was."""
         self._said: dict[str, float] = {}
         self._all = self.progress.add_task("runs", total=num_left, detail="")
+        self._num_left, self._num_ended = num_left, 0
         self._start = time.monotonic()
 
     def __enter__(self) -> "Live":
@@ -100,7 +101,10 @@ class Live:
     def _finished(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)
         what = "test split scored" if task.kind == "score" else "done"
-        self._say(label(task), f"{what}{_validation(body)}", style="green")
+        self._say(label(task), f"{what}{_validation(body)}{self._count(task)}", style="green")
+
+    def _count(self, task: Task) -> str:
+        return f" ({self._num_ended} of {self._num_left})" if task.kind == "train" else ""
 
     def _infeasible(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)
@@ -122,6 +126,7 @@ class Live:
         if bar is not None:
             self.progress.remove_task(bar)
         if is_counted and task.kind == "train":
+            self._num_ended += 1
             self.progress.advance(self._all)
 
     def _say(self, who: str, what: str, style: str = "") -> None:

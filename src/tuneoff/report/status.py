@@ -43,7 +43,7 @@ def run_listing(summary: Summary) -> Text:
     lines = [
         f"{clean(arm.name)}: {' '.join(run_id[:SHOWN_DIGITS] for run_id in arm.chosen_run_ids)}"
         for arm in summary.arms
-        if arm.chosen_run_ids
+        if arm.chosen_run_ids and arm.num_done
     ]
     return Text("\n".join(["Runs at the chosen rates:", *lines]) if lines else "No rate is chosen yet.", style="dim")
 

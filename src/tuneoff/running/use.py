@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneoff.analysis.selection import choose_rate
 from tuneoff.data.prepare import encode_prompt, render_prompt
-from tuneoff.errors import DataError, StoreError
+from tuneoff.errors import DataError, StoreError, did_you_mean
 from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.lora import LoRAModel
@@ -16,9 +16,9 @@ from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import STUDY_FILE, Store
 from tuneoff.study.expand import chosen_runs
 from tuneoff.study.records import Record
-from tuneoff.study.spec import FullMethod, Study
+from tuneoff.study.spec import Arm, FullMethod, NoneMethod, Study
 from tuneoff.training.model_files import resolve
-from tuneoff.training.models import load_base, load_tokenizer
+from tuneoff.training.models import load_base, load_tokenizer, quiet
 
 
 def find(out: Path, name: str) -> tuple[Store, Record]:
@@ -34,7 +34,9 @@ def find(out: Path, name: str) -> tuple[Store, Record]:
     found = [(Store(folder), run_id) for folder in folders for run_id in _named(Store(folder), run_name)]
     if len(found) != 1:
         what = f"{len(found)} runs are called" if found else "no run is called"
-        raise StoreError(f"{what} {name!r} under {out}. `tuneoff status STUDY` lists arms and runs.")
+        arms = sorted({f"{folder.name}/{arm.name}" for folder in folders for arm in _arms(folder)})
+        hint = did_you_mean(name, arms)
+        raise StoreError(f"{what} {name!r} under {out}.{hint} `tuneoff status STUDY` lists arms and runs.")
     store, run_id = found[0]
     record = store.record(run_id, verify=True)
     if record is None or record.status != "done":
@@ -44,15 +46,25 @@ def find(out: Path, name: str) -> tuple[Store, Record]:
 
 def _named(store: Store, name: str) -> Iterator[str]:
     """Yield the runs of a store that an arm's name, or the start of an id, stands for."""
-    try:
-        study = Study.model_validate_json((store.folder / STUDY_FILE).read_bytes())
-        arm = next((arm for arm in study.arms if arm.name == name), None)
-    except (OSError, ValueError):
-        arm = None
-    if arm is None:
+    study = _stored_study(store.folder)
+    arm = next((arm for arm in _arms(store.folder) if arm.name == name), None)
+    if study is None or arm is None:
         yield from (run_id for run_id in store.run_ids() if run_id.startswith(name))
     else:
         yield chosen_runs(study, arm, choose_rate(study, arm, store.records()[0]))[0].run_id
+
+
+def _stored_study(folder: Path) -> Study | None:
+    """Return the study as it was last run, or none."""
+    try:
+        return Study.model_validate_json((folder / STUDY_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _arms(folder: Path) -> tuple[Arm, ...]:
+    study = _stored_study(folder)
+    return study.arms if study is not None else ()
 
 
 def _open(out: Path, name: str) -> tuple[Record, Place, AdaptedModel, PreTrainedTokenizerBase]:
@@ -83,6 +95,8 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
         raise StoreError(f"{folder} is there already and not empty; name another folder")
     record, place, adapted, tokenizer = _open(out, name)
     run = record.run
+    if isinstance(run.method, NoneMethod):
+        raise StoreError(f"run {record.run_id} is zero-shot: it trained nothing, so there is nothing to export")
     try:
         if isinstance(adapted, LoRAModel) and not merge:
             interchange.write_peft(adapted, folder, str(resolve(run.model, place.root)))
@@ -90,7 +104,8 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
             return f"PEFT adapter of run {record.run_id} written to {folder}; load it with {how}"
         module = adapted.merge()
         assert isinstance(module, PreTrainedModel)
-        module.save_pretrained(folder)
+        with quiet():
+            module.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     except OSError as error:
         raise StoreError(f"{folder} cannot be written to ({error.strerror})") from None

@@ -165,11 +165,20 @@ def _explain(error: ValidationError, arms: Sequence[Mapping[str, Any]], label: s
         elif item["type"] == "missing":
             line = f"{path}: missing"
         else:
-            found = "" if isinstance(item["input"], dict) else f"; found {shown(item['input'])}"
-            line = f"{path}: {item['msg'].removeprefix('Value error, ')}{found}"
+            line = f"{path}: {_wrong_value(item['type'], item['msg'], item['input'])}"
         if line not in lines:
             lines.append(line)
     return "\n".join(f"{label}: {line}" for line in lines)
+
+
+def _wrong_value(kind: str, message: str, value: Any) -> str:
+    """Return what is wrong with a value, what was found, and the nearest right one."""
+    message = message.removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "List")
+    if isinstance(value, dict) or "found" in message:
+        return message
+    allowed = re.findall(r"'([^']+)'", message) if kind == "literal_error" else ()
+    hint = did_you_mean(str(value), allowed)
+    return f"{message}; found {shown(value)}{'.' if hint else ''}{hint}"
 
 
 def _path(loc: tuple[int | str, ...], arms: Sequence[Mapping[str, Any]]) -> str:
