@@ -177,3 +177,12 @@ def test_verdict_on_a_base_that_has_no_interval(base: float, says: str) -> None:
 def test_missing_arms_are_said() -> None:
     caveats = summary_of(Fakes(make_study(), share=0.5)).caveats
     assert caveats[0] == "Not in this answer, because not finished: lora-rank8, lora-rank32."
+
+
+def test_a_caution_about_the_data_stands_beside_the_verdict() -> None:
+    fakes = Fakes(make_study())
+    caution = "test: 30 of 30 examples were longer than 96 tokens"
+    for run_id, record in fakes.records.items():
+        provenance = record.provenance.model_copy(update={"cautions": (caution,)})
+        fakes.records[run_id] = record.model_copy(update={"provenance": provenance})
+    assert summary_of(fakes).caveats.count(caution) == 1

@@ -29,7 +29,7 @@ def _same(one: PreparedData, other: PreparedData) -> bool:
             return False
         if split.item_names != other.splits()[name].item_names:
             return False
-    rest = ("sha256", "notes", "stride_tokens", "samples")
+    rest = ("sha256", "notes", "cautions", "stride_tokens", "samples")
     return all(getattr(one, field) == getattr(other, field) for field in rest)
 
 

@@ -205,6 +205,7 @@ def test_cuts_are_told(tmp_path: Path) -> None:
     notes = [note for note in data.notes if "were longer than 60 tokens" in note]
     assert [note.split(":")[0] for note in notes] == ["train", "validation", "test"]
     assert sum(int(note.split()[1]) for note in notes) == 90
+    assert data.cautions == (notes[2],)  # what the test split lost is said beside the verdict
     assert all("context tokens from the middle of prompts and 0 target tokens" in note for note in notes)
 
 

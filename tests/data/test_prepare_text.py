@@ -109,6 +109,7 @@ def test_one_document_has_windows_as_items(tmp_path: Path) -> None:
     assert data.stride_tokens == 32
     assert np.diff(data.train.offsets)[:-1].tolist() == [64] * (len(data.train) - 1)
     assert any("windows of one document are not independent" in note for note in data.notes)
+    assert [caution for caution in data.cautions if caution in data.notes] == list(data.cautions) != []
     assert any("its head is train, and validation and test are the stretches after it" in note for note in data.notes)
 
 

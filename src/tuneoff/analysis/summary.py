@@ -35,7 +35,7 @@ def summarise(study: Study, records: Mapping[str, Record], tests: Mapping[str, T
         arms=arms,
         ranking=ranking,
         verdict=verdict(arms, ranking),
-        caveats=caveats(arms, ranking),
+        caveats=(*caveats(arms, ranking), *_cautions(finished)),
         num_wanted=len(wanted) + num_nameless,
         num_done=sum(record.status == "done" for record in finished),
         num_infeasible=sum(record.status == "infeasible" for record in finished),
@@ -164,6 +164,11 @@ def _costs(costs: Sequence[Costs]) -> ArmCosts | None:
         optimizer_bytes=round(median(cost.optimizer_bytes for cost in costs)),
         weights_bytes=round(median(cost.weights_bytes for cost in costs)),
     )
+
+
+def _cautions(records: Sequence[Record]) -> Iterable[str]:
+    """Return what the data's notes say that can change what the numbers mean, each once."""
+    return dict.fromkeys(caution for record in records for caution in record.provenance.cautions)
 
 
 def _origins(records: Sequence[Record]) -> Origins:

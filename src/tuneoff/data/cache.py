@@ -23,7 +23,7 @@ from tuneoff.files import write_synced
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 """Raised when the same input would give other tokens, or an entry another form."""
 
 SPLITS = ("train", "validation", "test")
@@ -76,6 +76,7 @@ def load_entry(path: Path) -> PreparedData | None:
             **splits,
             sha256=extra["sha256"],
             notes=tuple(extra["notes"]),
+            cautions=tuple(extra["cautions"]),
             stride_tokens=extra["stride_tokens"],
             samples=samples,
         )
@@ -101,6 +102,7 @@ def save_entry(path: Path, data: PreparedData) -> None:
         "version": VERSION,
         "sha256": data.sha256,
         "notes": data.notes,
+        "cautions": data.cautions,
         "stride_tokens": data.stride_tokens,
         "samples": data.samples,
         "item_names": {name: split.item_names for name, split in data.splits().items()},

@@ -38,6 +38,7 @@ class _Tokenised:
     splits: Mapping[str, TokenSplit]
     notes: tuple[str, ...]
     samples: tuple[tuple[str, str], ...]
+    cautions: tuple[str, ...]
     stride_tokens: int | None = None
 
 
@@ -89,6 +90,7 @@ def prepare(
         notes=(*sources.notes, *_unused_notes(task), *done.notes, *_token_notes(tokenizer, task)),
         stride_tokens=done.stride_tokens,
         samples=done.samples,
+        cautions=done.cautions,
     )
     save_entry(path, data)
     return data
@@ -128,6 +130,7 @@ def _prepare_text(task: TaskSpec, sources: Sources, encoder: Encoder) -> _Tokeni
             *_window_notes(documents, splits, task.max_length, stride),
         ),
         samples=tuple(_continuation(document.text) for document in documents["validation"][:NUM_SAMPLES]),
+        cautions=tuple(_alone_notes(documents)),
         stride_tokens=stride,
     )
 
@@ -146,10 +149,10 @@ def _prepare_instruction(task: TaskSpec, sources: Sources, encoder: Encoder, tem
     conversations, notes = keep_apart(conversations)
     fitter = Fitter(encoder, template, task.max_length, task.truncation)
     splits: dict[str, TokenSplit] = {}
-    cut_notes = []
+    cut_notes: dict[str, str | None] = {}
     for name in SPLITS:
         splits[name], cuts = fitter.build(conversations[name])
-        cut_notes.append(cuts.note(name, task.max_length, task.truncation))
+        cut_notes[name] = cuts.note(name, task.max_length, task.truncation)
     sizes = [
         f"{name}: {len(splits[name])} sequences of {len(splits[name].item_names)} prompts or trees;"
         f" {splits[name].num_target_tokens} of {splits[name].num_input_tokens} tokens are targets."
@@ -157,8 +160,9 @@ def _prepare_instruction(task: TaskSpec, sources: Sources, encoder: Encoder, tem
     ]
     return _Tokenised(
         splits=splits,
-        notes=(*_read_notes(sources, found), *notes, *sizes, *filter(None, cut_notes)),
+        notes=(*_read_notes(sources, found), *notes, *sizes, *filter(None, cut_notes.values())),
         samples=_first_replies(conversations["validation"], template),
+        cautions=tuple(note for note in (cut_notes["test"],) if note is not None),
     )
 
 
@@ -184,13 +188,17 @@ def _window_notes(
         f"Text is scored in windows of {max_length} tokens that move on by {stride}: each token is predicted once,"
         f" after {max_length - stride} to {max_length - 1} tokens of context (fewer where its document begins)."
     )
+    return notes + _alone_notes(documents)
+
+
+def _alone_notes(documents: Mapping[str, Sequence[Document]]) -> list[str]:
     alone = [name for name in ("validation", "test") if len(documents[name]) == 1]
-    if alone:
-        notes.append(
-            f"{' and '.join(alone)}: one document only, so its windows are the items; windows of one document are not"
-            " independent, and intervals over them are too narrow."
-        )
-    return notes
+    if not alone:
+        return []
+    return [
+        f"{' and '.join(alone)}: one document only, so its windows are the items; windows of one document are not"
+        " independent, and intervals over them are too narrow."
+    ]
 
 
 def _unused_notes(task: TaskSpec) -> list[str]:

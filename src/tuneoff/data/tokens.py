@@ -71,6 +71,8 @@ class PreparedData:
     """Hash over all arrays."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know, one plain sentence each."""
+    cautions: tuple[str, ...] = ()
+    """Those of the notes that can change what the test's numbers mean; they are said beside the verdict."""
     stride_tokens: int | None = None
     """New target tokens per window of text that is scored; none where nothing is windowed."""
     samples: tuple[tuple[str, str], ...] = ()

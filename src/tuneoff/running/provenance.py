@@ -28,4 +28,5 @@ def provenance(session: Session) -> Provenance:
         model_sha256=fingerprint(run.model, session.place.root, run.revision),
         data_sha256=session.data.sha256,
         notes=session.notes,
+        cautions=session.data.cautions,
     )

@@ -152,6 +152,8 @@ class Provenance(Value):
     """Hash of the tokenised splits."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know, such as tokens that were cut."""
+    cautions: tuple[str, ...] = ()
+    """Those of the notes that can change what the test's numbers mean."""
 
 
 class Record(Value):
