@@ -96,12 +96,12 @@ class LocalExecutor:
         process, connection = _fork(_work, job, f"tuneoff {job.task.arm}")
         self.children.append(Child(job, process, connection))
 
-    def messages(self, timeout_s: float | None = None) -> Iterator[Message]:
+    def messages(self) -> Iterator[Message]:
         """Wait until a child says something, and yield what has come.
 
         Of an ended child the last message says how it ended.
         """
-        ready = wait([child.connection for child in self.children], timeout_s)
+        ready = wait([child.connection for child in self.children])
         for child in [child for child in self.children if child.connection in ready]:
             yield from self._drain(child)
 

@@ -135,10 +135,10 @@ class Store:
                 return False
         return True
 
-    def records(self, run_ids: Iterator[str] | None = None) -> tuple[dict[str, Record], dict[str, TestRecord]]:
+    def records(self) -> tuple[dict[str, Record], dict[str, TestRecord]]:
         """Return all finished runs and readings of the test split, by run."""
         records, tests = {}, {}
-        for run_id in run_ids if run_ids is not None else self.run_ids():
+        for run_id in self.run_ids():
             record = self.record(run_id)
             if record is not None:
                 records[run_id] = record
