@@ -4,9 +4,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tuneoff.api import Result
 
 # These are read when the libraries are first imported, so they are set before any test module is.
 _CACHE = Path(tempfile.mkdtemp(prefix="tuneoff-tests-"))
@@ -47,3 +51,19 @@ def cache_folder() -> Path:
     folder = Path(os.environ["TUNEOFF_CACHE"])
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, rows and a text."""
+    from tests.running import world as worlds  # here, because it imports Transformers
+
+    return worlds.world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> "Result":
+    """A finished study; only to be read."""
+    from tests.running import world as worlds
+
+    return worlds.finished(tmp_path_factory.getbasetemp())

@@ -101,7 +101,7 @@ def _check_forward(session: Session) -> None:
 
 def _guard_checkpoint(runs: Sequence[Run], place: Place, setup: dict[str, Any], data_sha256: str) -> None:
     """Drop a checkpoint of other data, or of a cohort of other runs, than there are now: going on would mix the two."""
-    if setup.get("data_sha256") != data_sha256 or setup["is_new"]:
+    if setup.get("data_sha256") != data_sha256 or setup["num_sittings"] == 1:
         remove_folder(place.store.run_folder(runs[0].run_id) / CHECKPOINT_FOLDER)
     setup["data_sha256"] = data_sha256
     for run in runs:
@@ -131,12 +131,11 @@ def _settle_setup(runs: Sequence[Run], place: Place) -> dict[str, Any]:
         "cohort": [run.run_id for run in runs],
         "root": str(place.root),
         "num_sittings": 1,
-        "is_new": True,
     }
     if stored is not None and stored.get("cohort") == setup["cohort"]:
         has_shrunk = place.micro_batch is not None
         setup |= {key: stored[key] for key in ("num_threads", *(() if has_shrunk else ("micro_batch",)))}
-        setup |= {"num_sittings": stored["num_sittings"] + 1, "is_new": False, "data_sha256": stored.get("data_sha256")}
+        setup |= {"num_sittings": stored["num_sittings"] + 1, "data_sha256": stored.get("data_sha256")}
     return setup
 
 

@@ -224,8 +224,9 @@ class Study(Value):
     micro_batch: PositiveInt | None = None
     """Sequences in one forward; none is the effective batch. It moves memory and speed, not the gradient."""
     keep: Literal["best", "last", "none"] = "best"
-    """Which weights a finished run leaves behind and is tested with: best by validation, of the last step, or (best,
-    then) none.
+    """Which weights a finished run leaves behind and is tested with: best by validation, or of the last step.
+
+    `none` tests with the best, and then removes the weights of full fine-tuning; adapters are small and stay.
     """
     root: Annotated[Path, Field(exclude=True)] = Path()
     """Folder that relative paths in the file start from. Not part of the study's identity."""
