@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tuneoff.study.loading import load_study, recipe_names
+from tuneoff.study.methods import LoraMethod
 from tuneoff.study.shapes import known_models, known_shape
-from tuneoff.study.spec import Arm, LoraMethod
+from tuneoff.study.spec import Arm
 
 RECIPES = ("book-gpt2", "dolly-llama3", "oasst1-gpt2")
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "recipes"

@@ -5,6 +5,7 @@
     |-- DataError               the data: a missing file, a bad row, an empty split
     |-- ModelError              the base model or its tokenizer: missing, gated, not causal
     |-- MethodError             the method: targets that match nothing, a rank out of range, an adapter folder
+    |   `-- UnsupportedError    this model cannot take this method: a row in the table, and the study goes on
     |-- StoreError              folders and records: not writable, torn, locked
     |-- DeviceError             the machine: a precision or a device that is not to be had
     `-- InfeasibleError         a run that diverged or ran out of memory: a row in the table; exit code 1
@@ -26,6 +27,7 @@ __all__ = [
     "StoreError",
     "StudyError",
     "TuneoffError",
+    "UnsupportedError",
     "did_you_mean",
     "nearest_names",
 ]
@@ -85,6 +87,13 @@ class ModelError(TuneoffError):
 
 class MethodError(TuneoffError):
     """The method cannot be applied to this model, or an adapter cannot be read."""
+
+
+class UnsupportedError(MethodError):
+    """A method that this model, or this machine, cannot take whatever its settings: an infeasible arm.
+
+    A slip of the pen (targets that match nothing) is a plain `MethodError` and stops the study before it starts.
+    """
 
 
 class StoreError(TuneoffError):

@@ -8,7 +8,8 @@ import pytest
 from tuneoff.errors import StudyError
 from tuneoff.study.expand import chosen_runs, expand_arms, num_runs, trials
 from tuneoff.study.loading import study_from
-from tuneoff.study.spec import DEFAULT_RATES, LoraMethod, Study
+from tuneoff.study.methods import DEFAULT_RATES, LoraMethod
+from tuneoff.study.spec import Study
 
 
 def study(arms: Any, **changes: Any) -> Study:
@@ -91,7 +92,10 @@ def test_arms_of_one_method_and_rate_share_their_runs() -> None:
         ([], "arms: expected a mapping"),
         ({}, "arms: expected a mapping of at least one arm"),
         ({"a": "lora"}, r"arms\.a: expected a mapping .* found 'lora'"),
-        ({"a": {}}, r"arms\.a\.method: found None; allowed: none, full, lora, load"),
+        (
+            {"a": {}},
+            r"arms\.a\.method: found None; allowed: none, full, lora, bottleneck, prompt, prefix, bitfit, head, peft, load",
+        ),
         ({"a": {"method": "lroa"}}, r"arms\.a\.method: found 'lroa'.*Did you mean lora"),
         ({"a": {"method": ["lora", "full"]}}, r"arms\.a\.method: found \['lora', 'full'\]"),
         ({"a": {"method": {"x": 1}}}, r"arms\.a\.method: found \{'x': 1\}"),

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tuneoff.study.expand import trials
 from tuneoff.study.identity import canonical_json, digest, make_run
 from tuneoff.study.loading import load_study, study_from
-from tuneoff.study.spec import Study, plain
+from tuneoff.study.spec import Study
 from tuneoff.study.streams import DROPOUT, GENERATION, INIT, ORDER, stream_seed
+from tuneoff.study.value import plain
 
 PINNED = """
 name: pinned
@@ -35,7 +36,7 @@ name: pinned
 """
 STREAM_SEEDS = [1519069808562059438, 7159696962517958688, 7938499265082287326, 6956054376904269812]
 """Of seed 0: init, data order, dropout, generation."""
-RUN_ID = "292d3e86bab83274"
+RUN_ID = "71e0ca0c8a54c153"
 """If this moves, finished runs of every user are trained again; say so under Numerics in the changelog."""
 
 JSON = st.recursive(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tuneoff.errors import StudyError
 from tuneoff.study.loading import load_study, recipe_names, study_from
-from tuneoff.study.spec import Study, plain
+from tuneoff.study.spec import Study
+from tuneoff.study.value import plain
 
 GOOD = """
 name: good
@@ -128,7 +129,11 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
         ("name: good", "name: .good", r"name: .*pattern"),
         ("name: good", "name: good\nname: again", r"study\.yaml, line 2, column 1: .*'name' is given twice"),
         ("rank: 4", "rank: 4, rank: 8", r"study\.yaml, line 8, column 9: .*'rank' is given twice"),
-        ("kind: instruction", "kind: prose", r"task\.kind: .*'text' or 'instruction'.*found 'prose'"),
+        (
+            "kind: instruction",
+            "kind: prose",
+            r"task\.kind: .*'text', 'instruction', 'qa' or 'classification'.*found 'prose'",
+        ),
         ("rows.jsonl", "rows.jsonl, max_length: 1", "task: max_length must be at least 2"),
         ("rows.jsonl", "rows.jsonl, max_length: 8, stride: 8", "task: stride 8 must be below max_length 8"),
         ("rows.jsonl", "rows.jsonl, splits: {test: 1.5}", r"task\.splits\.test.*less than 1; found 1\.5"),

@@ -41,6 +41,7 @@ def make_split(num_sequences: int = 24, seed: int = 3, longest: int = 20) -> Tok
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         target_bytes=np.array([int(target.sum()) * 3 for target in targets]),
         items=np.arange(num_sequences, dtype=np.int32),
+        labels=np.zeros(0, np.int32),
         item_names=tuple(f"item {index}" for index in range(num_sequences)),
     )
 

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from scipy.special import stdtrit
 
 from tuneoff.study.records import exp
-from tuneoff.study.spec import Value
+from tuneoff.study.value import Value
 
 CONFIDENCE = 0.95
 """Convention; the interval that readers of tables expect."""

@@ -5,7 +5,8 @@ from typing import Literal
 
 from tuneoff.study.expand import trials
 from tuneoff.study.records import Record
-from tuneoff.study.spec import Arm, Study, Value
+from tuneoff.study.spec import Arm, Study
+from tuneoff.study.value import Value
 
 Edge = Literal["lowest", "highest"]
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.analysis.selection import Edge, Trial
-from tuneoff.study.spec import MethodSpec, Value
+from tuneoff.study.methods import MethodSpec
+from tuneoff.study.value import Value
 
 Status = Literal["done", "partly", "missing", "infeasible"]
 FlagKind = Literal["worse_than_uniform", "edge", "untuned", "assumed", "infeasible_seeds", "unverified"]

@@ -85,6 +85,8 @@ class Batch:
     """(rows,), without padding."""
     slots: NDArray[np.int64]
     """(rows,): place in the effective batch, or index of the sequence where a whole split is evaluated."""
+    labels: NDArray[np.int64]
+    """(rows,), class of each sequence; empty where the task has no classes."""
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -123,4 +125,5 @@ def _batch(split: TokenSplit, indices: NDArray[np.int64], slots: NDArray[np.int6
         ids, carries_loss = split.sequence(int(index))
         input_ids[row, : len(ids)] = ids
         targets[row, : len(ids)] = carries_loss
-    return Batch(input_ids, targets, lengths, slots.astype(np.int64))
+    labels = split.labels[indices] if split.has_labels else split.labels
+    return Batch(input_ids, targets, lengths, slots.astype(np.int64), labels.astype(np.int64))

@@ -23,7 +23,7 @@ from tuneoff.files import write_synced
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 2
+VERSION = 3
 """Raised when the same input would give other tokens, or an entry another form."""
 
 SPLITS = ("train", "validation", "test")
@@ -73,7 +73,9 @@ def load_entry(path: Path) -> PreparedData | None:
             raise ValueError("the checksum differs")
         samples = tuple((prompt, reference) for prompt, reference in extra["samples"])
         return PreparedData(
-            **splits,
+            train=splits["train"],
+            validation=splits["validation"],
+            test=splits["test"],
             sha256=extra["sha256"],
             notes=tuple(extra["notes"]),
             cautions=tuple(extra["cautions"]),

@@ -23,7 +23,8 @@ from tuneoff.data.tokens import hash_splits
 from tuneoff.data.windows import build_windows
 from tuneoff.errors import DataError
 from tuneoff.study.identity import canonical_json
-from tuneoff.study.spec import TaskSpec, plain
+from tuneoff.study.spec import TaskSpec
+from tuneoff.study.value import plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +86,9 @@ def prepare(
         if not len(split):
             raise DataError(f"the {name} split holds no target token: its texts have no tokens; give it more text")
     data = PreparedData(
-        **done.splits,
+        train=done.splits["train"],
+        validation=done.splits["validation"],
+        test=done.splits["test"],
         sha256=hash_splits([done.splits[name] for name in SPLITS]),
         notes=(*sources.notes, *_unused_notes(task), *done.notes, *_token_notes(tokenizer, task)),
         stride_tokens=done.stride_tokens,

@@ -15,17 +15,26 @@ class TokenSplit:
     input_ids: NDArray[np.int32]
     """(num_tokens,)"""
     targets: NDArray[np.bool_]
-    """(num_tokens,), true where the token carries loss; never the first of a sequence."""
+    """(num_tokens,), true where the token carries loss; never the first of a sequence. Of classification the one target
+    of a sequence is its class, and its flag stands at the last token, whose logits are pooled.
+    """
     offsets: NDArray[np.int64]
     """(num_sequences + 1,): sequence i is `input_ids[offsets[i]:offsets[i + 1]]`."""
     target_bytes: NDArray[np.int64]
     """(num_sequences,), UTF-8 bytes of the text that its target tokens stand for; end of sequence stands for none."""
     items: NDArray[np.int32]
     """(num_sequences,), index of the smallest independent unit in `item_names`."""
+    labels: NDArray[np.int32]
+    """(num_sequences,), class of each sequence; empty where the task has no classes."""
     item_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether sequences have a class."""
+        return len(self.labels) > 0
 
     def sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Return the ids of one sequence, and which of them carry loss."""
@@ -61,6 +70,29 @@ ARRAYS = tuple(field.name for field in fields(TokenSplit) if field.name != "item
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """What text is generated after when the test split is read, and what it is compared with."""
+
+    input_ids: NDArray[np.int32]
+    """(num_tokens,), all prompts end to end, beginning of sequence included."""
+    offsets: NDArray[np.int64]
+    """(num_prompts + 1,): prompt i is `input_ids[offsets[i]:offsets[i + 1]]`."""
+    ids: tuple[str, ...]
+    """Name of each prompt: SQuAD's question id, else FILE:LINE."""
+    references: tuple[tuple[str, ...], ...]
+    """Right answers of each prompt, one at least."""
+    items: NDArray[np.int32]
+    """(num_prompts,), index of the smallest independent unit in the test split's `item_names`."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def prompt(self, index: int) -> NDArray[np.int32]:
+        """Return the ids of one prompt."""
+        return self.input_ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True)
 class PreparedData:
     """The three splits of a task, tokenised."""
 
@@ -77,6 +109,12 @@ class PreparedData:
     """New target tokens per window of text that is scored; none where nothing is windowed."""
     samples: tuple[tuple[str, str], ...] = ()
     """A few prompts of the validation split with their references, to show what is generated."""
+    prompts: Prompts | None = None
+    """Of the test split; none where the task has nothing to generate (text, classification)."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes 0, 1, ...; none where the task has no classes."""
+    label_ids: tuple[tuple[int, ...], ...] = ()
+    """Tokens of each class's word as they follow a prompt, for zero-shot; none where the study gives no words."""
 
     def splits(self) -> dict[str, TokenSplit]:
         """Return the splits by name."""
@@ -101,6 +139,7 @@ class SplitBuilder:
         self._targets: list[NDArray[np.bool_]] = []
         self._target_bytes: list[int] = []
         self._items: list[int] = []
+        self._labels: list[int] = []
         self._index_of: dict[tuple[object, ...], int] = {}
         self._names: list[str] = []
 
@@ -115,11 +154,12 @@ class SplitBuilder:
         target_bytes: int,
         item: tuple[object, ...],
         item_name: str,
+        label: int | None = None,
     ) -> None:
-        """Add one sequence. `item_name` counts where `item` is new."""
+        """Add one sequence. `item_name` counts where `item` is new; `label` is its class, given for all or for none."""
         assert len(ids) == len(targets), "one flag for each token"
         assert targets.any(), "a sequence without a target teaches nothing and scores nothing"
-        assert not targets[0], "the first token of a sequence has nothing to be predicted from"
+        assert label is not None or not targets[0], "the first token of a sequence has nothing to be predicted from"
         if item not in self._index_of:
             self._index_of[item] = len(self._names)
             self._names.append(item_name)
@@ -127,9 +167,12 @@ class SplitBuilder:
         self._targets.append(targets)
         self._target_bytes.append(target_bytes)
         self._items.append(self._index_of[item])
+        if label is not None:
+            self._labels.append(label)
 
     def build(self) -> TokenSplit:
         """Return what was added, as flat arrays."""
+        assert len(self._labels) in (0, len(self._ids)), "a class for every sequence, or for none"
         lengths = [len(ids) for ids in self._ids]
         return TokenSplit(
             input_ids=np.concatenate([np.zeros(0, np.int32), *self._ids]),
@@ -137,5 +180,6 @@ class SplitBuilder:
             offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
             target_bytes=np.array(self._target_bytes, dtype=np.int64),
             items=np.array(self._items, dtype=np.int32),
+            labels=np.array(self._labels, dtype=np.int32),
             item_names=tuple(self._names),
         )

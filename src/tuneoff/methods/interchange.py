@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from tuneoff.errors import MethodError
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.lora import A_NAME, B_NAME, LoRA, LoRAModel
-from tuneoff.study.spec import ALL_LINEAR
+from tuneoff.study.methods import ALL_LINEAR
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"

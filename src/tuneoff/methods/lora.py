@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from tuneoff.errors import MethodError
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.surgery import AdaptableLayer, features, match_targets, swap
-from tuneoff.study.spec import ALL_LINEAR
+from tuneoff.study.methods import ALL_LINEAR
 
 A_NAME, B_NAME = "lora_A.weight", "lora_B.weight"
 """Ends of the saved tensors' names, those of PEFT."""

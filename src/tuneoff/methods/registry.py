@@ -6,7 +6,7 @@ from tuneoff.errors import MethodError
 from tuneoff.methods.base import Method
 from tuneoff.methods.lora import LoRA, LoRACohort
 from tuneoff.methods.selective import Full, NoTraining
-from tuneoff.study.spec import FullMethod, LoraMethod, MethodSpec, NoneMethod
+from tuneoff.study.methods import FullMethod, LoraMethod, MethodSpec, NoneMethod
 
 
 def method_from_spec(spec: MethodSpec) -> Method:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import MethodError, did_you_mean
-from tuneoff.study.spec import ALL_LINEAR
+from tuneoff.study.methods import ALL_LINEAR
 
 AdaptableLayer = nn.Linear | Conv1D
 """Layers with a weight matrix: `nn.Linear` stores out x in, GPT-2's `Conv1D` in x out."""

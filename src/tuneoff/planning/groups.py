@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from tuneoff.study.spec import Value
+from tuneoff.study.value import Value
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 """A whole part of a dotted name that is a number."""

@@ -19,8 +19,10 @@ from tuneoff.methods.surgery import adaptable_layers, features, match_targets
 from tuneoff.planning.groups import ModuleGroup, group_modules
 from tuneoff.study.expand import num_runs
 from tuneoff.study.identity import canonical_json
+from tuneoff.study.methods import LoadMethod, LoraMethod, MethodSpec
 from tuneoff.study.records import Parameters
-from tuneoff.study.spec import Arm, LoadMethod, LoraMethod, MethodSpec, Study, Value, plain
+from tuneoff.study.spec import Arm, Study
+from tuneoff.study.value import Value, plain
 from tuneoff.training.models import check_context, load_config, shape_only
 
 FP32_BYTES = 4

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneoff.planning.plan import ArmPlan, Plan, TargetMatch
-from tuneoff.study.spec import LoadMethod, LoraMethod
+from tuneoff.study.methods import LoadMethod, LoraMethod
 
 NOTHING = "-"
 V = TypeVar("V")

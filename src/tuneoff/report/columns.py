@@ -7,7 +7,7 @@ from typing import Literal
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Scores
 from tuneoff.report import numbers
-from tuneoff.study.spec import LoraMethod
+from tuneoff.study.methods import LoraMethod
 
 Raw = str | int | float | None
 Group = Literal["arm", "method", "results", "costs"]

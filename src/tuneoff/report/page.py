@@ -27,7 +27,8 @@ from tuneoff.report.points import CurveLine
 from tuneoff.report.reproduce import commands, study_yaml
 from tuneoff.report.tables import progress, shown_with_interval
 from tuneoff.report.text import clean
-from tuneoff.study.spec import FullMethod, LoadMethod, LoraMethod, Study
+from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod
+from tuneoff.study.spec import Study
 
 FILES = resources.files("tuneoff.report")
 MAIN_COLUMNS = (

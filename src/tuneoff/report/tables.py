@@ -16,7 +16,8 @@ from tuneoff.report import numbers
 from tuneoff.report.columns import Cell, Column, Raw
 from tuneoff.report.text import clean, markdown, spreadsheet
 from tuneoff.study.records import Record, TestRecord
-from tuneoff.study.spec import Study, plain
+from tuneoff.study.spec import Study
+from tuneoff.study.value import plain
 
 _METHOD_TABLE = (
     col.NAME,

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from tuneoff.data.batching import num_steps
 from tuneoff.data.prepare import prepare
 from tuneoff.planning.plan import Plan, plan
-from tuneoff.study.spec import Study, Value
+from tuneoff.study.spec import Study
+from tuneoff.study.value import Value
 from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
 from tuneoff.training.runtime import check_precision
 

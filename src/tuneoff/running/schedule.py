@@ -10,7 +10,8 @@ from tuneoff.analysis.selection import choose_rate
 from tuneoff.study.expand import chosen_runs, trials
 from tuneoff.study.identity import Run
 from tuneoff.study.records import Record, TestRecord
-from tuneoff.study.spec import Arm, Study, Value
+from tuneoff.study.spec import Arm, Study
+from tuneoff.study.value import Value
 
 
 class Task(Value):

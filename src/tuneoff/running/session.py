@@ -17,7 +17,7 @@ from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.selective import NoTraining
 from tuneoff.running.store import ADAPTER_WEIGHTS, CHECKPOINT_FOLDER, FULL_WEIGHTS, Store
 from tuneoff.study.identity import Run
-from tuneoff.study.spec import FullMethod, LoadMethod, LoraMethod
+from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod
 from tuneoff.study.streams import INIT, stream_seed
 from tuneoff.training.checkpoint import save_tensors
 from tuneoff.training.meter import Meter

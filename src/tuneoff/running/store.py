@@ -25,7 +25,8 @@ from tuneoff.errors import StoreError
 from tuneoff.files import file_sha256, remove_folder, write_synced
 from tuneoff.study.identity import canonical_json, digest
 from tuneoff.study.records import RECORD_VERSION, Record, TestRecord, to_json
-from tuneoff.study.spec import Study, plain
+from tuneoff.study.spec import Study
+from tuneoff.study.value import plain
 
 RECORD_FILE = "record.json"
 TEST_FILE = "test.json"

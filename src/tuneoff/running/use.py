@@ -15,8 +15,9 @@ from tuneoff.methods.lora import LoRAModel
 from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import STUDY_FILE, Store
 from tuneoff.study.expand import chosen_runs
+from tuneoff.study.methods import FullMethod, NoneMethod
 from tuneoff.study.records import Record
-from tuneoff.study.spec import Arm, FullMethod, NoneMethod, Study
+from tuneoff.study.spec import Arm, Study
 from tuneoff.training.model_files import resolve
 from tuneoff.training.models import load_base, load_tokenizer, quiet
 

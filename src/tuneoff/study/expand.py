@@ -7,22 +7,11 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
-
 from tuneoff.errors import StudyError, did_you_mean
 from tuneoff.study.identity import Run, make_run
-from tuneoff.study.spec import (
-    DEFAULT_RATES,
-    TRAINED_METHODS,
-    Arm,
-    FullMethod,
-    LoadMethod,
-    LoraMethod,
-    NoneMethod,
-    Study,
-)
+from tuneoff.study.methods import DEFAULT_RATES, METHODS, UNTRAINED_METHODS
+from tuneoff.study.spec import Arm, Study
 
-METHODS: dict[str, type[BaseModel]] = {"none": NoneMethod, "full": FullMethod, "lora": LoraMethod, "load": LoadMethod}
 NOT_OF_THE_METHOD = ("lr", "tune", "assumed")
 
 
@@ -76,7 +65,7 @@ def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
 
 def _rates(path: str, method: str, body: Mapping[str, Any]) -> Sequence[Any]:
     tune = body.get("tune")
-    if method not in TRAINED_METHODS:
+    if method in UNTRAINED_METHODS:
         for key in ("lr", "tune"):
             if key in body:
                 raise StudyError(f"{path}.{key}: method {method!r} trains nothing, so it takes no learning rate")

@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat
 
-from tuneoff.study.spec import Arm, BudgetSpec, EvaluateSpec, MethodSpec, OptimizerSpec, Study, TaskSpec, Value, plain
+from tuneoff.study.methods import MethodSpec
+from tuneoff.study.spec import Arm, BudgetSpec, EvaluateSpec, OptimizerSpec, Study, TaskSpec
+from tuneoff.study.value import Value, plain
 
 RUN_ID_DIGITS = 16
 """Hex digits of a run's name: 64 bits, so that among a million runs a clash has a chance of 3e-8."""
@@ -30,6 +32,7 @@ class Run(Value):
     optimizer: OptimizerSpec
     evaluate: EvaluateSpec
     keep: str
+    gradient_checkpointing: bool = False
     method: MethodSpec
     lr: PositiveFloat | None = None
     """Peak learning rate; none where nothing is trained."""
@@ -59,12 +62,13 @@ def make_run(study: Study, arm: Arm, lr: float | None, seed: int | None) -> Run:
         model=study.model,
         revision=study.revision,
         trust_remote_code=study.trust_remote_code,
-        task=study.task,
+        task=study.task.model_copy(update={"metrics": None}),  # they belong to the test, not to the run
         budget=study.budget,
         precision=study.precision,
         optimizer=study.optimizer,
         evaluate=study.evaluate,
         keep="last" if study.keep == "last" else "best",
+        gradient_checkpointing=study.gradient_checkpointing,
         method=arm.method,
         lr=lr,
         seed=seed,

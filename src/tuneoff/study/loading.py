@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from tuneoff.errors import StudyError, did_you_mean
 from tuneoff.study.expand import expand_arms, shown
+from tuneoff.study.methods import METHODS
 from tuneoff.study.spec import Study
 
 RECIPES = resources.files("tuneoff.study") / "recipes"
@@ -183,7 +184,7 @@ def _wrong_value(kind: str, message: str, value: Any) -> str:
 
 def _path(loc: tuple[int | str, ...], arms: Sequence[Mapping[str, Any]]) -> str:
     if len(loc) >= 2 and loc[0] == "arms" and isinstance(loc[1], int):
-        rest = [str(part) for part in loc[2:] if part not in ("method", "none", "full", "lora", "load")]
+        rest = [str(part) for part in loc[2:] if part not in ("method", *METHODS)]
         return ".".join(["arms", str(arms[loc[1]]["family"]), *rest])
     return ".".join(str(part) for part in loc if part not in ("constrained-str",)) or "study"
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import Field, computed_field, model_validator
 
 from tuneoff.study.identity import Run
-from tuneoff.study.spec import Value
+from tuneoff.study.testing import Decoding, Testing
+from tuneoff.study.value import Value
 
 RECORD_VERSION = 1
 MAX_EXPONENT = 700.0
@@ -22,7 +23,10 @@ def exp(value: float) -> float:
 
 
 class Likelihood(Value):
-    """How well a model predicts a split, over all its target tokens."""
+    """How well a model predicts a split, over all its target tokens.
+
+    Of classification the one target of a sequence is its class, and the vocabulary is that of the classes.
+    """
 
     nll_nats: float
     """Sum of the negative log-likelihood over target tokens."""
@@ -174,6 +178,30 @@ class Record(Value):
     """Sha256 of each file that belongs to the record."""
 
 
+class Generated(Value):
+    """What a run wrote on the test split with one decoding strategy."""
+
+    decoding: Decoding
+    num_items: int
+    """Prompts (questions) that were answered."""
+    num_samples: int
+    """Texts for each of them."""
+    metrics: Mapping[str, float]
+    """Mean over items of the mean over samples, x 100 (points); of functions of the user's own as they give it."""
+    best_of_n: Mapping[str, float]
+    """Mean over items of the best sample, likewise; the same as `metrics` for one sample."""
+    distinct_1: float
+    """Distinct words over all words of an item's samples, mean over items (Li et al., 2016, arXiv:1510.03055)."""
+    distinct_2: float
+    """The same of pairs of words."""
+    truncated_pct: float
+    """Share of texts that reached the limit of new tokens without ending."""
+    num_near_ties: int = 0
+    """Greedy choices between logits within 1e-4 of each other, where the batch may tell."""
+    mean_new_tokens: float
+    generate_s: float
+
+
 class TestRecord(Value):
     """The one reading of the test split, of a run whose learning rate was chosen."""
 
@@ -182,6 +210,12 @@ class TestRecord(Value):
     version: int = RECORD_VERSION
     run_id: str
     test: Likelihood
+    testing: Testing = Testing()
+    """How it was tested; a study that asks for another testing reads the split again."""
+    metrics: Mapping[str, float] = Field(default_factory=dict)
+    """Scores in points of 100: of classification, or of the text that the first decoding strategy wrote."""
+    generated: tuple[Generated, ...] = ()
+    """One for each decoding strategy, in the study's order."""
     score_s: float
     files: Mapping[str, str] = Field(default_factory=dict)
 

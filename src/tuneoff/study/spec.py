@@ -5,25 +5,36 @@ Scientific, nuisance and fixed hyperparameters are the terms of the Deep Learnin
 arm.
 """
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-ALL_LINEAR = "all-linear"
-"""Target pattern that stands for every linear module but the output head."""
+from tuneoff.errors import did_you_mean
+from tuneoff.study.methods import UNTRAINED_METHODS, MethodSpec
+from tuneoff.study.testing import (
+    CLASS_METRICS,
+    DEFAULT_METRICS,
+    GENERATED_METRICS,
+    LOSS,
+    MARGINS,
+    POINTS_MARGIN,
+    Decoding,
+    GenerateSpec,
+    TaskKind,
+    Testing,
+)
+from tuneoff.study.value import Value
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names become folder names, so they may hold no separator and may not start with a dot."""
 
+FUNCTION_PATTERN = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+"""A metric of the user's own: a module that Python can import, and a function in it."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
-
-
-class Value(BaseModel):
-    """A frozen value that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SplitsSpec(Value):
@@ -48,19 +59,27 @@ class ColumnsSpec(Value):
     context: str | None = None
     response: str | None = None
     messages: str | None = None
+    question: str | None = None
+    answers: str | None = None
+    """Of question answering: a text, a list of texts, or SQuAD's `{text: [...]}`."""
+    label: str | None = None
 
 
 class TaskSpec(Value):
     """What is learnt and from which data."""
 
-    kind: Literal["text", "instruction"]
+    kind: TaskKind
     data: str
     """Hub id, local path, or `demo`."""
     max_length: PositiveInt = 256
     """Tokens that one sequence may hold, prompt included."""
     template: str | None = None
-    """How a prompt is written, with `{instruction}` and `{context}`; `chat` uses the tokenizer's own chat template;
-    none is the plain one.
+    """How a prompt is written: with `{instruction}` and `{context}` (instruction), `{context}` and `{question}` (qa),
+    `{text}` (classification). `chat` uses the tokenizer's own chat template; none is the plain one.
+    """
+    labels: tuple[str, ...] | None = None
+    """Words for the classes 0, 1, ...; zero-shot scores them after the template's prompt. None takes the data's own
+    names, and zero-shot is then the majority class.
     """
     columns: ColumnsSpec = ColumnsSpec()
     limit: PositiveInt | None = None
@@ -73,10 +92,51 @@ class TaskSpec(Value):
     that overlap by one token.
     """
 
+    metrics: tuple[str, ...] | None = None
+    """What is measured on the test split, the first one decides (qa, classification); none is the kind's own.
+
+    Of classification accuracy, f1, macro_f1; of generated text exact_match, f1, rouge1, rouge2, rougeL, bleu,
+    `regex:PATTERN` (share of texts in which it is found) and `module:function` of a text and its references.
+    """
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, metrics: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        known = {*GENERATED_METRICS, *CLASS_METRICS}
+        for name in metrics or ():
+            if name not in known and not name.startswith("regex:") and not re.fullmatch(FUNCTION_PATTERN, name):
+                hint = did_you_mean(name, known)
+                raise ValueError(
+                    f"found {name!r}; allowed: {', '.join(sorted(known))}, regex:PATTERN, module:function.{hint}"
+                )
+        return metrics
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics that are measured beside the loss."""
+        return DEFAULT_METRICS[self.kind] if self.metrics is None else self.metrics
+
+    @property
+    def generates(self) -> bool:
+        """Whether testing generates text."""
+        return self.kind != "classification" and bool(self.metric_names)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_length < 2:
             raise ValueError("max_length must be at least 2: one token of context and one target")
+        if self.kind == "classification":
+            strange = [name for name in self.metric_names if name not in CLASS_METRICS]
+            if strange:
+                raise ValueError(f"metrics of classification are {', '.join(CLASS_METRICS)}; found {strange[0]!r}")
+        elif self.kind == "text" and self.metric_names:
+            raise ValueError(
+                f"kind: text has no reply to generate, so it takes no metrics; found {self.metric_names[0]!r}"
+            )
+        elif any(name in ("accuracy", "macro_f1") for name in self.metric_names):
+            raise ValueError(f"accuracy and macro_f1 belong to kind: classification; found kind: {self.kind}")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must differ; found {list(self.labels)}")
         if self.stride is not None and self.stride >= self.max_length:
             raise ValueError(f"stride {self.stride} must be below max_length {self.max_length}")
         return self
@@ -128,51 +188,6 @@ class CheckpointSpec(Value):
     """Optimizer steps between checkpoints; none is after every validation."""
 
 
-class NoneMethod(Value):
-    """The base as it is (zero-shot)."""
-
-    method: Literal["none"]
-
-
-class FullMethod(Value):
-    """All weights are trained."""
-
-    method: Literal["full"]
-
-
-class LoraMethod(Value):
-    """Low-rank adaptation (Hu et al., 2021, arXiv:2106.09685)."""
-
-    method: Literal["lora"]
-    rank: PositiveInt = 8
-    alpha: PositiveFloat = 16.0
-    """Numerator of the scaling alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of each adapted module's input that is zeroed on the way to A, while training."""
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (ALL_LINEAR,)
-    """Module names or ends of names (`attn.c_proj`), with `*` for any part; `all-linear` is every linear module but
-    the output head.
-    """
-
-
-class LoadMethod(Value):
-    """Something that exists already.
-
-    A PEFT LoRA folder or a Transformers checkpoint. Scored with the others, its training not verified.
-    """
-
-    method: Literal["load"]
-    path: str
-
-
-MethodSpec = Annotated[NoneMethod | FullMethod | LoraMethod | LoadMethod, Field(discriminator="method")]
-TRAINED_METHODS = ("full", "lora")
-DEFAULT_RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3)}
-"""Rates tried where an arm names none: LoRA's lie ten times above full's (Schulman et al., 2025, "LoRA Without
-Regret": 9.8x over 14 models).
-"""
-
-
 class Arm(Value):
     """One method with its scientific hyperparameters fixed, and the learning rates to try."""
 
@@ -193,7 +208,7 @@ class Arm(Value):
     @property
     def is_trained(self) -> bool:
         """Whether the method has anything to train."""
-        return self.method.method in TRAINED_METHODS
+        return self.method.method not in UNTRAINED_METHODS
 
     @property
     def is_tuned(self) -> bool:
@@ -221,6 +236,13 @@ class Study(Value):
     optimizer: OptimizerSpec = OptimizerSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
+    decoding: Annotated[tuple[Decoding, ...], Field(min_length=1)] = (Decoding(),)
+    """How text is generated when a run is tested, the first one decides; crossed with every arm."""
+    generate: GenerateSpec = GenerateSpec()
+    margin: PositiveFloat | None = None
+    """How close counts as equal, in the primary metric's unit; none is 1 point, or 0.01 nats per token of loss."""
+    gradient_checkpointing: bool = False
+    """Work activations out again in the backward pass: less memory, more time, the same gradient."""
     micro_batch: PositiveInt | None = None
     """Sequences in one forward; none is the effective batch. It moves memory and speed, not the gradient."""
     keep: Literal["best", "last", "none"] = "best"
@@ -246,14 +268,44 @@ class Study(Value):
             raise ValueError(f"two arms have the same name: {', '.join(double)}; rename one")
         return self
 
+    @field_validator("decoding", mode="before")
+    @classmethod
+    def _listed(cls, decoding: object) -> object:
+        return [decoding] if isinstance(decoding, str | dict) else decoding
+
+    @field_validator("decoding")
+    @classmethod
+    def _named_apart(cls, decoding: tuple[Decoding, ...]) -> tuple[Decoding, ...]:
+        names = [one.name for one in decoding]
+        double = sorted({name for name in names if names.count(name) > 1})
+        if double:
+            raise ValueError(f"two strategies are the same but for their samples: {', '.join(double)}; leave one out")
+        return decoding
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric that ranks the arms: the loss where text is predicted, else the first of the task's metrics."""
+        names = self.task.metric_names
+        return names[0] if self.task.kind in ("qa", "classification") and names else LOSS
+
+    @property
+    def equivalence_margin(self) -> float:
+        """How close counts as equal, in the primary metric's unit (nats per token, or points of 100)."""
+        return MARGINS.get(self.primary_metric, POINTS_MARGIN) if self.margin is None else self.margin
+
+    @property
+    def testing(self) -> Testing:
+        """What a reading of the test split depends on beside the run."""
+        generates = self.task.generates
+        return Testing(
+            metrics=self.task.metric_names,
+            decoding=self.decoding if generates else (),
+            generate=self.generate if generates else GenerateSpec(),
+        )
+
     def arm(self, name: str) -> Arm:
         """Return the arm called `name`; raises `KeyError` where there is none."""
         for arm in self.arms:
             if arm.name == name:
                 return arm
         raise KeyError(name)
-
-
-def plain(value: Value) -> dict[str, Any]:
-    """Return `value` as JSON types, without what is not part of its identity."""
-    return value.model_dump(mode="json")
