@@ -68,9 +68,7 @@ def score_texts(
     metrics, best_of_n, per_text = {}, {}, {}
     for name in names:
         scorer = find_scorer(name, root)
-        scores = [
-            [scorer.score(text, own) for text in samples] for samples, own in zip(texts, references, strict=True)
-        ]
+        scores = [[scorer.score(text, own) for text in samples] for samples, own in zip(texts, references, strict=True)]
         per_text[name] = tuple(tuple(scorer.scale * score for score in own) for own in scores)
         if name == BLEU:
             metrics[name], best_of_n[name] = _bleu(references, texts, scores)

@@ -81,9 +81,9 @@ def _rouge_scorer(name: str) -> Any:
 
 
 def _sentence_bleu(text: str, references: Sequence[str]) -> float:
-    from sacrebleu.metrics.bleu import BLEU as Bleu
+    from sacrebleu.metrics import bleu
 
-    return float(Bleu(effective_order=True).sentence_score(text, _worded(references)).score) / POINTS
+    return float(bleu.BLEU(effective_order=True).sentence_score(text, _worded(references)).score) / POINTS
 
 
 def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -96,13 +96,13 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         texts: one for each item.
         references: of each item, one at least; their number may differ.
     """
-    from sacrebleu.metrics.bleu import BLEU as Bleu
+    from sacrebleu.metrics import bleu
 
     worded = [_worded(own) for own in references]
     num_streams = max(map(len, worded))
-    streams = [[own[index] if index < len(own) else None for own in worded] for index in range(num_streams)]
+    streams: Any = [[own[index] if index < len(own) else None for own in worded] for index in range(num_streams)]
     # force: its warning about a final period that stands apart is for translators' files
-    return float(Bleu(force=True).corpus_score(list(texts), streams).score) / POINTS
+    return float(bleu.BLEU(force=True).corpus_score(list(texts), streams).score) / POINTS
 
 
 def _worded(references: Sequence[str]) -> list[str]:
@@ -121,6 +121,7 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def _is_found(pattern: re.Pattern[str], text: str, references: Sequence[str]) -> float:
+    del references  # a pattern is held against the text alone
     return float(pattern.search(text) is not None)
 
 
@@ -165,7 +166,9 @@ def _call(name: str, function: Callable[..., Any], text: str, references: Sequen
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise StudyError(f"metric {name!r} gave {shown(found)} for the text {shown(text)}; it must give a finite number")
+        raise StudyError(
+            f"metric {name!r} gave {shown(found)} for the text {shown(text)}; it must give a finite number"
+        )
     return value
 
 

@@ -4,12 +4,13 @@ What a token may be drawn from is cut by Transformers' own warpers, in the order
 (Fan et al., 2018, arXiv:1805.04833, section 5.1), top-p (Holtzman et al., 2020, arXiv:1904.09751, section 3.1).
 
 Draws are by the Gumbel-max rule (Maddison, Tarlow and Minka, 2014, arXiv:1411.0030, section 2): token i with the
-largest s_i + G_i is a draw from softmax(s), with G_i = -log(-log u_i) and u_i in (0, 1) independent. u_i is counter-based: the i-th word
-of SplitMix64 from a key that is a hash of (seed, prompt, sample, position), so that a draw does not depend on what else
-is in the batch, and the same seed gives strategies common random numbers.
+largest s_i + G_i is a draw from softmax(s), with G_i = -log(-log u_i) and u_i in (0, 1) independent. u_i is
+counter-based: the i-th word of SplitMix64 from a key that is a hash of (seed, prompt, sample, position), so that a draw
+does not depend on what else is in the batch, and one seed gives all strategies common random numbers.
 
-Batches of other shapes give other last bits of logits. That can tell only where the two best scores are that close; such
-choices are counted (`NEAR_TIE`). Of top-p a token on the nucleus' very edge may fall in or out likewise, uncounted.
+Batches of other shapes give other last bits of logits. That can tell only where the two best scores are that close;
+such choices are counted (`NEAR_TIE`). Of top-k and top-p a token on the very edge of what is kept may likewise fall in
+or out; that is not counted.
 
 Shapes: R rows, V vocabulary.
 """

@@ -64,9 +64,9 @@ def check_lengths(
     room = context_length - spec.max_new_tokens - num_virtual_tokens
     num_long = sum(length > room for length in lengths)
     raise DataError(
-        f"prompt {lengths.index(longest) + 1} has {longest} tokens; with {spec.max_new_tokens} new ones{virtual} that is "
-        f"more than the {context_length} that the model sees in all ({num_long} of {len(lengths)} prompts have above "
-        f"{max(room, 0)}). Lower task.max_length or generate.max_new_tokens."
+        f"prompt {lengths.index(longest) + 1} has {longest} tokens; with {spec.max_new_tokens} new ones{virtual} that "
+        f"is more than the {context_length} that the model sees in all ({num_long} of {len(lengths)} prompts have "
+        f"above {max(room, 0)}). Lower task.max_length or generate.max_new_tokens."
     )
 
 
@@ -175,7 +175,7 @@ class _Writer:
         if len(own) < len(rows):
             places = torch.tensor([own.index(row.prompt) for row in rows], device=mask.device)
             logits, mask = logits[places], mask[places]
-            cache.reorder_cache(places)
+            cache.reorder_cache(places)  # type: ignore[arg-type]  # a Tensor of int64 is what it means
         texts = [_Text() for _ in rows]
         alive = list(range(len(rows)))
         for position in range(self._max_new_tokens):
@@ -187,7 +187,7 @@ class _Writer:
                     break
                 places = torch.tensor(going, device=mask.device)
                 chosen, mask = chosen[places], mask[places]
-                cache.reorder_cache(places)
+                cache.reorder_cache(places)  # type: ignore[arg-type]
             if position + 1 < self._max_new_tokens:
                 mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
                 logits = self._forward(chosen[:, None], mask, cache)
@@ -223,7 +223,7 @@ class _BeamWriter:
         self._module = module
         self._eos_id = eos_id
         self._pad_id = pad_id
-        self._config = GenerationConfig(
+        self._config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             num_beams=beams,
             num_return_sequences=1,
@@ -253,7 +253,7 @@ class _BeamWriter:
 def _neutral(module: nn.Module) -> Iterator[None]:
     """Within the context the base's own generation settings, which fill what a call leaves open, are the defaults."""
     own = module.generation_config
-    module.generation_config = GenerationConfig()  # type: ignore[assignment]
+    module.generation_config = GenerationConfig()  # type: ignore[assignment, no-untyped-call]
     try:
         yield
     finally:
