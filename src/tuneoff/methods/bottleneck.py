@@ -51,8 +51,8 @@ class BottleneckLayer(nn.Module):
 
     def __init__(self, width: int, method: "Bottleneck", generator: torch.Generator, device: torch.device) -> None:
         super().__init__()
-        self.down = nn.utils.skip_init(nn.Linear, width, method.size, device=device)
-        self.up = nn.utils.skip_init(nn.Linear, method.size, width, device=device)
+        self.down = nn.Linear(width, method.size, device="meta").to_empty(device=device)
+        self.up = nn.Linear(method.size, width, device="meta").to_empty(device=device)
         self.activation = ACTIVATIONS[method.activation]
         self.dropout = nn.Dropout(method.dropout)
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
@@ -65,7 +65,8 @@ class BottleneckLayer(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Return h with the bottleneck's answer to it added."""
         narrow = self.activation(_linear(self.down, h))
-        return h + self.dropout(_linear(self.up, narrow)).to(h.dtype)
+        update: Tensor = self.dropout(_linear(self.up, narrow))
+        return h + update.to(h.dtype)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class BottleneckModel(AdaptedModel):
     def _attach(self, sublayer: nn.Module, layer: BottleneckLayer) -> RemovableHandle:
         switch = self._switch
 
-        def adapt_output(module: nn.Module, args: Any, output: Any) -> Any:
+        def adapt_output(_module: nn.Module, _args: Any, output: Any) -> Any:
             if not switch.enabled:
                 return output
             if isinstance(output, tuple):  # attention gives its weights, too

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from tuneoff.errors import MethodError, UnsupportedError
 from tuneoff.methods.base import AdaptedModel, unique_parameters
+from tuneoff.methods.heads import head_names
 from tuneoff.methods.structure import find_head
 
 
@@ -184,6 +185,8 @@ class SubsetModel(AdaptedModel):
             for owner, attribute in chosen.places:
                 if parametrize.is_parametrized(owner, attribute):
                     parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
+            if chosen.original.device != chosen.trained.device:  # the model was moved while it was out of it
+                chosen.original.data = chosen.original.data.to(chosen.trained.device)
             _put(chosen, chosen.original)
         self._tie(True)
 
@@ -204,7 +207,7 @@ def _put(chosen: _Chosen, parameter: nn.Parameter) -> None:
 
 
 class BitFit:
-    """The bias terms alone: of linear layers and of layer norms."""
+    """The bias terms alone: of linear layers and of layer norms, but for a classifier's new head."""
 
     trains_base = False
 
@@ -214,7 +217,9 @@ class BitFit:
         Raises:
             UnsupportedError: the model has no biases (Llama).
         """
-        names = [name for name, _ in model.named_parameters(remove_duplicate=False) if _is_bias(name)]
+        heads = tuple(f"{name}." for name in head_names(model))
+        biases = (name for name, _ in model.named_parameters(remove_duplicate=False) if _is_bias(name))
+        names = [name for name in biases if not name.startswith(heads)]
         if not names:
             raise UnsupportedError(
                 f"{type(model).__name__} has no bias terms, so BitFit has nothing to train (looked for parameters "

@@ -18,6 +18,7 @@ than the query heads in grouped-query attention), d width of one head.
 """
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ from tuneoff.methods.structure import find_trunk, text_config
 
 PROMPT_NAME, PREFIX_NAME = "prompt_embeddings", "prefix"
 CHECKPOINTING = (
-    "prefix tuning cannot be trained with gradient checkpointing: Transformers drops the cache, which holds the prefix, "
-    "from every checkpointed layer. Turn gradient checkpointing off, or use prompt tuning."
+    "prefix tuning cannot be trained with gradient checkpointing: Transformers drops the cache, which holds the "
+    "prefix, from every checkpointed layer. Turn gradient checkpointing off, or use prompt tuning."
 )
 
 
@@ -232,14 +233,12 @@ class PrefixEncoder(nn.Module):
             return
         device = weight.device
         self.embedding = nn.Parameter(weight)
-        self.transform = nn.Sequential(
-            nn.utils.skip_init(nn.Linear, shape.width, projection, device=device),
-            nn.Tanh(),
-            nn.utils.skip_init(nn.Linear, projection, 2 * shape.num_layers * shape.width, device=device),
-        )
+        narrow = nn.Linear(shape.width, projection, device="meta").to_empty(device=device)
+        wide = nn.Linear(projection, 2 * shape.num_layers * shape.width, device="meta").to_empty(device=device)
+        self.transform = nn.Sequential(narrow, nn.Tanh(), wide)
         if device.type != "meta":
-            for layer in (self.transform[0], self.transform[2]):
-                bound = layer.in_features**-0.5
+            for layer in (narrow, wide):
+                bound = 1.0 / math.sqrt(layer.in_features)
                 for parameter in layer.parameters():
                     parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
@@ -272,7 +271,8 @@ class PromptTuning:
         check_positions(model, self.num_virtual_tokens)
         find_trunk(model)
         table = _embeddings(model).detach()
-        added = nn.Embedding.from_pretrained(self._start(table, one_generator(generator)), freeze=False)
+        start = self._start(table, one_generator(generator))
+        added = nn.Embedding(*start.shape, _weight=start)
         model.requires_grad_(False)
         return PromptModel(model, added, PROMPT_NAME, self.num_virtual_tokens)
 
@@ -362,14 +362,15 @@ def read_cache(model: nn.Module, ids: Tensor) -> tuple[CacheShape, Tensor]:
     model.eval()
     cache = trunk(input_ids=ids[None], use_cache=True).past_key_values
     model.train(was_training)
-    layers = [(layer.keys, layer.values) for layer in cache.layers] if isinstance(cache, DynamicCache) else []
-    shapes = {None if part is None else tuple(part.shape) for layer in layers for part in layer}
+    layers = cache.layers if isinstance(cache, DynamicCache) else []
+    parts = [getattr(layer, part, None) for layer in layers for part in ("keys", "values")]
+    shapes = {tuple(part.shape) if isinstance(part, Tensor) else None for part in parts}
     shape = next(iter(shapes), None)
     if len(shapes) != 1 or shape is None or shape[2] != len(ids):
         raise UnsupportedError(
             f"prefix tuning needs a model that keeps keys and values of one shape in every layer; "
             f"{type(model).__name__} keeps {sorted(map(str, shapes)) or type(cache).__name__}"
         )
-    stacked = torch.stack([part[0] for layer in layers for part in layer])  # (2 L, H, V, d)
+    stacked = torch.stack([part[0] for part in parts if part is not None])  # (2 L, H, V, d)
     flat = stacked.permute(2, 0, 1, 3).reshape(len(ids), -1)
     return CacheShape(len(layers), shape[1], shape[3]), flat.float()

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import UnsupportedError
+from tuneoff.methods.heads import head_names
 from tuneoff.methods.surgery import features
 
 ATTENTION, FEED_FORWARD = "attention", "feed-forward"
@@ -51,26 +52,15 @@ def find_trunk(model: nn.Module) -> tuple[str, nn.Module]:
 def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     """Return the output head and its name: the layer that gives logits of tokens, or of classes.
 
-    The output embeddings; where the model has none (a sequence classifier), the one part outside the trunk that has
-    weights.
-
     Raises:
         UnsupportedError: no head, or more than one part that could be it.
     """
-    trunk_name, _ = find_trunk(model)
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
-    outside = {
-        name: child
-        for name, child in model.named_children()
-        if name != trunk_name and any(True for _ in child.parameters())
-    }
-    found = {name: child for name, child in model.named_modules() if child is head} if head is not None else outside
-    if len(found) != 1:
-        raise UnsupportedError(
-            f"{type(model).__name__}: expected one output head, found {', '.join(found) or 'none'} outside {trunk_name!r}"
-        )
-    return next(iter(found.items()))
+    names = head_names(model) or tuple(name for name, child in model.named_modules() if child is head)
+    if len(names) != 1:
+        raise UnsupportedError(f"{type(model).__name__}: expected one output head, found {', '.join(names) or 'none'}")
+    return names[0], model.get_submodule(names[0])
 
 
 def find_sublayers(model: nn.Module) -> list[dict[str, str]]:

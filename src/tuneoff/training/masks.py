@@ -109,6 +109,7 @@ class Masks(TorchFunctionMode):
     def __init__(self, keys: Tensor, num_virtual_tokens: int = 0) -> None:
         super().__init__()
         self.keys = keys
+        self.num_virtual_tokens = num_virtual_tokens
         self.place = 0
         self._by_length = {keys.shape[1] - skipped: keys[:, skipped:] for skipped in (num_virtual_tokens, 0)}
 
@@ -123,7 +124,7 @@ class Masks(TorchFunctionMode):
 
     def from_place(self, place: int) -> "Masks":
         """Return the same masks for a part of the forward that began at the dropout numbered `place`."""
-        again = Masks(self.keys)
+        again = Masks(self.keys, self.num_virtual_tokens)
         again.place = place
         return again
 
