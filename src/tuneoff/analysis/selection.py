@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from tuneoff.study.expand import trials
-from tuneoff.study.records import Record
+from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
 
@@ -46,6 +46,14 @@ def choose_rate(study: Study, arm: Arm, records: Mapping[str, Record]) -> float 
         return None
     scored = [(t.loss_nats, t.lr) for t in candidates if t.loss_nats is not None and t.lr is not None]
     return min(scored)[1] if scored else None
+
+
+def is_current(test: TestRecord, study: Study) -> bool:
+    """Return whether a reading of the test split answers this study.
+
+    One with other metrics, decoding strategies or limits was made for another study file; its split is read again.
+    """
+    return test.testing == study.testing
 
 
 def edge_of(arm: Arm, lr: float | None) -> Edge | None:
