@@ -65,10 +65,15 @@ class Result:
 
         Console().print(study_table(self.summary()))
 
-    def report(self, folder: Path | None = None) -> list[Path]:
+    def report(self, folder: Path | None = None, *, figures: Sequence[str] = ()) -> list[Path]:
         """Write report.html, .md, .csv and .json, and return their paths.
 
+        Args:
+            folder: where to; none is the study's own folder.
+            figures: kinds of file (png, svg, pdf) that every chart is written as, into `figures/`.
+
         Raises:
+            StudyError: a kind of file that charts cannot be written as.
             StoreError: the folder cannot be written to, or none of its finished runs belongs to the study as given.
         """
         from tuneoff.analysis.summary import summarise
@@ -82,7 +87,7 @@ class Result:
             )
         curves = {run_id: self.store.curve(run_id) for run_id in records}
         summary = summarise(self.study, records, tests)
-        return write_report(folder or self.store.folder, self.study, summary, curves, records, tests)
+        return write_report(folder or self.store.folder, self.study, summary, curves, records, tests, figures)
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:

@@ -102,13 +102,20 @@ def status(study: StudyArgument, overrides: SetOption = None, out: OutOption = D
         _print(Text(f"{num_others} other finished runs there have other settings (another --set?).", style="yellow"))
 
 
-@app.command(epilog="Example: `tuneoff report study.yaml`")
-def report(study: StudyArgument, overrides: SetOption = None, out: OutOption = DEFAULT_OUT) -> None:
+@app.command(epilog="Example: `tuneoff report study.yaml`, or with every chart as files `--figures png,svg`")
+def report(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    figures: Annotated[
+        str, typer.Option("--figures", metavar="FORMATS", help="Write every chart as files too: png, svg, pdf.")
+    ] = "",
+    out: OutOption = DEFAULT_OUT,
+) -> None:
     """Print the table; write the page, Markdown, CSV and JSON. Can be had at any time."""
     from tuneoff import api
 
     result = api.open_result(api.load(study, overrides or ()), out)
-    paths = result.report()
+    paths = result.report(figures=[form.strip() for form in figures.split(",") if form.strip()])
     result.table()
     _say_report(paths)
 
@@ -197,11 +204,8 @@ def _run(source: str, overrides: list[str] | None, out: Path, only: tuple[str, .
 
 def _say_report(paths: list[Path]) -> None:
     page = next(path for path in paths if path.suffix == ".html")
-    _print(
-        Text.assemble(
-            "Page: ", (str(page), "bold"), f" (also {', '.join(path.name for path in paths if path != page)})"
-        )
-    )
+    others = ", ".join(str(path.relative_to(page.parent)) for path in paths if path != page)
+    _print(Text.assemble("Page: ", (str(page), "bold"), f" (also {others})"))
 
 
 def main() -> None:

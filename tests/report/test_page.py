@@ -16,7 +16,7 @@ from fakes import HOSTILE, Fakes, make_study
 from tuneoff.analysis.summary import summarise
 from tuneoff.errors import StoreError
 from tuneoff.report import page
-from tuneoff.report.charts import figures, save_chart
+from tuneoff.report.charts import figures, picture
 from tuneoff.report.points import MAX_POINTS_PER_CURVE, learning_points
 from tuneoff.report.reproduce import study_mapping, study_yaml
 from tuneoff.report.write import write_report

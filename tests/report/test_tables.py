@@ -80,7 +80,7 @@ def test_hostile_text_is_only_text(whole: Summary) -> None:
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert page.count("\n#") == 0
-    (row,) = csv.DictReader(io.StringIO(to_csv(summary), newline=""))
+    (row,) = csv.DictReader(io.StringIO(to_csv(rows(summary)), newline=""))
     assert row["arm"].startswith("'=<script>")
 
 
@@ -101,7 +101,7 @@ def test_markdown_keeps_names_readable() -> None:
 
 
 def test_csv_and_json_hold_the_same_rows(whole: Summary) -> None:
-    text = to_csv(whole)
+    text = to_csv(rows(whole))
     assert text.count("\r\n") == 6
     read = list(csv.DictReader(io.StringIO(text, newline="")))
     facts = to_json(make_study(), whole, {}, {})

@@ -77,8 +77,8 @@ def truncated_flag(generated: Sequence[DecodingSummary], max_new_tokens: int) ->
         yield Flag(
             kind="truncated",
             label="texts cut",
-            message=f"more than {MAX_TRUNCATED_PCT:g} % of the texts ({generated[0].decoding.name}) reached the limit of "
-            f"{max_new_tokens} new tokens without ending, and are scored as they were cut",
+            message=f"more than {MAX_TRUNCATED_PCT:g} % of the texts ({generated[0].decoding.name}) reached the limit "
+            f"of {max_new_tokens} new tokens without ending, and are scored as they were cut",
         )
 
 

@@ -12,7 +12,17 @@ from tuneoff.analysis.selection import choose_rate, edge_of, is_current, tried
 from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Origins, Scores, Status, Summary
 from tuneoff.analysis.verdict import caveats, verdict
 from tuneoff.study.expand import chosen_runs, num_runs
-from tuneoff.study.methods import BottleneckMethod, LoraMethod, MethodSpec, PrefixMethod, PromptMethod
+from tuneoff.study.methods import (
+    BitfitMethod,
+    BottleneckMethod,
+    FullMethod,
+    HeadMethod,
+    LoraMethod,
+    MethodSpec,
+    NoneMethod,
+    PrefixMethod,
+    PromptMethod,
+)
 from tuneoff.study.records import Costs, Likelihood, Parameters, Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 
@@ -135,37 +145,34 @@ def _scores(splits: Sequence[Likelihood], tests: Sequence[TestRecord], *, is_dra
 
 def _full_trainable(study: Study, records: Mapping[str, Record]) -> int | None:
     """Return how many parameters full fine-tuning trains: counted where it ran, else the base's own."""
-    for tell in (_counted, _of_base, _without_added):
-        for arm in study.arms:
-            for trial in tried(study, arm, records):
-                record = records.get(trial.run_id)
-                known = None if record is None else record.parameters
-                found = None if known is None else tell(study, arm.method, known)
-                if found is not None:
-                    return found
-    return None
+    found = (
+        _full_count(arm.method, record.parameters, is_classifier=study.task.kind == "classification")
+        for arm in study.arms
+        for trial in tried(study, arm, records)
+        if (record := records.get(trial.run_id)) is not None and record.parameters is not None
+    )
+    return min((count for count in found if count is not None), default=(0, None))[1]
 
 
-def _counted(study: Study, method: MethodSpec, counts: Parameters) -> int | None:
-    return counts.trainable if method.method == "full" else None
+def _full_count(method: MethodSpec, counts: Parameters, *, is_classifier: bool) -> tuple[int, int] | None:
+    """Return how many parameters full fine-tuning would train, as another method tells, behind how far to trust it.
 
-
-def _of_base(study: Study, method: MethodSpec, counts: Parameters) -> int | None:
-    """Return all parameters where they are the base's: of a subset of its weights, or of none.
-
-    A classifier that is not trained is scored by the words of its classes, on the language model: another head.
+    Args:
+        method: the method that was counted.
+        counts: what it trains.
+        is_classifier: whether the model got a new head, which every trained method trains and zero-shot has not.
     """
-    is_base = method.method in ("bitfit", "head") or (method.method == "none" and study.task.kind != "classification")
-    return counts.total if is_base else None
-
-
-def _without_added(study: Study, method: MethodSpec, counts: Parameters) -> int | None:
-    """Return all that is not trained, where all that is trained was added."""
-    if study.task.kind == "classification":
-        return None  # the new head is trained too, and full trains it as well
     match method:
-        case LoraMethod(bias="none", quantize="none") | BottleneckMethod() | PromptMethod() | PrefixMethod():
-            return counts.total - counts.trainable
+        case FullMethod():
+            return 0, counts.trainable
+        case BitfitMethod() | HeadMethod():
+            return 1, counts.total
+        case NoneMethod() if not is_classifier:
+            return 1, counts.total
+        case LoraMethod(bias="none", quantize="none") if not is_classifier:
+            return 2, counts.total - counts.trainable  # all that is not added
+        case BottleneckMethod() | PromptMethod() | PrefixMethod() if not is_classifier:
+            return 2, counts.total - counts.trainable
     return None
 
 

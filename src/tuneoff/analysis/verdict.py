@@ -21,7 +21,8 @@ def verdict(arms: Sequence[ArmSummary], ranking: Sequence[str], primary: Measure
     if not scored:
         return "No arm has a test score yet, so there is nothing to compare."
     (first, one), *others = scored
-    head = f"{'Lowest' if primary.is_loss else 'Highest'} test {primary.label}: {first.name} ({_said(first, one, primary)})"
+    best = "Lowest" if primary.is_loss else "Highest"
+    head = f"{best} test {primary.label}: {first.name} ({_said(first, one, primary)})"
     if not others:
         return f"{head}. No other arm has a test score yet, so there is nothing to compare it with."
     second, two = others[0]

@@ -44,9 +44,9 @@ PAGE = Look(
 )
 """On the page, whose style sheet knows whether it is dark or light."""
 PAPER = Look(
-    colours=COLOURS, ink="#1b1f24", muted="#5b6470", line="#e3e6ea", background="#ffffff", width=640, has_legend=True
+    colours=COLOURS, ink="#1b1f24", muted="#5b6470", line="#e3e6ea", background="#ffffff", width=360, has_legend=True
 )
-"""In a file."""
+"""In a file. So narrow that at the width of a paper's column (84 mm) its type is still 7 points high."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Arms:
 
     def __init__(self, summary: Summary, look: Look) -> None:
         self.look = look
+        self.summary = summary
         self.names = [arm.name for arm in summary.arms if arm.is_trained]
 
     def colour(self, name: str) -> str:
@@ -84,7 +85,7 @@ class Arms:
 
     def channels(self) -> Channels:
         """Return the encodings of the arm."""
-        legend = alt.Legend(title=None, symbolOpacity=1, symbolStrokeWidth=0) if self.look.has_legend else None
+        legend = self.legend() if self.look.has_legend else None
         colours, shapes, dashes = (
             alt.Scale(domain=self.names, range=[style(name) for name in self.names])
             for style in (self.colour, self.shape, self.dash)
@@ -94,6 +95,19 @@ class Arms:
             shape={"shape": alt.Shape("arm:N", scale=shapes, legend=legend)},
             dash={"strokeDash": alt.StrokeDash("arm:N", scale=dashes, legend=None)},
         )
+
+    def legend(self) -> alt.Legend:
+        """Return a legend below the chart, in as many columns as fit."""
+        longest = max((len(name) for name in self.names), default=0)
+        columns = 3 if longest <= 14 else 2 if longest <= 24 else 1
+        return alt.Legend(title=None, orient="bottom", columns=columns, symbolOpacity=1, symbolStrokeWidth=0)
+
+    def colour_with_bases(self) -> alt.Color:
+        """Return the colour of the arm, where those that are not trained are drawn as well: they are grey."""
+        bases = [arm.name for arm in self.summary.arms if not arm.is_trained]
+        colours = [*map(self.colour, self.names), *(self.look.muted for _ in bases)]
+        scale = alt.Scale(domain=[*self.names, *bases], range=colours)
+        return alt.Color("arm:N", scale=scale, legend=self.legend() if self.look.has_legend else None)
 
 
 def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart) -> alt.LayerChart:
@@ -114,6 +128,6 @@ def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart) -> al
             titleFontWeight="normal",
             titlePadding=10,
         ),
-        legend=alt.LegendConfig(labelColor=look.ink, labelFontSize=12, symbolSize=80),
+        legend=alt.LegendConfig(labelColor=look.ink, labelFontSize=12, symbolSize=80, labelLimit=340),
     )
     return alt.LayerChart(layer=list(layers), config=config, width=look.width, height=height)
