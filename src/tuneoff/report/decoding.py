@@ -36,7 +36,25 @@ def decoding_columns(summary: Summary) -> tuple[TextColumn, ...]:
     """
     has_samples = any(row.found.num_samples > 1 for row in texts_of(summary))
     best = tuple(map(_best, summary.measures)) if has_samples else ()
-    return (ARM, STRATEGY, SAMPLES, *map(_metric, summary.measures), *best, DISTINCT_1, DISTINCT_2, TRUNCATED, *_REST)
+    return (
+        ARM,
+        STRATEGY,
+        SAMPLES,
+        *map(_metric, summary.measures),
+        *best,
+        DISTINCT_1,
+        DISTINCT_2,
+        TRUNCATED,
+        TOKENS,
+        *_REST,
+    )
+
+
+def narrow_columns(summary: Summary) -> tuple[tuple[TextColumn, ...], tuple[TextColumn, ...]]:
+    """Return the columns as two narrow tables, of scores and of texts, without what few look for."""
+    scores = (column for column in decoding_columns(summary) if column.group == "results")
+    texts = (DISTINCT_1, DISTINCT_2, TRUNCATED, TOKENS)
+    return (ARM, STRATEGY, SAMPLES, *(column for column in scores if column not in texts)), (ARM, STRATEGY, *texts)
 
 
 def decoding_rows(summary: Summary) -> list[dict[str, Raw]]:
@@ -60,16 +78,18 @@ def texts_note(summary: Summary) -> str:
     counts = sorted({row.found.num_samples for row in texts_of(summary)})
     items = " or ".join(f"{number:,}" for number in sorted({row.found.num_items for row in texts_of(summary)}))
     if counts == [1]:
+        is_drawn = any(row.found.decoding.is_sampled for row in texts_of(summary))
+        more = " `samples: 5` beside a strategy draws more." if is_drawn else ""
         return (
-            f"n is 1: each strategy wrote one text for each of {items} prompts. So distinct-1 and distinct-2 say how "
-            "little a text repeats itself, not how far texts differ from one another; `samples: 5` in the study's "
-            "decoding would."
+            f"n is 1: a strategy wrote one text for each of {items} prompts. Distinct-1 and distinct-2 then say how "
+            f"little a text repeats itself, not how far texts differ from one another.{more}"
         )
+    drawn = " or ".join(map(str, counts))
     return (
-        f"n is the texts that a strategy drew for each of {items} prompts ({' or '.join(map(str, counts))}); greedy and "
-        "beam search would write the same text each time, so they wrote one. A score is the mean over the n texts, "
-        "best of n that of their best one, which takes an oracle to pick. Distinct-1 and distinct-2 are over a prompt's "
-        "n texts together, so they compare only where n is the same."
+        f"n is the texts that a strategy drew for each of {items} prompts ({drawn}); greedy and beam search would "
+        "write the same text each time, so they wrote one. A score is the mean over the n texts, best of n that of "
+        "their best one, which takes an oracle to pick. Distinct-1 and distinct-2 are over a prompt's n texts "
+        "together, so they compare only where n is the same."
     )
 
 
@@ -117,10 +137,10 @@ TRUNCATED = TextColumn(
     _estimated(lambda found: found.truncated_pct, 1),
     "texts in per cent that reached the limit of new tokens without ending",
 )
+TOKENS = TextColumn(
+    "mean_new_tokens", "tokens", "results", _estimated(lambda found: found.mean_new_tokens, 1), "new tokens of a text"
+)
 _REST = (
-    TextColumn(
-        "mean_new_tokens", "tokens", "results", _estimated(lambda found: found.mean_new_tokens, 1), "new tokens"
-    ),
     TextColumn("num_near_ties", "near ties", "costs", _plain(lambda found: found.num_near_ties), "over all seeds"),
     TextColumn("num_items", "prompts", "costs", _plain(lambda found: found.num_items), "of one seed"),
     TextColumn(

@@ -14,7 +14,7 @@ from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import columns as col
 from tuneoff.report.columns import ArmColumn, Cell, Column, Raw, Row, columns_of, shown_columns
-from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, texts_note, texts_of
+from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, narrow_columns, texts_note, texts_of
 from tuneoff.report.text import clean, markdown, spreadsheet
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study
@@ -87,30 +87,23 @@ class StudyTable:
             yield from (self._table((col.NAME, *part), title if not place else "") for place, part in enumerate(parts))
 
     def _texts(self, fits: Callable[[Table], bool]) -> Iterator[RenderableType]:
-        """Yield the table of decoding strategies; where there is little room the first metric alone has its best of n."""
+        """Yield the table of decoding strategies; where there is little room, the scores and the rest apart."""
         rows = texts_of(self.summary)
         if not rows:
             return
         best = self.summary.ranking[0] if self.summary.ranking else ""
 
-        def table(shown: Sequence[Column[Texts]]) -> Table:
-            return rich_table(shown, rows, lambda row: row.name == best, "Decoding: scores and diversity of texts")
+        def table(shown: Sequence[Column[Texts]], title: str = "") -> Table:
+            return rich_table(shown, rows, lambda row: row.name == best, title)
 
-        shown = decoding_columns(self.summary)
-        wide = table(shown)
+        title = "Decoding: scores and diversity of texts"
+        wide = table(decoding_columns(self.summary), title)
         if fits(wide):
             yield wide
         else:
-            names = ("arm", "decoding")
-            for part in _halves(shown):
-                yield table([column for column in shown if column.key in names or column in part])
+            scores, texts = narrow_columns(self.summary)
+            yield from (table(scores, title), table(texts))
         yield Text(clean(texts_note(self.summary)), style="dim")
-
-
-def _halves(shown: Sequence[Column[Texts]]) -> tuple[Sequence[Column[Texts]], Sequence[Column[Texts]]]:
-    """Return the columns of scores, and the rest."""
-    place = next(place for place, column in enumerate(shown) if column.key == "distinct_1")
-    return shown[:place], shown[place:]
 
 
 def study_table(summary: Summary) -> RenderableType:
