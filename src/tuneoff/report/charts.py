@@ -73,6 +73,7 @@ def learning_chart(
         validation.mark_line(strokeWidth=2).encode(x=across, y=up, **arm.colour, **arm.dash),
         validation.mark_point(filled=True, size=48, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
         _nearest(validation, arms.look, shown).encode(x=across, y=up),
+        key="thick, with points: validation; thin: training",
     )
 
 
@@ -108,6 +109,7 @@ def rate_chart(points: Sequence[Point], arms: Arms, *, scale: Axis = "linear") -
         scored.mark_point(filled=True, size=60, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
         *([cross] if _has(points, state="infeasible") else ()),
         scored.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
+        key="ring: chosen; cross: no result",
     )
 
 
@@ -128,7 +130,7 @@ def cost_chart(points: Sequence[Point], arms: Arms, cost: Cost, *, scale: Axis |
     # From zero, since a cost is compared by its ratio: 425 and 431 MiB are the same.
     spread = alt.Scale(type=kind, zero=True, nice=True) if kind == "linear" else _scale(kind, padding=24)
     across = alt.X(f"{cost}:Q", title=title, scale=spread, axis=axis)
-    up = alt.Y("score:Q", title=score_title(arms.summary.primary), scale=_scale("linear", padding=14))
+    up = alt.Y("score:Q", title=score_title(arms.summary.primary), scale=_scale("linear", nice=False, padding=14))
     arm = arms.channels()
     tooltip = [
         alt.Tooltip("arm:N"),
@@ -166,18 +168,13 @@ def tradeoff_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
         scale=_scale("linear", padding=14),
         axis=alt.Axis(format=".2f", grid=False, tickCount=6),
     )
-    up = alt.Y("score:Q", title=score_title(measure), scale=_scale("linear", padding=14))
-    colour = arms.colour_with_bases()
+    up = alt.Y("score:Q", title=score_title(measure), scale=_scale("linear", nice=False, padding=14))
+    colour, dash = arms.lines()
     shape = alt.Shape(
         "decoding:N",
         scale=alt.Scale(domain=strategies, range=[SHAPES[place % len(SHAPES)] for place in range(len(strategies))]),
         legend=alt.Legend(
-            title=None,
-            orient="bottom",
-            columns=3,
-            symbolFillColor=arms.look.muted,
-            symbolStrokeWidth=0,
-            symbolOpacity=1,
+            title=None, orient="top", symbolFillColor=arms.look.muted, symbolStrokeWidth=0, symbolOpacity=1
         ),
     )
     tips = [alt.Tooltip("arm:N"), alt.Tooltip("decoding:N"), *_score_tips(measure)]
@@ -186,7 +183,7 @@ def tradeoff_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
         arms.look,
         320,
         *_whiskers(chart, points, across, colour),
-        chart.mark_line(strokeWidth=1.2, opacity=0.5).encode(x=across, y=up, color=colour, **arms.channels().dash),
+        chart.mark_line(strokeWidth=1.5, opacity=0.7).encode(x=across, y=up, color=colour, strokeDash=dash),
         chart.mark_point(filled=True, size=90, opacity=1).encode(x=across, y=up, color=colour, shape=shape),
         chart.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tips),
     )
@@ -237,7 +234,7 @@ def figures(summary: Summary, curves: Mapping[str, Sequence[Mapping[str, Any]]])
         if any(point[cost] is not None for point in costs):
             found[cost] = _drawn(cost_chart(costs, arms, cost), costs)
     texts = tradeoff_points(summary)
-    if texts:
+    if len({point["decoding"] for point in texts}) > 1:
         found["tradeoff"] = _drawn(tradeoff_chart(texts, arms), texts)
     return found
 

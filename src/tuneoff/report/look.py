@@ -5,7 +5,7 @@ vanishes on white. Shapes and dashes differ too, so that nothing is said by colo
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import altair as alt
 
@@ -70,18 +70,21 @@ class Arms:
         self.look = look
         self.summary = summary
         self.names = [arm.name for arm in summary.arms if arm.is_trained]
+        self.bases = [arm.name for arm in summary.arms if not arm.is_trained]
 
     def colour(self, name: str) -> str:
-        """Return the colour of an arm."""
+        """Return the colour of an arm; grey for one that is not trained."""
+        if name in self.bases:
+            return self.look.muted
         return self.look.colours[self.names.index(name) % len(self.look.colours)]
 
     def shape(self, name: str) -> str:
         """Return the shape of an arm's points."""
-        return SHAPES[self.names.index(name) % len(SHAPES)]
+        return SHAPES[0] if name in self.bases else SHAPES[self.names.index(name) % len(SHAPES)]
 
     def dash(self, name: str) -> list[int]:
         """Return the dashes of an arm's line."""
-        return list(DASHES[self.names.index(name) % len(DASHES)])
+        return list(DASHES[0] if name in self.bases else DASHES[self.names.index(name) % len(DASHES)])
 
     def channels(self) -> Channels:
         """Return the encodings of the arm."""
@@ -96,22 +99,38 @@ class Arms:
             dash={"strokeDash": alt.StrokeDash("arm:N", scale=dashes, legend=None)},
         )
 
-    def legend(self) -> alt.Legend:
-        """Return a legend below the chart, in as many columns as fit."""
-        longest = max((len(name) for name in self.names), default=0)
+    def lines(self) -> tuple[alt.Color, alt.StrokeDash]:
+        """Return the colour and the dash of every arm, those that are not trained too, where shapes say something else.
+
+        The legend shows lines, since colours alone begin again after a few arms.
+        """
+        names = [*self.names, *self.bases]
+        legend = self.legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=260) if self.look.has_legend else None
+        colours = alt.Scale(domain=names, range=[self.colour(name) for name in names])
+        dashes = alt.Scale(domain=names, range=[self.dash(name) for name in names])
+        return alt.Color("arm:N", scale=colours, legend=legend), alt.StrokeDash("arm:N", scale=dashes, legend=legend)
+
+    def legend(self, **symbols: Any) -> alt.Legend:
+        """Return a legend below the chart, in as many columns as fit.
+
+        Args:
+            **symbols: how its symbols look; points by default.
+        """
+        longest = max(map(len, self.names), default=0)
         columns = 3 if longest <= 14 else 2 if longest <= 24 else 1
-        return alt.Legend(title=None, orient="bottom", columns=columns, symbolOpacity=1, symbolStrokeWidth=0)
-
-    def colour_with_bases(self) -> alt.Color:
-        """Return the colour of the arm, where those that are not trained are drawn as well: they are grey."""
-        bases = [arm.name for arm in self.summary.arms if not arm.is_trained]
-        colours = [*map(self.colour, self.names), *(self.look.muted for _ in bases)]
-        scale = alt.Scale(domain=[*self.names, *bases], range=colours)
-        return alt.Color("arm:N", scale=scale, legend=self.legend() if self.look.has_legend else None)
+        look = {"symbolOpacity": 1, "symbolStrokeWidth": 0} | symbols
+        return alt.Legend(title=None, orient="bottom", columns=columns, **look)
 
 
-def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart) -> alt.LayerChart:
-    """Return the layers as one chart of `height` pixels, in the type and the colours of the look."""
+def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart, key: str = "") -> alt.LayerChart:
+    """Return the layers as one chart in the type and the colours of the look.
+
+    Args:
+        look: where it is shown.
+        height: in pixels.
+        *layers: from the back to the front.
+        key: what its marks mean; set above a chart that stands alone.
+    """
     config = alt.Config(
         background=look.background,
         font=FONT,
@@ -130,4 +149,8 @@ def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart) -> al
         ),
         legend=alt.LegendConfig(labelColor=look.ink, labelFontSize=12, symbolSize=80, labelLimit=340),
     )
-    return alt.LayerChart(layer=list(layers), config=config, width=look.width, height=height)
+    chart = alt.LayerChart(layer=list(layers), config=config, width=look.width, height=height)
+    if not (key and look.has_legend):
+        return chart
+    title = alt.TitleParams(text=key, anchor="start", fontSize=12, fontWeight="normal", color=look.muted, offset=10)
+    return chart.properties(title=title)
