@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneoff.errors import StoreError
+from tuneoff.errors import StoreError, StudyError
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
@@ -16,6 +16,7 @@ from tuneoff.study.spec import Study as Study
 
 if TYPE_CHECKING:
     from tuneoff.analysis.values import Summary
+    from tuneoff.planning.modules import Architecture
     from tuneoff.planning.plan import Plan
     from tuneoff.running.events import Event
     from tuneoff.running.preflight import Preflight
@@ -169,3 +170,44 @@ def plan(study: Study) -> "Plan":
     from tuneoff.planning.plan import plan as make_plan
 
     return make_plan(study)
+
+
+def modules(
+    model: str, study: str | Path | None = None, *, arms: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> "Architecture":
+    """Return what a model is made of and what a study's arms adapt in it, without loading weights.
+
+    Args:
+        model: hub id, folder, `config.json`, or `demo`; a study file or a recipe stands for its model and its arms.
+        study: a study file or a recipe whose arms are marked in `model`.
+        arms: names of arms, or of families of arms; none is all.
+        overrides: `KEY=VALUE` each, of the study.
+
+    Raises:
+        StudyError: the study cannot be used, it has no such arm, or arms are asked for without a study.
+        ModelError: the model's configuration cannot be had or is not a causal language model.
+        MethodError: an arm whose targets match nothing.
+    """
+    from tuneoff.planning.modules import model_architecture, study_architecture
+
+    source = study if study is not None else model if _is_study(model) else None
+    if source is not None:
+        return study_architecture(_with_model(load(source, overrides), None if source == model else model), arms)
+    if arms or overrides:
+        raise StudyError(f"{model!r} is a model and has no arms; name the study with --study STUDY")
+    return model_architecture(model, Path.cwd())
+
+
+def _is_study(source: str) -> bool:
+    """Whether a text names a study. `demo` is a model, too, and that is meant."""
+    from tuneoff.training.model_files import DEMO
+
+    return source != DEMO and (source in recipe_names() or Path(source).suffix in (".yaml", ".yml"))
+
+
+def _with_model(study: Study, model: str | None) -> Study:
+    """Return the study on another base, whose path starts at the working folder and whose code is not trusted."""
+    if model is None or model == study.model:
+        return study
+    base = str(Path(model).absolute()) if Path(model).exists() else model
+    return study.model_copy(update={"model": base, "revision": None, "trust_remote_code": False})

@@ -160,15 +160,32 @@ def recipes() -> None:
         _print(Text.assemble((f"{name:<16}", "bold"), api.load(name).about))
 
 
-@app.command(epilog="Example: `tuneoff modules gpt2`")
+@app.command(
+    epilog="Examples: `tuneoff modules gpt2`, `tuneoff modules dolly-llama3 --arm lora-r16`, "
+    "`tuneoff modules gpt2 --study study.yaml`"
+)
 def modules(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, config.json or demo.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|STUDY", help="Hub id, folder, config.json or demo; or a study, whose arms are then marked."
+        ),
+    ],
+    study: Annotated[
+        str | None, typer.Option("--study", metavar="STUDY", help="Mark what its arms adapt in this model.")
+    ] = None,
+    arms: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="ARM", help="Mark this arm alone. Can be repeated.")
+    ] = None,
+    overrides: SetOption = None,
 ) -> None:
-    """List the layers of a model that can be targets."""
-    from tuneoff.planning.modules import list_modules
+    """Draw a model's architecture: its layers, which of them can be targets, and what a study's arms adapt."""
+    from tuneoff import api
+    from tuneoff.planning.tree import architecture_tree
 
-    for line in list_modules(model, Path.cwd()):
-        _print(Text(line))
+    found = api.modules(model, study, arms=arms or (), overrides=overrides or ())
+    # Not wrapped: a line that goes on at the left edge is no tree any more, and a pipe has no width.
+    Console().print(architecture_tree(found), soft_wrap=True)
 
 
 @contextmanager

@@ -101,9 +101,7 @@ def plan(study: Study) -> Plan:
         MethodError: an arm whose targets match nothing, or whose rank is above a layer's size.
         StudyError: sequences longer than the model's context.
     """
-    config = load_config(study.model, study.root, study.revision, study.trust_remote_code, allow_shape=True)
-    check_context(config, study.task.max_length)
-    base = shape_only(config, study.trust_remote_code)
+    base = study_shape(study)
     seen: dict[str, tuple[Parameters, tuple[TargetMatch, ...]]] = {}
     arms = []
     for arm in study.arms:
@@ -119,6 +117,27 @@ def plan(study: Study) -> Plan:
         precision=study.precision,
         arms=tuple(arms),
     )
+
+
+def study_shape(study: Study) -> nn.Module:
+    """Return a study's base on the meta device.
+
+    Raises:
+        ModelError: its configuration cannot be had or is not a causal language model.
+        StudyError: sequences longer than the model's context.
+    """
+    config = load_config(study.model, study.root, study.revision, study.trust_remote_code, allow_shape=True)
+    check_context(config, study.task.max_length)
+    return shape_only(config, study.trust_remote_code)
+
+
+def arm_method(study: Study, arm: Arm) -> Method:
+    """Return the method of an arm; what a loaded one brings is read from its folder.
+
+    Raises:
+        MethodError: no such folder, or no method of that name.
+    """
+    return _method(study, arm)[0]
 
 
 def _measure(study: Study, arm: Arm, base: nn.Module) -> tuple[Parameters, tuple[TargetMatch, ...]]:
