@@ -48,14 +48,6 @@ def choose_rate(study: Study, arm: Arm, records: Mapping[str, Record]) -> float 
     return min(scored)[1] if scored else None
 
 
-def is_current(test: TestRecord, study: Study) -> bool:
-    """Return whether a reading of the test split answers this study.
-
-    One with other metrics, decoding strategies or limits was made for another study file; its split is read again.
-    """
-    return test.testing == study.testing
-
-
 def edge_of(arm: Arm, lr: float | None) -> Edge | None:
     """Return at which end of its grid the chosen rate lies, beyond which a better may lie; none inside or untuned."""
     if lr is None or not arm.is_tuned:
@@ -69,3 +61,8 @@ def _trial(run_id: str, lr: float | None, record: Record | None) -> Trial:
     if record.status == "infeasible" or record.validation is None:
         return Trial(run_id=run_id, lr=lr, status="infeasible", reason=record.reason or "no validation score")
     return Trial(run_id=run_id, lr=lr, status="done", loss_nats=record.validation.loss_nats)
+
+
+def is_current(test: TestRecord | None, study: Study) -> bool:
+    """Whether a reading of the test split is there and is what the study asks for; another is made again."""
+    return test is not None and test.testing == study.testing

@@ -8,21 +8,25 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from tuneoff.errors import StudyError, TuneoffError, UnsupportedError, did_you_mean
+from tuneoff.errors import StudyError, UnsupportedError, did_you_mean
 from tuneoff.methods.base import num_parameters
 from tuneoff.methods.surgery import AdaptableLayer, features
 from tuneoff.planning.groups import collapse
-from tuneoff.planning.plan import arm_method, study_shape
+from tuneoff.planning.plan import adapt_shape, study_shape
 from tuneoff.study.identity import canonical_json
 from tuneoff.study.labels import method_label
 from tuneoff.study.methods import BottleneckMethod, LoraMethod, MethodSpec, PrefixMethod, PromptMethod
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value, plain
 from tuneoff.training.models import load_config, shape_only
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Mark(Value):
@@ -128,18 +132,16 @@ class _Adaptation:
     trained: Mapping[str, int]
 
 
-def _adaptation(study: Study, arms: Sequence[Arm], base: nn.Module) -> _Adaptation:
+def _adaptation(study: Study, arms: Sequence[Arm], base: "PreTrainedModel") -> _Adaptation:
     spec = arms[0].method
     names = ", ".join(arm.name for arm in arms)
     model = copy.deepcopy(base)
     before = {id(parameter): (name, parameter) for name, parameter in model.named_parameters()}
     modules = {name for name, module in model.named_modules() if name and _is_drawn(module)}
     try:
-        adapted = arm_method(study, arms[0]).adapt(model, torch.Generator())
+        adapted, _ = adapt_shape(study, arms[0], model)
     except UnsupportedError as error:
         return _Adaptation(ArmTotal(arm=names, label=size_label(spec), reason=str(error)), {}, {})
-    except TuneoffError as error:
-        raise type(error)(f"arms.{arms[0].name}: {error}") from None
     found: dict[bool, dict[str, int]] = {False: {}, True: {}}
     trainable = adapted.trainable_parameters()
     for name, parameter in trainable.items():
