@@ -32,6 +32,8 @@ SetOption = Annotated[
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results of all studies lie.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="STUDY/ARM, or the id of a run (`tuneoff status`).")]
 DEFAULT_OUT = Path("runs")
+PIPE_WIDTH = 1000
+"""Columns of a line of a tree where the output is no terminal: more than any needs."""
 
 
 def _print(what: object) -> None:
@@ -184,8 +186,10 @@ def modules(
     from tuneoff.planning.tree import architecture_tree
 
     found = api.modules(model, study, arms=arms or (), overrides=overrides or ())
-    # Not wrapped: a line that goes on at the left edge is no tree any more, and a pipe has no width.
-    Console().print(architecture_tree(found), soft_wrap=True)
+    console = Console()
+    # A pipe has no width, so nothing is folded there; a terminal's lines are folded within the tree.
+    console = console if console.is_terminal else Console(width=PIPE_WIDTH)
+    console.print(architecture_tree(found))
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """What a model is made of, and what each arm of a study adapts in it, without its weights.
 
-An arm's marks need nothing of its method but what `AdaptedModel` promises: a parameter it trains is the base's where
-it is the same object that the base had before, and added by the method otherwise.
+An arm's marks need nothing of its method but what `AdaptedModel` promises. A parameter that it trains is the base's
+where it is the very one that the base had, or takes the place of one, under its name and of its shape, so that the base
+can be put back; all others were added. A head that was tied has no name of its own, so one that is trained apart counts
+as added, as it does in the total.
 """
 
 import copy
@@ -136,7 +138,8 @@ def _adaptation(study: Study, arms: Sequence[Arm], base: "PreTrainedModel") -> _
     spec = arms[0].method
     names = ", ".join(arm.name for arm in arms)
     model = copy.deepcopy(base)
-    before = {id(parameter): (name, parameter) for name, parameter in model.named_parameters()}
+    named = dict(model.named_parameters())
+    before = {id(parameter): name for name, parameter in named.items()}
     modules = {name for name, module in model.named_modules() if name and _is_drawn(module)}
     try:
         adapted, _ = adapt_shape(study, arms[0], model)
@@ -145,8 +148,9 @@ def _adaptation(study: Study, arms: Sequence[Arm], base: "PreTrainedModel") -> _
     found: dict[bool, dict[str, int]] = {False: {}, True: {}}
     trainable = adapted.trainable_parameters()
     for name, parameter in trainable.items():
-        known = before.get(id(parameter))
-        owner = known[0].rpartition(".")[0] if known else _owner(name, modules)
+        is_in_place = name in named and named[name].shape == parameter.shape
+        known = before.get(id(parameter), name if is_in_place else None)
+        owner = known.rpartition(".")[0] if known else _owner(name, modules)
         counts = found[known is not None]
         counts[owner] = counts.get(owner, 0) + parameter.numel()
     num_trainable = sum(parameter.numel() for parameter in trainable.values())
