@@ -19,7 +19,7 @@ from fakes import EVERY_METHOD, HOSTILE, Fakes, make_classification, make_qa, ma
 from tuneoff.analysis.summary import summarise
 from tuneoff.errors import StoreError, StudyError
 from tuneoff.report import page
-from tuneoff.report.charts import figures
+from tuneoff.report.charts import figures, picture
 from tuneoff.report.points import MAX_POINTS_PER_CURVE, learning_points, tradeoff_note, tradeoff_points
 from tuneoff.report.reproduce import study_mapping, study_yaml
 from tuneoff.report.write import write_report

@@ -218,7 +218,7 @@ def test_json_leaves_out_what_was_tested_in_another_way() -> None:
     ("method", "says"),
     [
         ({"method": "lora", "rank": 4, "rslora": True}, "rsLoRA rank 4, alpha 16, all-linear"),
-        ({"method": "lora", "dora": True, "bias": "all"}, "DoRA, all biases rank 8, alpha 16, all-linear"),
+        ({"method": "lora", "dora": True, "bias": "all"}, "DoRA rank 8, alpha 16, all biases, all-linear"),
         ({"method": "lora", "lr_ratio": 16}, "LoRA+ rank 8, alpha 16, B's rate 16 x A's, all-linear"),
         ({"method": "lora", "quantize": "int8"}, "QLoRA int8 rank 8, alpha 16, all-linear"),
         ({"method": "bottleneck"}, "bottleneck adapter, 64 wide, after the MLP, relu"),

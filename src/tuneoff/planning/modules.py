@@ -21,7 +21,7 @@ from tuneoff.methods.surgery import AdaptableLayer, features
 from tuneoff.planning.groups import collapse
 from tuneoff.planning.plan import adapt_shape, study_shape
 from tuneoff.study.identity import canonical_json
-from tuneoff.study.labels import method_label
+from tuneoff.study.labels import bias_label, lora_name, method_label
 from tuneoff.study.methods import BottleneckMethod, LoraMethod, MethodSpec, PrefixMethod, PromptMethod
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value, plain
@@ -170,8 +170,8 @@ def _owner(name: str, modules: Iterable[str]) -> str:
 def size_label(spec: MethodSpec) -> str:
     """Return the method with the one number that fixes its size: `LoRA r8`, `prefix tuning 20`."""
     match spec:
-        case LoraMethod(rank=size):
-            return f"{method_label(spec)} r{size}"
+        case LoraMethod():
+            return ", ".join(part for part in (f"{lora_name(spec)} r{spec.rank}", bias_label(spec)) if part)
         case BottleneckMethod(size=size):
             return f"{method_label(spec)} {size}"
         case PromptMethod(num_virtual_tokens=size) | PrefixMethod(num_virtual_tokens=size):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tuneoff.report import numbers
-from tuneoff.study.labels import method_label
+from tuneoff.study.labels import bias_label, lora_name, method_label
 from tuneoff.study.methods import (
     BottleneckMethod,
     LoadMethod,
@@ -63,7 +63,8 @@ def describe(spec: MethodSpec) -> str:
 def _parts(spec: MethodSpec) -> Iterator[str]:
     found, width, p = rank(spec), size(spec), dropout(spec)
     if isinstance(spec, LoraMethod | PeftMethod):
-        yield method_label(spec) + (f" rank {found}" if found is not None else "")
+        name = lora_name(spec) if isinstance(spec, LoraMethod) else method_label(spec)
+        yield name + (f" rank {found}" if found is not None else "")
     else:
         yield _WORDS[spec.method]
     scaling = alpha(spec)
@@ -92,8 +93,9 @@ _WORDS = {
 def _extras(spec: MethodSpec) -> Iterator[str]:
     """Yield what else sets an arm apart from another of its method."""
     match spec:
-        case LoraMethod(lr_ratio=ratio) if ratio != 1:
-            yield f"B's rate {numbers.plain(ratio)} x A's"
+        case LoraMethod():
+            yield from (f"B's rate {numbers.plain(spec.lr_ratio)} x A's",) if spec.lr_ratio != 1 else ()
+            yield from filter(None, (bias_label(spec),))
         case BottleneckMethod():
             yield f"{'after attention and MLP' if spec.placement == 'houlsby' else 'after the MLP'}, {spec.activation}"
         case PromptMethod(init="random"):

@@ -17,7 +17,7 @@ _PLACEMENTS = {"houlsby": "Houlsby", "pfeiffer": "Pfeiffer"}
 def method_label(spec: MethodSpec) -> str:
     """Return the method's name, its variants in it: `LoRA`, `rsLoRA`, `DoRA`, `QLoRA nf4`, `PEFT IA3`."""
     if isinstance(spec, LoraMethod):
-        return _lora_label(spec)
+        return ", ".join(part for part in (lora_name(spec), bias_label(spec)) if part)
     if isinstance(spec, BottleneckMethod):
         return f"{_PLACEMENTS[spec.placement]} bottleneck"
     if isinstance(spec, PeftMethod):
@@ -25,8 +25,12 @@ def method_label(spec: MethodSpec) -> str:
     return _NAMES[spec.method]
 
 
-def _lora_label(spec: LoraMethod) -> str:
+def lora_name(spec: LoraMethod) -> str:
+    """Return LoRA's name with the variants that change the adapter or the base it stands on."""
     name = f"{'rs' if spec.rslora else ''}{'DoRA' if spec.dora else 'LoRA'}{'+' if spec.lr_ratio != 1 else ''}"
-    if spec.quantize != "none":
-        name = f"Q{name} {spec.quantize}"
-    return name if spec.bias == "none" else f"{name}, {'all biases' if spec.bias == 'all' else 'their biases'}"
+    return name if spec.quantize == "none" else f"Q{name} {spec.quantize}"
+
+
+def bias_label(spec: LoraMethod) -> str:
+    """Return which biases LoRA trains beside the adapter; empty for none."""
+    return {"none": "", "all": "all biases", "lora_only": "biases of the targets"}[spec.bias]
