@@ -197,5 +197,6 @@ def decoding(**options: float | None) -> Decoding:
         return Decoding.model_validate({name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "decoding"
-        raise StudyError(f"{place}: {first['msg']}; found {first['input']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        found = f"{first['loc'][-1]}: {message}; found {first['input']}" if first["loc"] else message
+        raise StudyError(found) from None

@@ -141,7 +141,7 @@ def compare_on_prompt(
         tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
         decoding=decoding or Decoding(),
-        seed=stream_seed(run.seed, GENERATION),
+        seed=stream_seed(run.seed or 0, GENERATION),
     )
     ids = encode_prompt(tokenizer, prompt)
     if run.task.kind == "instruction":
