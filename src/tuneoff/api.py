@@ -8,15 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+
+
+from pydantic import ValidationError
+
 from tuneoff.errors import StoreError, StudyError
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study as Study
+from tuneoff.study.testing import Decoding
 
 if TYPE_CHECKING:
     from tuneoff.analysis.values import Summary
     from tuneoff.planning.modules import Architecture
+=======
+    from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.plan import Plan
     from tuneoff.running.events import Event
     from tuneoff.running.preflight import Preflight
@@ -211,3 +218,34 @@ def _with_model(study: Study, model: str | None) -> Study:
         return study
     base = str(Path(model).absolute()) if Path(model).exists() else model
     return study.model_copy(update={"model": base, "revision": None, "trust_remote_code": False})
+=======
+def score(predictions: Path, references: Path | None = None, metrics: Sequence[str] = ()) -> "Scoring":
+    """Score saved predictions of any task, whoever wrote them.
+
+    Args:
+        predictions: JSON (`{id: text}`, a list of texts or classes), JSON lines, CSV, TSV, Parquet, or one text a line.
+        references: the same, or SQuAD's JSON; none takes those that stand beside the predictions.
+        metrics: names as in a study file; none is accuracy and f1 for classes, f1 and exact_match for texts. Modules
+            of functions of your own may lie in the folder that you are in.
+
+    Raises:
+        TuneoffError: a file or a metric that cannot be used, or files that do not belong together.
+    """
+    from tuneoff.evaluation.scoring import score_files
+
+    return score_files(predictions, references, metrics, Path.cwd())
+
+
+def decoding(**options: float | None) -> Decoding:
+    """Return a decoding strategy: greedy, or what departs from it (`temperature`, `top_k`, `top_p`, `beams`).
+
+    Raises:
+        StudyError: a value that no strategy can have.
+    """
+    try:
+        return Decoding.model_validate({name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        found = f"{first['loc'][-1]}: {message}; found {first['input']}" if first["loc"] else message
+        raise StudyError(found) from None
