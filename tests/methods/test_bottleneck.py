@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
 from tests.methods.models import CONFIGS, VOCABULARY, logits, make_ids, make_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, OPTConfig
@@ -20,16 +21,10 @@ PLACES = {
 }
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
-    "gelu": lambda x: x * _normal_cdf(x),
+    "gelu": lambda x: x * ndtr(x),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "tanh": np.tanh,
 }
-
-
-def _normal_cdf(x: np.ndarray) -> np.ndarray:
-    from scipy.special import ndtr
-
-    return ndtr(x)
 
 
 def _filled(model: nn.Module, method: Bottleneck, seed: int = 3) -> dict[str, torch.Tensor]:
