@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
-
 from pydantic import ValidationError
 
 from tuneoff.errors import StoreError, StudyError
@@ -22,7 +20,6 @@ from tuneoff.study.testing import Decoding
 if TYPE_CHECKING:
     from tuneoff.analysis.values import Summary
     from tuneoff.planning.modules import Architecture
-=======
     from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.plan import Plan
     from tuneoff.running.events import Event
@@ -218,7 +215,8 @@ def _with_model(study: Study, model: str | None) -> Study:
         return study
     base = str(Path(model).absolute()) if Path(model).exists() else model
     return study.model_copy(update={"model": base, "revision": None, "trust_remote_code": False})
-=======
+
+
 def score(predictions: Path, references: Path | None = None, metrics: Sequence[str] = ()) -> "Scoring":
     """Score saved predictions of any task, whoever wrote them.
 
