@@ -19,8 +19,8 @@ from tuneoff.study.testing import Decoding
 
 if TYPE_CHECKING:
     from tuneoff.analysis.values import Summary
-    from tuneoff.planning.modules import Architecture
     from tuneoff.evaluation.scoring import Scoring
+    from tuneoff.planning.modules import Architecture
     from tuneoff.planning.plan import Plan
     from tuneoff.running.events import Event
     from tuneoff.running.preflight import Preflight
