@@ -85,17 +85,18 @@ class Result:
         return write_report(folder or self.store.folder, self.study, summary, curves, records, tests)
 
 
-def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
+def load(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Study:
     """Read a study file or a recipe.
 
     Args:
         source: path of a YAML file, or the name of a recipe.
-        overrides: `KEY=VALUE` each, such as `budget.steps=100`.
+        overrides: `KEY=VALUE` each, such as `budget.steps=100`; `arms.*.KEY` stands for every arm that gives KEY.
+        smoke: take a recipe's small form, on the demo base and demo data, called `NAME-smoke`.
 
     Raises:
         StudyError: the file cannot be used; the message names the key.
     """
-    return load_study(source, overrides)
+    return load_study(source, overrides, smoke=smoke)
 
 
 def open_result(study: Study, out: Path = DEFAULT_OUT) -> Result:
