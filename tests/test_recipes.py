@@ -50,7 +50,7 @@ class TestEach:
 
     def test_assumed_names_are_keys_that_exist(self, name: str) -> None:
         for arm in load_study(name).arms:
-            known = {"lr", "max_length", "steps", "epochs", "batch_size", *type(arm.method).model_fields}
+            known = {"lr", "template", "max_length", "steps", "epochs", "batch_size", *type(arm.method).model_fields}
             assert set(arm.assumed) <= known
 
     def test_runs_on_a_local_model_and_data(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
