@@ -15,6 +15,8 @@ from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study as Study
 
 if TYPE_CHECKING:
+    from altair import LayerChart
+
     from tuneoff.analysis.values import Summary
     from tuneoff.planning.plan import Plan
     from tuneoff.running.events import Event
@@ -64,6 +66,15 @@ class Result:
         from tuneoff.report.tables import study_table
 
         Console().print(study_table(self.summary()))
+
+    def figures(self) -> "dict[str, LayerChart]":
+        """Return the report's charts by name (`learning`, `rates`, ...), as Altair: a notebook shows what it is given.
+
+        Charts that have nothing to show are left out.
+        """
+        from tuneoff.report.charts import figures
+
+        return figures(self.summary(), {run_id: self.store.curve(run_id) for run_id in self.records()[0]})
 
     def report(self, folder: Path | None = None) -> list[Path]:
         """Write report.html, .md, .csv and .json, and return their paths.
