@@ -59,15 +59,7 @@ class Result:
         """Return the runs that some process works on now."""
         return frozenset(run_id for run_id in self.store.run_ids() if self.store.is_locked(run_id))
 
-    def table(self) -> None:
-        """Print the main table."""
-        from rich.console import Console
-
-        from tuneoff.report.tables import study_table
-
-        Console().print(study_table(self.summary()))
-
-    def figures(self) -> "dict[str, LayerChart]":
+    def charts(self) -> "dict[str, LayerChart]":
         """Return the report's charts by name (`learning`, `rates`, ...), as Altair: a notebook shows what it is given.
 
         Charts that have nothing to show are left out.
@@ -75,6 +67,14 @@ class Result:
         from tuneoff.report.charts import figures
 
         return figures(self.summary(), {run_id: self.store.curve(run_id) for run_id in self.records()[0]})
+
+    def table(self) -> None:
+        """Print the main table."""
+        from rich.console import Console
+
+        from tuneoff.report.tables import study_table
+
+        Console().print(study_table(self.summary()))
 
     def report(self, folder: Path | None = None) -> list[Path]:
         """Write report.html, .md, .csv and .json, and return their paths.
