@@ -45,6 +45,8 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (spec / "kernel.json").write_text(json.dumps({"argv": command, "display_name": KERNEL, "language": "python"}))
     for variable in ("JUPYTER_PATH", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(own))
+    # What Transformers imports says that it could draw nicer progress bars; a kernel has no widgets unless asked for.
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
     return KERNEL
 
 
