@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.helpers import chat_like, gpt2_like, llama_like, run_prepare, target_texts, write_jsonl
+from tokenizers import Regex, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from tuneoff.data.encoding import Encoder, encode_prompt
@@ -116,6 +117,15 @@ def test_a_space_of_the_tokenizer_is_not_written_twice() -> None:
     split, _, _ = _build(tokenizer, _question(answers=("the",)), 90)
     ids, targets = split.sequence(0)
     assert tokenizer.convert_ids_to_tokens(ids[targets]) == ["▁t", "he", "</s>"]
+
+
+def test_a_tokenizer_without_the_letter() -> None:
+    """A model folder may hold a tokenizer that knows next to no words: bad rows, not a crash."""
+    bare = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))
+    bare.normalizer = normalizers.Replace(Regex("[^<s>]"), "")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<s>")
+    with pytest.raises(DataError, match="line 7: expected an answer that carries loss, found one without a token"):
+        _build(tokenizer, _question(answers=("x",)), 90)
 
 
 def test_hub_rows_in_every_format(tmp_path: Path) -> None:

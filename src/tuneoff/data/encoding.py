@@ -88,8 +88,8 @@ class Encoder:
 
     @cached_property
     def _puts_space(self) -> bool:
-        first = self._tokenizer.convert_ids_to_tokens(self.encode(["a"])[0])[0]
-        return bool(first[0] in "▁Ġ")
+        pieces = self._tokenizer.convert_ids_to_tokens(self.encode(["a"])[0])
+        return bool(pieces) and pieces[0].startswith(("▁", "Ġ"))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
