@@ -84,9 +84,7 @@ def open_session(runs: Sequence[Run], place: Place) -> Session:
     tokenizer = load_tokenizer(first.model, place.root, first.revision, first.trust_remote_code)
     config = load_config(first.model, place.root, first.revision, first.trust_remote_code)
     context_length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    data = prepare(
-        first.task, tokenizer, place.root, context_length, trust_remote_code=first.trust_remote_code
-    )
+    data = prepare(first.task, tokenizer, place.root, context_length, trust_remote_code=first.trust_remote_code)
     _guard_checkpoint(runs, place, setup, data.sha256)
     problem = ""
     with meter.phase("load"):
