@@ -70,6 +70,8 @@ class ArmPlan(Value):
     """Adam's two moments of every trainable weight, in fp32."""
     weights_bytes: int
     """The model in memory: what is trained in fp32, the rest in the compute type."""
+    num_virtual_tokens: int = 0
+    """Positions that the method puts before every sequence."""
     problem: str = ""
     """Why this model cannot take the method: the arm becomes an infeasible row. Empty where it can."""
 
@@ -114,13 +116,7 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
         MethodError: an arm whose targets match nothing, or whose rank is above a layer's size.
         StudyError: sequences longer than the model's context.
     """
-    config = load_config(study.model, study.root, study.revision, study.trust_remote_code, allow_shape=True)
-    check_context(config, study.task.max_length)
-    if study.task.kind != "classification":
-        num_classes = 0
-    elif num_classes is None:
-        num_classes = len(study.task.labels or ()) or 2
-    base = shape_only(config, study.trust_remote_code, num_classes=num_classes)
+    base = study_shape(study, num_classes)
     seen: dict[str, _Measured] = {}
     arms = []
     for arm in study.arms:
@@ -138,34 +134,77 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
     )
 
 
+def study_shape(study: Study, num_classes: int | None = None) -> "PreTrainedModel":
+    """Return a study's base on the meta device.
+
+    Args:
+        study: the study.
+        num_classes: as in `plan`.
+
+    Raises:
+        ModelError: its configuration cannot be had or is not a causal language model.
+        StudyError: sequences longer than the model's context.
+    """
+    config = load_config(study.model, study.root, study.revision, study.trust_remote_code, allow_shape=True)
+    check_context(config, study.task.max_length)
+    if study.task.kind != "classification":
+        num_classes = 0
+    elif num_classes is None:
+        num_classes = len(study.task.labels or ()) or 2
+    return shape_only(config, study.trust_remote_code, num_classes=num_classes)
+
+
+def adapt_shape(study: Study, arm: Arm, model: "PreTrainedModel") -> tuple[AdaptedModel, tuple[str, ...]]:
+    """Put an arm's method on its base's shape, in place, as a run puts it on the base.
+
+    Args:
+        study: the study.
+        arm: one of its arms.
+        model: a copy of its shape.
+
+    Returns:
+        The adapted model, and the target patterns as the user wrote them.
+
+    Raises:
+        UnsupportedError: this model cannot take the method.
+        MethodError: targets that match nothing, or a rank above a layer's size.
+    """
+    try:
+        method, patterns = _method(study, arm)
+        if study.gradient_checkpointing and arm.is_trained:
+            recompute_activations(model)
+        adapted = train_head(method.adapt(model, torch.Generator()))
+        check_context(model.config, study.task.max_length, adapted.num_virtual_tokens)
+    except UnsupportedError:
+        raise
+    except TuneoffError as error:
+        raise type(error)(f"arms.{arm.name}: {error}") from None
+    return adapted, patterns
+
+
 @dataclass(frozen=True)
 class _Measured:
     """What putting a method on the base's shape showed."""
 
     parameters: Parameters
     targets: tuple[TargetMatch, ...] = ()
+    num_virtual_tokens: int = 0
     problem: str = ""
 
 
 def _measure(study: Study, arm: Arm, base: "PreTrainedModel") -> _Measured:
     """Put the arm's method on a copy of the base's shape and count."""
     try:
-        method, patterns = _method(study, arm)
-        model = copy.deepcopy(base)
-        if study.gradient_checkpointing and arm.is_trained:
-            recompute_activations(model)
-        adapted = train_head(method.adapt(model, torch.Generator()))
-        check_context(base.config, study.task.max_length, adapted.num_virtual_tokens)
-        targets = tuple(_target_matches(base, patterns, adapted))
-        targets = targets or tuple(_place_matches(base, arm.method, adapted))
+        adapted, patterns = adapt_shape(study, arm, copy.deepcopy(base))
     except UnsupportedError as error:
         return _Measured(Parameters(trainable=0, total=num_parameters(base)), problem=str(error))
-    except TuneoffError as error:
-        raise type(error)(f"arms.{arm.name}: {error}") from None
+    targets = tuple(_target_matches(base, patterns, adapted))
+    targets = targets or tuple(_place_matches(base, arm.method, adapted))
     trained = adapted.trainable_parameters()
     trainable = sum(parameter.numel() for parameter in trained.values())
     total = num_parameters(adapted.module)
-    return _Measured(Parameters(trainable=trainable, total=total, modules=adapted.matched), targets)
+    counts = Parameters(trainable=trainable, total=total, modules=adapted.matched)
+    return _Measured(counts, targets, adapted.num_virtual_tokens)
 
 
 def _method(study: Study, arm: Arm) -> tuple[Method, tuple[str, ...]]:
@@ -234,6 +273,7 @@ def _arm_plan(study: Study, arm: Arm, base_total: int, measured: _Measured) -> A
         num_runs=num_runs(study, arm),
         steps_per_run=study.budget.steps if arm.is_trained and not measured.problem else 0,
         saved_bytes=FP32_BYTES * in_fp32 if study.keep != "none" else 0,
+        num_virtual_tokens=measured.num_virtual_tokens,
         problem=measured.problem,
         optimizer_bytes=NUM_MOMENTS * FP32_BYTES * in_fp32,
         weights_bytes=FP32_BYTES * in_fp32 + COMPUTE_BYTES[study.precision] * frozen,
