@@ -43,7 +43,8 @@ def _lora(name: str, architecture: str) -> LoRA:
     lora = LORAS[name]
     if name != "one-kind":
         return lora
-    targets = ("c_attn",) if architecture == "gpt2" else ("q_proj", "down_proj")
+    names = {"gpt2": ("c_attn",), "gpt-neox": ("query_key_value", "dense_4h_to_h")}
+    targets = names.get(architecture, ("q_proj", "down_proj"))
     return LoRA(lora.rank, lora.alpha, lora.dropout, targets)
 
 
@@ -171,6 +172,8 @@ def test_fifty_steps_give_the_loss_curve_of_peft_in_a_bare_loop(architecture: st
     for module in (*ours.module.modules(), *theirs.modules()):  # their dropout draws other masks
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        elif hasattr(module, "attention_dropout"):  # GPT-NeoX and Llama give it to their attention as a number
+            module.attention_dropout = 0.0
     split, recorder = make_split(), Recorder()
     spec = OptimizerSpec(schedule="constant", warmup=0.0, weight_decay=0.0)
     make_loop(ours, [4], [1e-2], split, recorder, num_steps=50, optimizer=spec, evaluate_every=50).run()

@@ -13,9 +13,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, GemmaConfig, MambaConfig, OPTConfig, StaticCache
 
 from tuneoff.errors import MethodError, UnsupportedError
+from tuneoff.evaluation.generation import generate as write_on
 from tuneoff.evaluation.likelihood import score_split
 from tuneoff.methods import AdaptedModel, Method, PrefixTuning, PromptTuning
 from tuneoff.methods.soft_prompt import PrefixModel, PromptModel
+from tuneoff.study.testing import Decoding, GenerateSpec
 from tuneoff.training.recompute import recompute_activations
 from tuneoff.training.steps import Forward, to_device
 
@@ -227,6 +229,27 @@ def test_generate_with_left_padding_is_that_of_each_text_alone(name: str, archit
     for index, row in enumerate(rows):
         alone = generate(model, row[None], torch.ones_like(row)[None], do_sample=False)
         assert torch.equal(together[index], alone[0])
+
+
+DECODINGS = {"greedy": Decoding(), "sampled": Decoding(temperature=0.8, samples=2), "beams": Decoding(beams=3)}
+
+
+@each_architecture
+@each_method
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_the_projects_own_decoding_goes_on_as_the_base_after_the_same_tokens(
+    name: str, architecture: str, decoding: str
+) -> None:
+    def write(model: nn.Module, prompts: list[list[int]], batch_size: int) -> list[Any]:
+        spec = GenerateSpec(max_new_tokens=8, batch_size=batch_size)
+        return write_on(model, prompts, DECODINGS[decoding], spec, pad_id=PAD, eos_id=2, seed=3, context_length=64)
+
+    rows = [row.tolist() for row in texts()]
+    expected = write(make_model(architecture), [first_tokens().tolist() + row for row in rows], 1)
+    adapted = adapt(name, make_model(architecture))
+    for batch_size in (1, 6):
+        found = write(adapted.module, rows, batch_size)
+        assert [[text.ids for text in texts] for texts in found] == [[text.ids for text in texts] for texts in expected]
 
 
 @each_method
