@@ -125,6 +125,13 @@ def unique_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(module.named_parameters(remove_duplicate=True))
 
 
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether a linear layer's weight is held in integers of few bits: nothing can be added to it exactly."""
+    return isinstance(layer, nn.Linear) and not layer.weight.is_floating_point()
+
+
 def num_parameters(module: nn.Module) -> int:
-    """Return the number of parameters, those that share storage once."""
-    return sum(parameter.numel() for parameter in unique_parameters(module).values())
+    """Return the number of parameters, those that share storage once; of a quantised weight, those it stands for."""
+    held = sum(parameter.numel() for parameter in unique_parameters(module).values())
+    quantised = [layer for layer in module.modules() if isinstance(layer, nn.Linear) and is_quantised(layer)]
+    return held + sum(layer.in_features * layer.out_features - layer.weight.numel() for layer in quantised)

@@ -30,6 +30,7 @@ from tuneoff.training.model_files import (
     weight_files,
 )
 from tuneoff.training.model_files import DEMO as DEMO
+from tuneoff.training.quantise import quantise
 
 if TYPE_CHECKING:
     import torch
@@ -174,6 +175,7 @@ def load_base(
     *,
     num_classes: int = 0,
     has_head: bool = False,
+    quantize: str = "none",
 ) -> "PreTrainedModel":
     """Return the base model on the CPU, in evaluation mode.
 
@@ -186,8 +188,10 @@ def load_base(
         num_classes: of a sequence classifier on this base, with a new head (see `heads.draw_head`); 0 is the causal
             language model.
         has_head: the classifier's head must be in the files, too.
+        quantize: type in which its frozen linear layers are held, from `dtype`: none, nf4 or int8 (see `quantise`).
 
     Raises:
+        UnsupportedError: nf4 without bitsandbytes.
         ModelError: not found, not causal, quantised, not in safetensors, torn, or not fitting the configuration.
     """
     import torch
@@ -227,6 +231,8 @@ def load_base(
         trunk = f"{base.base_model_prefix}."  # the head of the language model, outside it, has no place here
         found["unexpected_keys"] = [key for key in found["unexpected_keys"] if key.startswith(trunk)]
     _check_loaded(base, found, model)
+    if quantize != "none":
+        quantise(base, quantize)
     return base
 
 
