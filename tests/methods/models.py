@@ -4,7 +4,13 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
 VOCABULARY = 61
 LENGTH = 12
@@ -42,6 +48,15 @@ def make_model(name: str, seed: int = 0) -> nn.Module:
     """Return a model with random weights, in evaluation mode; its dropouts are those of its architecture."""
     torch.manual_seed(seed)
     model: nn.Module = AutoModelForCausalLM.from_config(CONFIGS[name]())
+    return model.eval()
+
+
+def make_classifier(name: str, num_classes: int = 3, seed: int = 0) -> nn.Module:
+    """Return a sequence classifier with random weights, in evaluation mode; padding is token 0."""
+    torch.manual_seed(seed)
+    config = CONFIGS[name]()
+    config.num_labels, config.pad_token_id = num_classes, 0
+    model: nn.Module = AutoModelForSequenceClassification.from_config(config)
     return model.eval()
 
 
