@@ -77,6 +77,8 @@ class AdaptedModel(ABC):
     def after_optimizer_step(self, step: int, num_steps: int) -> None:
         """Do what the method does between steps; the gradients that were applied are still there.
 
+        Called for each member that made a step; methods that do something here have one.
+
         Args:
             step: optimizer steps done, from 1.
             num_steps: of the whole run.

@@ -17,13 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from tuneoff.errors import MethodError, UnsupportedError
-from tuneoff.methods.base import AdaptedModel, check_same_names, copy_tensors
+from tuneoff.methods.base import AdaptedModel, check_same_names, copy_tensors, one_generator
 from tuneoff.methods.external_adalora import AdaLora
-from tuneoff.methods.external_config import ADALORA, explained, read_config, silent
+from tuneoff.methods.external_config import ADALORA, PROMPTS, explained, read_config, silent
+from tuneoff.methods.soft_prompt import PromptModel, check_positions
 from tuneoff.methods.surgery import swap
 
 PREFIX = "base_model.model."
 """What PEFT's wrapper puts before the names of the model that it holds."""
+ENCODER_NAME = "prompt_encoder"
+"""PEFT's name of what makes virtual tokens."""
+COUNTER = ".ranknum."
+"""AdaLoRA's rank, which PEFT holds as a parameter."""
 LARGEST_SEED = 2**63 - 1
 
 
@@ -47,6 +52,33 @@ class _Held:
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+class ExternalPrompt(PromptModel):
+    """A model with virtual tokens whose embeddings PEFT's encoder makes (P-tuning), or holds (prompt tuning)."""
+
+    def __init__(self, module: nn.Module, peft_model: Any) -> None:
+        (config,) = peft_model.peft_config.values()
+        self.peft_model = peft_model
+        super().__init__(module, _Encoder(peft_model), ENCODER_NAME, config.num_virtual_tokens)
+
+    def write_peft(self, folder: Path, base_name: str) -> None:
+        """Write a PEFT adapter folder (see `ExternalModel.write_peft`); it holds what the encoder made."""
+        _write_peft(self.peft_model, folder, base_name)
+
+
+class _Encoder(nn.Embedding):
+    """PEFT's prompt encoder, looked at as the embeddings (V, D) that it makes."""
+
+    def __init__(self, peft_model: Any) -> None:
+        nn.Module.__init__(self)
+        self.default = peft_model.prompt_encoder["default"]
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        ids = torch.arange(self.default.embedding.num_embeddings, device=self.default.embedding.weight.device)
+        made: Tensor = self.default(ids[None])
+        return made[0]
 
 
 class ExternalModel(AdaptedModel):
@@ -219,10 +251,14 @@ class ExternalModel(AdaptedModel):
             folder: made where it is not there.
             base_name: id or path of the base, for `base_model_name_or_path`.
         """
-        for config in self.peft_model.peft_config.values():
-            config.base_model_name_or_path = base_name
-        with silent():
-            self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+        _write_peft(self.peft_model, folder, base_name)
+
+
+def _write_peft(peft_model: Any, folder: Path, base_name: str) -> None:
+    for config in peft_model.peft_config.values():
+        config.base_model_name_or_path = base_name
+    with silent():
+        peft_model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def _base_of(layer: Any, merged: bool = False) -> nn.Module:
@@ -256,25 +292,27 @@ class ExternalPeft:
             MethodError: a type, an option or a value that PEFT does not know.
             UnsupportedError: PEFT's method does not know this kind of model, or writes over the base.
         """
-        draw = generator if isinstance(generator, torch.Generator) else _only(generator)
         config = read_config(self.config, model)
         name = str(self.config["peft_type"]).upper()
+        if name in PROMPTS:
+            check_positions(model, config.num_virtual_tokens)
         held = {key: _Held.of(tensor) for key, tensor in _tensors(model)}
-        with explained(name, model), _seeded(draw):
+        is_training = model.training
+        with explained(name, model), _seeded(one_generator(generator)):
             from peft import PeftModel
 
-            peft_model: Any = PeftModel(model, config)
+            peft_model: Any = PeftModel(model, config).train(is_training)
+        if name in PROMPTS:
+            model.requires_grad_(False)
+            return ExternalPrompt(model, peft_model)
         _check_base(name, model, held)
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+        for key, parameter in model.named_parameters():
+            if COUNTER in key:  # PEFT makes it trainable again when it moves it to another device
+                parameter.requires_grad_(False)
+            elif parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = parameter.data.float()
         schedule = AdaLora(peft_model.base_model, self.config.get("total_step")) if name == ADALORA else None
         return ExternalModel(model, peft_model, {id(one.tensor) for one in held.values()}, schedule)
-
-
-def _only(generators: Sequence[torch.Generator]) -> torch.Generator:
-    (generator,) = generators
-    return generator
 
 
 @contextmanager

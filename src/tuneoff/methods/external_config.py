@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 ADALORA = "ADALORA"
+PROMPTS = ("P_TUNING", "PROMPT_TUNING")
+"""Types whose virtual tokens go before the input's embeddings."""
 NOT_OPTIONS = {
     *("peft_type", "task_type", "inference_mode", "base_model_name_or_path"),
     *("revision", "auto_mapping", "peft_version"),
+    *("generator_seed", "sample_at_inference"),
 }
-"""Fields of a configuration that follow from the study."""
+"""Fields that follow from the study, and those of PVeRA that would draw what a resumed run cannot draw again."""
 
 REFUSED = {
     "ADAPTION_PROMPT": "it swaps whole attention modules and cannot be taken out again",
@@ -29,12 +32,14 @@ REFUSED = {
     "CPT": "it computes a loss of its own from labels",
     "MULTITASK_PROMPT_TUNING": "every row would need a task id",
     "POLY": "every row would need a task id",
+    "OSF": "it splits the base's own weights and writes them anew",
     "PREFIX_TUNING": "it trains keys and values; write `method: prefix`",
+    "SHADOW": "it runs a second, smaller model beside the base",
     "XLORA": "it mixes LoRA adapters that have been trained before",
 }
 """PEFT's methods that are more than what is put into a model, and why each cannot be taken."""
 
-_UNSUPPORTED = re.compile(r"not support(?!ed between)|[Oo]nly .*support|[Uu]nsupported|is not a plain")
+_UNSUPPORTED = re.compile(r"not support(?!ed between)|[Oo]nly .*support|[Uu]nsupported (?!operand)|is not a plain")
 """How PEFT says that a method does not know a kind of layer or of model, as against a value that is out of range."""
 
 
@@ -67,6 +72,8 @@ def read_config(settings: Mapping[str, Any], model: nn.Module) -> "PeftConfig":
             raise MethodError(
                 f"peft.{key}: {name} has no such option.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}."
             )
+    if name in PROMPTS and not isinstance(options.get("num_virtual_tokens"), int):
+        raise MethodError(f"peft.num_virtual_tokens: {name} needs to know how many, such as 20")
     if name == ADALORA and options.get("total_step") is None:
         # until the budget is known: the shortest schedule that PEFT takes
         options["total_step"] = int(options.get("tinit", 0)) + int(options.get("tfinal", 0)) + 1
