@@ -71,10 +71,10 @@ class AdaptedModel(ABC):
         """
         yield self.module
 
-    def before_training(self, num_steps: int) -> None:
+    def before_training(self, num_steps: int) -> None:  # noqa: B027  # most methods have nothing to do here
         """Learn how many optimizer steps there will be; called once, also before a resumed run goes on."""
 
-    def after_optimizer_step(self, step: int, num_steps: int) -> None:
+    def after_optimizer_step(self, step: int, num_steps: int) -> None:  # noqa: B027  # nor here
         """Do what the method does between steps; the gradients that were applied are still there.
 
         Called for each member that made a step; methods that do something here have one.
@@ -92,7 +92,7 @@ class AdaptedModel(ABC):
         """Return what a resumed run needs beside the weights."""
         return {}
 
-    def load_training_state(self, state: Mapping[str, Tensor], member: int = 0) -> None:
+    def load_training_state(self, state: Mapping[str, Tensor], member: int = 0) -> None:  # noqa: B027  # nor here
         """Put back what `training_state` gave."""
 
     def merge(self, member: int = 0) -> nn.Module:

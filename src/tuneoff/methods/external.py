@@ -317,7 +317,7 @@ class ExternalPeft:
 
 @contextmanager
 def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """Within the context PyTorch's own generator, which PEFT draws from, starts from `generator`; then it is as before."""
+    """Within the context PyTorch's own generator, which PEFT draws from, starts from `generator`; after it as before."""
     seed = int(torch.randint(LARGEST_SEED, (), generator=generator))
     with torch.random.fork_rng(devices=[]):  # the model is still on the CPU
         torch.manual_seed(seed)

@@ -26,15 +26,19 @@ NOT_OPTIONS = {
 }
 """Fields that follow from the study, and those of PVeRA that would draw what a resumed run cannot draw again."""
 
+_NEEDS_WEIGHTS = "it is drawn from the base's own weights, and a study is planned without them"
 REFUSED = {
+    "ADAMSS": _NEEDS_WEIGHTS,
     "ADAPTION_PROMPT": "it swaps whole attention modules and cannot be taken out again",
     "CARTRIDGE": "it trains keys and values; write `method: prefix`",
     "CPT": "it computes a loss of its own from labels",
+    "FROD": _NEEDS_WEIGHTS,
     "MULTITASK_PROMPT_TUNING": "every row would need a task id",
     "POLY": "every row would need a task id",
     "OSF": "it splits the base's own weights and writes them anew",
     "PREFIX_TUNING": "it trains keys and values; write `method: prefix`",
     "SHADOW": "it runs a second, smaller model beside the base",
+    "SHIRA": _NEEDS_WEIGHTS,
     "XLORA": "it mixes LoRA adapters that have been trained before",
 }
 """PEFT's methods that are more than what is put into a model, and why each cannot be taken."""

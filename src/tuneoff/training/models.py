@@ -232,12 +232,7 @@ def load_base(
     base: PreTrainedModel = loaded[0]
     found = dict(loaded[1])
     if num_classes and not has_head:
-        heads = tuple(f"{name}." for name in head_names(base))
-        # an old head may have other classes; it is drawn anew
-        found["missing_keys"] = [key for key in found["missing_keys"] if not key.startswith(heads)]
-        found["mismatched_keys"] = [key for key in found["mismatched_keys"] if not key[0].startswith(heads)]
-        trunk = f"{base.base_model_prefix}."  # the head of the language model, outside it, has no place here
-        found["unexpected_keys"] = [key for key in found["unexpected_keys"] if key.startswith(trunk)]
+        found = _without_head(found, base)
     _check_loaded(base, found, model)
     if quantize != "none":
         quantise(base, quantize)
@@ -248,6 +243,18 @@ def _auto_class(num_classes: int) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     return AutoModelForSequenceClassification if num_classes else AutoModelForCausalLM
+
+
+def _without_head(found: Mapping[str, Any], base: "PreTrainedModel") -> dict[str, Any]:
+    """Return what was found on loading, without what concerns a classifier's head, which is drawn anew."""
+    heads = tuple(f"{name}." for name in head_names(base))
+    trunk = f"{base.base_model_prefix}."  # the head of the language model, outside it, has no place here
+    return {
+        **found,
+        "missing_keys": [key for key in found["missing_keys"] if not key.startswith(heads)],
+        "mismatched_keys": [key for key in found["mismatched_keys"] if not key[0].startswith(heads)],  # other classes
+        "unexpected_keys": [key for key in found["unexpected_keys"] if key.startswith(trunk)],
+    }
 
 
 def _check_loaded(base: "PreTrainedModel", found: Mapping[str, Any], model: str) -> None:

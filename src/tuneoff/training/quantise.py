@@ -192,17 +192,26 @@ def quantise(model: nn.Module, kind: str) -> None:
     Raises:
         UnsupportedError: bitsandbytes is not there, or the model has no linear layer that could be held so.
     """
-    if kind == NF4:
-        _bitsandbytes()
-    names = list(quantisable_layers(model))
-    if not names:
-        raise UnsupportedError(f"{type(model).__name__} has no linear layer that can be held in {kind}")
-    for name in names:
+    for name in list(check_quantisable(model, kind)):
         layer = model.get_submodule(name)
         assert isinstance(layer, (nn.Linear, Conv1D)), name
         held = LAYERS[kind](layer)
         held.train(layer.training)
         swap(model, {name: held})
+
+
+def check_quantisable(model: nn.Module, kind: str) -> dict[str, AdaptableLayer]:
+    """Return the layers that would be held in few bits, by name; on the meta device, too.
+
+    Raises:
+        UnsupportedError: bitsandbytes is not there, or the model has no such layer.
+    """
+    if kind == NF4:
+        _bitsandbytes()
+    found = quantisable_layers(model)
+    if not found:
+        raise UnsupportedError(f"{type(model).__name__} has no linear layer that can be held in {kind}")
+    return found
 
 
 def quantisable_layers(model: nn.Module) -> dict[str, AdaptableLayer]:
