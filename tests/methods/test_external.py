@@ -377,7 +377,7 @@ def test_the_regulariser_does_not_depend_on_the_layout_in_micro_batches() -> Non
     found = []
     for micro_batch in (8, 2):
         adapted = _adalora(orth_reg_weight=5.0, tinit=0, tfinal=0)
-        make_loop(adapted, [3], [1e-2], make_split(), Recorder(), num_steps=1, micro_batch=micro_batch).run()
+        make_loop(adapted, [3], [1e-2], make_split(), Recorder(), num_steps=2, micro_batch=micro_batch).run()
         found.append({name: tensor.clone() for name, tensor in adapted.state_dict().items()})
     assert largest_difference(*found) <= 1e-5
 
@@ -387,6 +387,8 @@ def test_adalora_refuses_a_schedule_that_the_budget_cannot_hold() -> None:
         _adalora().before_training(4)
     with pytest.raises(MethodError, match=r"target_r: 4 must be below init_r \(4\)"):
         _adalora(target_r=4)
+    with pytest.raises(MethodError, match="leave none of 1 steps"):
+        _adalora(tinit=0, tfinal=0).before_training(1)
     adapted = _adalora(total_step=20)
     adapted.before_training(100)
     (config,) = adapted.peft_model.peft_config.values()

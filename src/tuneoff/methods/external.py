@@ -295,7 +295,7 @@ class ExternalPeft:
         config = read_config(self.config, model)
         name = str(self.config["peft_type"]).upper()
         if name in PROMPTS:
-            check_positions(model, config.num_virtual_tokens)
+            check_positions(model, config.num_virtual_tokens)  # type: ignore[attr-defined]  # of prompts it has
         held = {key: _Held.of(tensor) for key, tensor in _tensors(model)}
         is_training = model.training
         with explained(name, model), _seeded(one_generator(generator)):
@@ -317,7 +317,7 @@ class ExternalPeft:
 
 @contextmanager
 def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """Within the context PyTorch's own generator, which PEFT draws from, starts from `generator`; after it as before."""
+    """Within the context PyTorch's own generator, which PEFT draws from, starts anew; after it, it is as before."""
     seed = int(torch.randint(LARGEST_SEED, (), generator=generator))
     with torch.random.fork_rng(devices=[]):  # the model is still on the CPU
         torch.manual_seed(seed)

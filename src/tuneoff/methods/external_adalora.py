@@ -46,7 +46,8 @@ class AdaLora:
             MethodError: no steps are left between the first `tinit` and the last `tfinal`.
         """
         total = num_steps if self._total_steps is None else self._total_steps
-        if self.config.tinit >= total - self.config.tfinal:
+        # the ranks are cut by importances, which the steps before the last cut give
+        if max(1, self.config.tinit) >= total - self.config.tfinal:
             raise MethodError(
                 f"peft: tinit {self.config.tinit} and tfinal {self.config.tfinal} leave none of {total} steps in which "
                 "ranks could be taken away. Lower them, or train longer."

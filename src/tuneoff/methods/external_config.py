@@ -82,7 +82,9 @@ def read_config(settings: Mapping[str, Any], model: nn.Module) -> "PeftConfig":
         # until the budget is known: the shortest schedule that PEFT takes
         options["total_step"] = int(options.get("tinit", 0)) + int(options.get("tfinal", 0)) + 1
     with explained(name, model):
-        return kinds[name](task_type=task, base_model_name_or_path=getattr(model, "name_or_path", None), **options)
+        base = getattr(model, "name_or_path", None)
+        config: PeftConfig = kinds[name](task_type=task, base_model_name_or_path=base, **options)
+    return config
 
 
 def _plain(value: Any) -> Any:

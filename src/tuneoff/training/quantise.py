@@ -65,7 +65,7 @@ class QuantisedLinear(nn.Linear):
 
     def _product(self, x: Tensor) -> Tensor:
         """Return x W^T, with a gradient for x alone."""
-        y: Tensor = _FrozenProduct.apply(x, self)
+        y: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
         return y
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class NF4Linear(QuantisedLinear):
             blocksize=SCALE_BLOCK,
             dtype=torch.float32,
         )
-        return functional.QuantState(
+        state: QuantState = functional.QuantState(
             absmax=self.scales,
             shape=torch.Size(shape),
             code=self.weight_values.view(torch.float32),
@@ -132,6 +132,7 @@ class NF4Linear(QuantisedLinear):
             offset=self.scale_mean.view(torch.float32),
             state2=scale_state,
         )
+        return state
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """Return the weight that the layer computes with (O, I)."""
