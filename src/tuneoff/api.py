@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneoff.errors import StoreError
+from pydantic import ValidationError
+
+from tuneoff.errors import StoreError, StudyError
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study as Study
+from tuneoff.study.testing import Decoding
 
 if TYPE_CHECKING:
     from tuneoff.analysis.values import Summary
+    from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.plan import Plan
     from tuneoff.running.events import Event
     from tuneoff.running.preflight import Preflight
@@ -164,3 +168,34 @@ def plan(study: Study) -> "Plan":
     from tuneoff.planning.plan import plan as make_plan
 
     return make_plan(study)
+
+
+def score(predictions: Path, references: Path | None = None, metrics: Sequence[str] = ()) -> "Scoring":
+    """Score saved predictions of any task, whoever wrote them.
+
+    Args:
+        predictions: JSON (`{id: text}`, a list of texts or classes), JSON lines, CSV, TSV, Parquet, or one text a line.
+        references: the same, or SQuAD's JSON; none takes those that stand beside the predictions.
+        metrics: names as in a study file; none is accuracy and f1 for classes, f1 and exact_match for texts. Modules
+            of functions of your own may lie in the folder that you are in.
+
+    Raises:
+        TuneoffError: a file or a metric that cannot be used, or files that do not belong together.
+    """
+    from tuneoff.evaluation.scoring import score_files
+
+    return score_files(predictions, references, metrics, Path.cwd())
+
+
+def decoding(**options: float | None) -> Decoding:
+    """Return a decoding strategy: greedy, or what departs from it (`temperature`, `top_k`, `top_p`, `beams`).
+
+    Raises:
+        StudyError: a value that no strategy can have.
+    """
+    try:
+        return Decoding.model_validate({name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "decoding"
+        raise StudyError(f"{place}: {first['msg']}; found {first['input']}") from None

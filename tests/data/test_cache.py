@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.data.helpers import gpt2_like, llama_like, pairs, run_prepare, write_jsonl
 
-from tuneoff.data import prepare as module
+from tuneoff.data import kinds
 from tuneoff.data.cache import cache_folder, fingerprint, save_entry
 from tuneoff.data.tokens import PreparedData
 
@@ -40,7 +40,7 @@ def rows(tmp_path: Path) -> Path:
 
 def test_the_second_time_nothing_is_tokenised(tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = _run(tmp_path)
-    monkeypatch.setattr(module, "_prepare_instruction", None)
+    monkeypatch.setattr(kinds, "to_conversations", None)
     assert _same(first, _run(tmp_path))
 
 

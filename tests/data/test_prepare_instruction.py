@@ -21,9 +21,10 @@ from tests.data.helpers import (
 from transformers import PreTrainedTokenizerFast
 
 from tuneoff.data.conversations import Conversation, Turn
-from tuneoff.data.encoding import Encoder, encode_prompt, render_prompt
+from tuneoff.data.encoding import Encoder, encode_prompt
 from tuneoff.data.fitting import Fitter
 from tuneoff.data.prepare import prepare
+from tuneoff.data.rendering import render_prompt
 from tuneoff.data.templates import make_template
 from tuneoff.data.tokens import PreparedData, TokenSplit
 from tuneoff.errors import DataError
@@ -101,7 +102,9 @@ def test_given_splits_are_used_whole(tmp_path: Path) -> None:
     # the test file's three prompts are taken out of train and validation, not the other way round
     assert sum(len(split) for split in data.splits().values()) == 20
     assert len(data.test) == 3
-    assert any("examples were left out, as their document, tree or prompt is in" in note for note in data.notes)
+    assert any(
+        "examples were left out, as their document, tree, prompt, article or text is in" in note for note in data.notes
+    )
 
 
 def _build(

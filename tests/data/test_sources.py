@@ -100,7 +100,7 @@ def test_digest_follows_the_content(tmp_path: Path) -> None:
 
 def test_demo_data_has_splits_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        demo, "generate_demo_rows", lambda split: [{"instruction": split, "context": "", "response": "x"}]
+        demo, "generate_demo_rows", lambda split, seed: [{"instruction": split, "context": "", "response": "x"}]
     )
     sources = find_sources(TaskSpec(kind="instruction", data="demo", splits={"test": "test"}), tmp_path)
     assert [source.read()[0].values["instruction"] for source in sources.official().values()] == [
