@@ -1,4 +1,4 @@
-"""Small random models: Conv1D and tied, separate and grouped-query projections, tied and untied."""
+"""Small random models: Conv1D and tied, separate and grouped-query projections, tied and untied, parallel residuals."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     PreTrainedConfig,
 )
@@ -37,10 +38,26 @@ def _llama(tied: bool) -> PreTrainedConfig:
     )
 
 
+def _gpt_neox() -> PreTrainedConfig:
+    return GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2": _gpt2,
     "llama-tied": lambda: _llama(tied=True),
     "llama-untied": lambda: _llama(tied=False),
+    "gpt-neox": _gpt_neox,
 }
 
 

@@ -157,6 +157,77 @@ def test_the_head_is_not_among_all_linear() -> None:
     assert "lm_head" not in arm.parameters.modules
 
 
+OTHERS: dict[str, tuple[dict[str, Any], int, str]] = {
+    # 12 blocks x 2 or 1 places x (2 D m + m + D)
+    "houlsby": (
+        {"method": "bottleneck", "placement": "houlsby", "size": 64},
+        12 * 2 * (2 * 768 * 64 + 64 + 768),
+        "bottleneck houlsby m64 relu",
+    ),
+    "pfeiffer": (
+        {"method": "bottleneck", "size": 48, "activation": "gelu", "dropout": 0.1},
+        12 * (2 * 768 * 48 + 48 + 768),
+        "bottleneck pfeiffer m48 gelu p0.1",
+    ),
+    "prompt": ({"method": "prompt", "num_virtual_tokens": 20}, 20 * 768, "prompt 20 tokens"),
+    "prefix": ({"method": "prefix", "num_virtual_tokens": 10}, 10 * 12 * 2 * 768, "prefix 10 tokens"),
+    "projected": (
+        {"method": "prefix", "num_virtual_tokens": 10, "projection": 512},
+        10 * 768 + 769 * 512 + 513 * 12 * 2 * 768,
+        "prefix 10 tokens mlp512",
+    ),
+    "bitfit": ({"method": "bitfit"}, 12 * 11 * 768 + 768, "bitfit"),
+    "head": ({"method": "head"}, 50257 * 768, "head"),
+}
+
+
+def test_every_method_on_gpt2_small() -> None:
+    found = make_plan({name: spec for name, (spec, _, _) in OTHERS.items()})
+    shown = text(found)
+    for name, arm in by_name(found).items():
+        _, trainable, label = OTHERS[name]
+        assert (arm.parameters.trainable, arm.problem) == (trainable, "")
+        assert arm.parameters.total == GPT2_SMALL + (0 if name == "bitfit" else trainable)  # a tied head gets a copy
+        assert label in shown
+    per_place = 2 * 768 * 64 + 64 + 768
+    assert f"transformer.h.{{0-11}}.attn (12 x GPT2Attention 768->768): {12 * per_place:,} trainable" in shown
+    assert f"lm_head (1 x Linear 768->50257): {50257 * 768:,} trainable" in shown
+
+
+def test_an_arm_that_the_model_cannot_take_is_said_so_and_the_others_are_planned() -> None:
+    arms = {
+        "biases": {"method": "bitfit"},
+        "prefix": {"method": "prefix"},
+        "prompt": {"method": "prompt"},
+        "zero-shot": {"method": "none"},
+    }
+    found = make_plan(arms, model="meta-llama/Meta-Llama-3-8B-Instruct", gradient_checkpointing=True)
+    planned = by_name(found)
+    assert "no bias terms" in planned["biases"].problem
+    assert "gradient checkpointing" in planned["prefix"].problem
+    for name in ("biases", "prefix"):
+        arm = planned[name]
+        assert (arm.parameters.trainable, arm.num_steps, arm.saved_bytes, arm.optimizer_bytes) == (0, 0, 0, 0)
+    assert (planned["prompt"].problem, planned["zero-shot"].problem) == ("", "")
+    shown = text(found, 300)
+    assert "cannot be trained here: biases: LlamaForCausalLM has no bias terms" in shown
+    assert "cannot be trained here: prefix: prefix tuning cannot be trained with gradient checkpointing" in shown
+
+
+def test_grouped_query_prefixes_are_counted_by_key_value_heads() -> None:
+    found = make_plan({"prefix": {"method": "prefix"}}, model="meta-llama/Meta-Llama-3-8B-Instruct")
+    assert found.arms[0].parameters.trainable == 20 * 32 * 2 * 8 * 128
+
+
+def test_virtual_tokens_count_against_the_context() -> None:
+    task = {"kind": "text", "data": "x", "max_length": 1010}
+    for method in ("prompt", "prefix"):
+        (arm,) = make_plan({"soft": {"method": method, "num_virtual_tokens": 14}}, task=task).arms
+        assert arm.parameters.trainable > 0
+        with pytest.raises(StudyError, match=r"arms\.soft: task\.max_length: 1010 with 15 virtual tokens before it"):
+            make_plan({"soft": {"method": method, "num_virtual_tokens": 15}}, task=task)
+
+
 def test_is_json(squad: Plan) -> None:
     back = json.loads(squad.model_dump_json())
     assert Plan.model_validate(back) == squad

@@ -128,6 +128,7 @@ class SubsetModel(AdaptedModel):
             located = tuple(_locate(module, place) for place in places)
             self._chosen[name] = _Chosen(located, original, nn.Parameter(wide))
         self._merged = False
+        self._is_aside = False
         self._install()
 
     def trainable_parameters(self, member: int = 0) -> Mapping[str, nn.Parameter]:
@@ -137,19 +138,26 @@ class SubsetModel(AdaptedModel):
     @contextmanager
     def base_model(self) -> Iterator[nn.Module]:
         """Within the context the base's own weights are back in their places."""
+        if self._merged:
+            raise MethodError("the trained weights are merged into the base; call unmerge() first")
+        if self._is_aside:
+            yield self.module
+            return
         self._withdraw()
+        self._is_aside = True
         try:
             yield self.module
         finally:
+            self._is_aside = False
             self._install()
 
     def merge(self, member: int = 0) -> nn.Module:
-        """Put the trained weights, rounded to the base's type, in their places for good; return the plain model."""
+        """Put the trained weights, rounded to the base's type, in their places; return the plain model."""
         if not self._merged:
             self._withdraw()
             for chosen in self._chosen.values():
-                rounded = nn.Parameter(chosen.trained.detach().to(chosen.original.dtype), requires_grad=False)
-                _put(chosen, rounded)
+                rounded = chosen.trained.detach().to(chosen.original.dtype)
+                _put(chosen, nn.Parameter(rounded, requires_grad=False))
             self._tie(False)
             self._merged = True
         return self.module
@@ -166,11 +174,7 @@ class SubsetModel(AdaptedModel):
         return self.module
 
     def _install(self) -> None:
-        """Put the trained weights, or rounded ones after a merge, in the places of the base's."""
-        if self._merged:
-            self._merged = False
-            self.merge()
-            return
+        """Put the trained weights in the places of the base's."""
         for chosen in self._chosen.values():
             _put(chosen, chosen.trained)
             if chosen.trained.dtype != chosen.original.dtype:

@@ -12,6 +12,7 @@ the authors' code keeps for its low-data runs), so that at step 0 it is the same
 Virtual tokens are invisible to callers. Hooks on the model's trunk put them in front of the first call's text, shift
 positions and attention masks, and take their positions off the hidden states, so that callers, and `generate`, count
 the text's own positions alone. They stand left of any padding, at positions 0 to V - 1, and are always attended to.
+What the last virtual token predicts is taken off with them: a text's first token is no target, as under every method.
 
 Shapes: R rows, T positions of the text, V virtual tokens, D width of the embeddings, L layers, H key-value heads (fewer
 than the query heads in grouped-query attention), d width of one head.
@@ -30,7 +31,7 @@ from transformers import Cache, DynamicCache
 
 from tuneoff.errors import MethodError, UnsupportedError
 from tuneoff.methods.base import AdaptedModel, one_generator
-from tuneoff.methods.structure import find_trunk, text_config
+from tuneoff.methods.structure import find_stack, text_config
 
 PROMPT_NAME, PREFIX_NAME = "prompt_embeddings", "prefix"
 CHECKPOINTING = (
@@ -57,8 +58,7 @@ class SoftPromptModel(AdaptedModel):
         self._enabled = True
         self._is_first = False
         """Whether the call that is under way has the virtual tokens put in (and not in its cache already)."""
-        _, trunk = find_trunk(module)
-        self._trunk = trunk
+        self._trunk = trunk = find_stack(module)
         self._arguments = list(inspect.signature(trunk.forward).parameters)
         trunk.add_module(name, added)
         self._handles = (
@@ -136,7 +136,7 @@ class PromptModel(SoftPromptModel):
             raise UnsupportedError("prompt tuning knows no token types; leave token_type_ids out")
         ids, embeddings = given.pop("input_ids", None), given.get("inputs_embeds")
         if embeddings is None:
-            embeddings = trunk.get_input_embeddings()(ids)  # type: ignore[operator]
+            embeddings = _embeddings(self.module)(ids)
         prompt = self.added.weight.to(embeddings.dtype).expand(embeddings.shape[0], -1, -1)
         given["inputs_embeds"] = torch.cat([prompt, embeddings], dim=1)  # (R, V + T, D)
         positions = given.get("position_ids")
@@ -188,8 +188,11 @@ class PrefixModel(SoftPromptModel):
 
     def _fill(self, cache: Cache, rows: int) -> None:
         shape = self.added.shape
-        dtype = self.module.get_input_embeddings().weight.dtype  # type: ignore[operator]
-        parts = self.added().to(dtype).view(-1, 2 * shape.num_layers, shape.num_heads, shape.head_size)
+        parts = (
+            self.added()
+            .to(_embeddings(self.module).weight.dtype)
+            .view(-1, 2 * shape.num_layers, shape.num_heads, shape.head_size)
+        )
         parts = parts.permute(1, 2, 0, 3)  # (2 L, H, V, d)
         for layer in range(shape.num_layers):
             key, value = (part.expand(rows, -1, -1, -1) for part in parts[2 * layer : 2 * layer + 2])
@@ -266,25 +269,26 @@ class PromptTuning:
 
         Raises:
             MethodError: more virtual tokens than the model has positions.
-            UnsupportedError: the model has no trunk below its head.
+            UnsupportedError: the model has no trunk below its head, or keeps a state in place of keys and values.
         """
-        check_positions(model, self.num_virtual_tokens)
-        find_trunk(model)
-        table = _embeddings(model).detach()
-        start = self._start(table, one_generator(generator))
-        added = nn.Embedding(*start.shape, _weight=start)
+        check_room(model, self.num_virtual_tokens)
+        start = self._start(_embeddings(model), one_generator(generator))
+        added = nn.Embedding(start.shape[0], start.shape[1], _weight=start)
         model.requires_grad_(False)
         return PromptModel(model, added, PROMPT_NAME, self.num_virtual_tokens)
 
-    def _start(self, table: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the first embeddings, fp32 (V, D)."""
-        shape = (self.num_virtual_tokens, table.shape[1])
+    @torch.no_grad()
+    def _start(self, embeddings: nn.Embedding, generator: torch.Generator) -> Tensor:
+        """Return the first embeddings, fp32 (V, D), as the model's blocks would see them (Gemma scales its own)."""
+        table, num = embeddings.weight, self.num_virtual_tokens
         if table.device.type == "meta":
-            return torch.empty(shape, device=table.device)
+            return torch.empty(num, table.shape[1], device=table.device)
         if self.init == "vocabulary":
-            return table[_draw_tokens(table, shape[0], generator)].float()
-        noise = torch.randn(shape, generator=generator).to(table.device)
-        return noise * table.float().std() + table.float().mean()
+            drawn: Tensor = embeddings(_draw_tokens(table, num, generator))
+            return drawn.float()
+        everything: Tensor = embeddings(torch.arange(len(table), device=table.device)).float()
+        noise = torch.randn(num, table.shape[1], generator=generator).to(table.device)
+        return noise * everything.std() + everything.mean()
 
 
 @dataclass(frozen=True)
@@ -308,12 +312,12 @@ class PrefixTuning:
             UnsupportedError: gradient checkpointing is on, or the model does not hold keys and values of one shape in
                 every layer.
         """
-        check_positions(model, self.num_virtual_tokens)
+        check_room(model, self.num_virtual_tokens)
         if is_checkpointing(model):
             raise UnsupportedError(CHECKPOINTING)
         draw = one_generator(generator)
         model.requires_grad_(False)
-        ids = _draw_tokens(_embeddings(model), self.num_virtual_tokens, draw)
+        ids = _draw_tokens(_embeddings(model).weight, self.num_virtual_tokens, draw)
         shape, start = read_cache(model, ids)
         if self.projection is not None and start.device.type == "meta":
             start = start.new_empty(self.num_virtual_tokens, shape.width)
@@ -328,8 +332,18 @@ def is_checkpointing(model: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def check_positions(model: nn.Module, num_virtual_tokens: int) -> None:
-    """Refuse virtual tokens that leave no position of the context to a text."""
+def check_room(model: nn.Module, num_virtual_tokens: int) -> None:
+    """Refuse models without room for virtual tokens.
+
+    Raises:
+        MethodError: the virtual tokens leave no position of the context to a text.
+        UnsupportedError: the model keeps a state in place of keys and values (Mamba).
+    """
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedError(
+            f"{type(model).__name__} keeps a state in place of keys and values; virtual tokens need a model with "
+            "attention in every layer"
+        )
     context = getattr(text_config(model), "max_position_embeddings", None)
     if isinstance(context, int) and num_virtual_tokens >= context:
         raise MethodError(
@@ -338,9 +352,9 @@ def check_positions(model: nn.Module, num_virtual_tokens: int) -> None:
         )
 
 
-def _embeddings(model: nn.Module) -> Tensor:
-    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-    return weight
+def _embeddings(model: nn.Module) -> nn.Embedding:
+    found: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
+    return found
 
 
 def _draw_tokens(table: Tensor, num: int, generator: torch.Generator) -> Tensor:
@@ -357,10 +371,9 @@ def read_cache(model: nn.Module, ids: Tensor) -> tuple[CacheShape, Tensor]:
     Raises:
         UnsupportedError: the model keeps something else than keys and values of one shape in every layer.
     """
-    _, trunk = find_trunk(model)
-    was_training = model.training
+    stack, was_training = find_stack(model), model.training
     model.eval()
-    cache = trunk(input_ids=ids[None], use_cache=True).past_key_values
+    cache = stack(input_ids=ids[None], use_cache=True).get("past_key_values")
     model.train(was_training)
     layers = cache.layers if isinstance(cache, DynamicCache) else []
     parts = [getattr(layer, part, None) for layer in layers for part in ("keys", "values")]

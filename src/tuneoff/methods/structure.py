@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import UnsupportedError
@@ -47,6 +48,22 @@ def find_trunk(model: nn.Module) -> tuple[str, nn.Module]:
             f"{name!r}, names). Use a causal language model or a sequence classifier of Transformers."
         )
     return name, trunk
+
+
+def find_stack(model: nn.Module) -> nn.Module:
+    """Return the module that every forward goes through from embeddings to hidden states.
+
+    It is the trunk; or, where the trunk only wraps one other model (OPT, whose head passes the wrapper by), that one.
+
+    Raises:
+        UnsupportedError: as `find_trunk`.
+    """
+    _, stack = find_trunk(model)
+    inner = list(stack.children())
+    while len(inner) == 1 and isinstance(inner[0], PreTrainedModel):
+        stack = inner[0]
+        inner = list(stack.children())
+    return stack
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Module]:
