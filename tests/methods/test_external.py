@@ -479,7 +479,7 @@ def test_a_kind_of_layer_that_peft_does_not_know_is_unsupported(name: str) -> No
 def test_a_type_that_is_more_than_layers_is_unsupported(name: str) -> None:
     error = _refused({"peft_type": name})
     assert isinstance(error, UnsupportedError)
-    assert f"peft_type {name} cannot be trained here" in str(error)
+    assert f"peft_type {name} is not taken" in str(error)
 
 
 @pytest.mark.parametrize(

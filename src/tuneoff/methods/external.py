@@ -20,7 +20,7 @@ from tuneoff.errors import MethodError, UnsupportedError
 from tuneoff.methods.base import AdaptedModel, check_same_names, copy_tensors, one_generator
 from tuneoff.methods.external_adalora import AdaLora
 from tuneoff.methods.external_config import ADALORA, PROMPTS, explained, read_config, silent
-from tuneoff.methods.soft_prompt import PromptModel, check_positions
+from tuneoff.methods.soft_prompt import PromptModel, check_room
 from tuneoff.methods.surgery import swap
 
 PREFIX = "base_model.model."
@@ -295,7 +295,7 @@ class ExternalPeft:
         config = read_config(self.config, model)
         name = str(self.config["peft_type"]).upper()
         if name in PROMPTS:
-            check_positions(model, config.num_virtual_tokens)  # type: ignore[attr-defined]  # of prompts it has
+            check_room(model, config.num_virtual_tokens)  # type: ignore[attr-defined]  # of prompts it has
         held = {key: _Held.of(tensor) for key, tensor in _tensors(model)}
         is_training = model.training
         with explained(name, model), _seeded(one_generator(generator)):

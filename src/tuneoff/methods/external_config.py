@@ -65,7 +65,7 @@ def read_config(settings: Mapping[str, Any], model: nn.Module) -> "PeftConfig":
             f"peft.peft_type: PEFT has no {name!r}.{did_you_mean(name, kinds)} Allowed: {', '.join(sorted(kinds))}."
         )
     if name in REFUSED:
-        raise UnsupportedError(f"peft_type {name} cannot be trained here: {REFUSED[name]}")
+        raise UnsupportedError(f"peft_type {name} is not taken: {REFUSED[name]}")
     options = {key: _plain(value) for key, value in settings.items() if key != "peft_type"}
     task = "SEQ_CLS" if is_classifier(model) else "CAUSAL_LM"
     if options.pop("task_type", task) != task:

@@ -208,12 +208,7 @@ def load_base(
     if num_classes:
         config.num_labels = num_classes
     source = resolve(model, root)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"model {model!r}: its weights are quantised, which cannot be trained here. Use the original weights."
-        )
-    if isinstance(source, Path):
-        check_weights(source, model)
+    _check_source(config, source, model)
     # Else a remote service converts a hub model that has only pickles, to weights of another commit than the record's.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     with quiet(progress=isinstance(source, str)), explained(model, "weights"):
@@ -237,6 +232,16 @@ def load_base(
     if quantize != "none":
         quantise(base, quantize)
     return base
+
+
+def _check_source(config: "PreTrainedConfig", source: Path | str, model: str) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"model {model!r}: its weights are quantised already. Use the original weights; an arm quantises them by "
+            "itself (`quantize: nf4`)."
+        )
+    if isinstance(source, Path):
+        check_weights(source, model)
 
 
 def _auto_class(num_classes: int) -> Any:
