@@ -84,9 +84,7 @@ def open_session(runs: Sequence[Run], place: Place) -> Session:
     tokenizer = load_tokenizer(first.model, place.root, first.revision, first.trust_remote_code)
     config = load_config(first.model, place.root, first.revision, first.trust_remote_code)
     context_length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    data = prepare(
-        first.task, tokenizer, place.root, context_length, trust_remote_code=first.trust_remote_code
-    )
+    data = prepare(first.task, tokenizer, place.root, context_length, trust_remote_code=first.trust_remote_code)
     _guard_checkpoint(runs, place, setup, data.sha256)
     problem = ""
     with meter.phase("load"):
@@ -185,7 +183,15 @@ def _adapt(runs: Sequence[Run], place: Place, runtime: Runtime, num_classes: int
 
 
 def _base(run: Run, place: Place, dtype: torch.dtype, num_classes: int) -> "PreTrainedModel":
-    return load_base(run.model, place.root, run.revision, run.trust_remote_code, dtype, num_classes=num_classes)
+    return load_base(
+        run.model,
+        place.root,
+        run.revision,
+        run.trust_remote_code,
+        dtype,
+        num_classes=num_classes,
+        quantize=run.method.quantize if isinstance(run.method, LoraMethod) else "none",
+    )
 
 
 def _load_existing(run: Run, method: LoadMethod, place: Place, runtime: Runtime, num_classes: int) -> AdaptedModel:
