@@ -275,3 +275,50 @@ def test_bytes_text() -> None:
     assert [bytes_text(num) for num in (0, 999, 1000, 589_824, 999_999, 16_060_522_496)] == [
         *("-", "999 B", "1 kB", "590 kB", "1 MB", "16.1 GB")
     ]
+
+
+NUM_QUANTISED_LLAMA3 = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+"""Weights of the linear layers of the 32 blocks: the embeddings and the head stay dense."""
+
+
+def test_a_quantised_base_is_counted_by_its_closed_formula_without_weights() -> None:
+    arms = {
+        "qlora": {"method": "lora", "rank": 16, "alpha": 32, "targets": ["q_proj"], "quantize": "nf4"},
+        "int8": {"method": "lora", "rank": 16, "alpha": 32, "targets": ["q_proj"], "quantize": "int8"},
+    }
+    found = make_plan(arms, model="meta-llama/Meta-Llama-3-8B-Instruct", precision="bf16")
+    nf4, int8 = by_name(found)["qlora"], by_name(found)["int8"]
+    trained = 32 * 16 * (4096 + 4096)
+    assert nf4.parameters.trainable == trained
+    assert nf4.parameters.total == LLAMA3_8B + trained
+    dense = 2 * (LLAMA3_8B - NUM_QUANTISED_LLAMA3) + 4 * trained
+    num_scales = NUM_QUANTISED_LLAMA3 // 64
+    assert nf4.weights_bytes == dense + NUM_QUANTISED_LLAMA3 // 2 + num_scales + 4 * num_scales // 256 + 32 * 7 * 1092
+    num_outputs = 32 * (2 * 4096 + 2 * 1024 + 2 * 14336 + 4096)
+    assert int8.weights_bytes == dense + NUM_QUANTISED_LLAMA3 + 4 * num_outputs
+    assert "qlora nf4 r16 a32" in text(found)
+    assert "qlora int8 r16 a32" in text(found)
+
+
+def test_methods_of_peft_are_planned_and_what_the_model_cannot_take_is_said() -> None:
+    arms = {
+        "ia3": {"method": "peft", "peft": {"peft_type": "IA3"}},
+        "vera": {"method": "peft", "peft": {"peft_type": "VERA", "r": 16}},
+        "loha": {"method": "peft", "peft": {"peft_type": "LOHA", "target_modules": ["c_attn"]}},
+    }
+    found = make_plan(arms)
+    plans = by_name(found)
+    assert plans["ia3"].parameters.trainable == 12 * (2304 + 3072)
+    vera = plans["vera"]
+    assert vera.parameters.trainable == 12 * (2304 + 16)
+    assert vera.saved_bytes == 4 * (vera.parameters.trainable + 16 * (768 + 2304))  # with its random projections
+    assert "Conv1D" in plans["loha"].problem
+    assert plans["loha"].num_steps == 0
+    shown = text(found)
+    assert "peft VERA" in shown
+    assert "cannot be trained here: loha: peft_type LOHA" in shown
+
+
+def test_a_slip_in_a_peft_configuration_names_the_arm() -> None:
+    with pytest.raises(MethodError, match=r"arms\.ia3: peft\.target: IA3 has no such option"):
+        make_plan({"ia3": {"method": "peft", "peft": {"peft_type": "IA3", "target": ["c_attn"]}}})

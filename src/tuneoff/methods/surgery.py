@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import MethodError, did_you_mean
+from tuneoff.methods.base import is_quantised as is_quantised
 from tuneoff.methods.heads import head_names
 from tuneoff.study.methods import ALL_LINEAR
 

@@ -5,6 +5,7 @@ the run cannot disagree.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from tuneoff.study.records import Parameters
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value, plain
 from tuneoff.training.models import check_context, load_config, shape_only
+from tuneoff.training.quantise import check_quantisable, quantised_bytes
 from tuneoff.training.recompute import recompute_activations
 
 if TYPE_CHECKING:
@@ -65,11 +67,13 @@ class ArmPlan(Value):
     steps_per_run: int | None
     """None where the data decide (epochs, target tokens), 0 where nothing is trained."""
     saved_bytes: int
-    """Tensors in the file that a run leaves behind, in fp32; the file's header (a few kB) is not counted."""
+    """Tensors in the file that a run leaves behind, what was trained in fp32; the file's header (a few kB) is not
+    counted.
+    """
     optimizer_bytes: int
     """Adam's two moments of every trainable weight, in fp32."""
     weights_bytes: int
-    """The model in memory: what is trained in fp32, the rest in the compute type."""
+    """The model in memory: what is trained in fp32, the rest in the compute type, what is quantised in its few bits."""
     num_virtual_tokens: int = 0
     """Positions that the method puts before every sequence."""
     problem: str = ""
@@ -190,12 +194,18 @@ class _Measured:
     targets: tuple[TargetMatch, ...] = ()
     num_virtual_tokens: int = 0
     problem: str = ""
+    kept_bytes: int = 0
+    """Of what is saved and not trained (random projections)."""
+    num_quantised: int = 0
+    """Weights of the base that are held in few bits."""
+    quantised_bytes: int = 0
 
 
 def _measure(study: Study, arm: Arm, base: "PreTrainedModel") -> _Measured:
     """Put the arm's method on a copy of the base's shape and count."""
     try:
         adapted, patterns = adapt_shape(study, arm, copy.deepcopy(base))
+        sizes, num_bytes = _quantised(base, arm.method)
     except UnsupportedError as error:
         return _Measured(Parameters(trainable=0, total=num_parameters(base)), problem=str(error))
     targets = tuple(_target_matches(base, patterns, adapted))
@@ -203,8 +213,23 @@ def _measure(study: Study, arm: Arm, base: "PreTrainedModel") -> _Measured:
     trained = adapted.trainable_parameters()
     trainable = sum(parameter.numel() for parameter in trained.values())
     total = num_parameters(adapted.module)
-    counts = Parameters(trainable=trainable, total=total, modules=adapted.matched)
-    return _Measured(counts, targets, adapted.num_virtual_tokens)
+    kept = [tensor for name, tensor in adapted.state_dict().items() if name not in trained]
+    return _Measured(
+        parameters=Parameters(trainable=trainable, total=total, modules=adapted.matched),
+        targets=targets,
+        num_virtual_tokens=adapted.num_virtual_tokens,
+        kept_bytes=sum(tensor.numel() * tensor.element_size() for tensor in kept),
+        num_quantised=sum(sizes),
+        quantised_bytes=num_bytes,
+    )
+
+
+def _quantised(base: nn.Module, spec: MethodSpec) -> tuple[list[int], int]:
+    """Return the sizes of the layers that the arm holds in few bits, and the bytes of all of them."""
+    if not isinstance(spec, LoraMethod) or spec.quantize == "none":
+        return [], 0
+    shapes = [features(layer) for layer in check_quantisable(base, spec.quantize).values()]
+    return [math.prod(shape) for shape in shapes], sum(quantised_bytes(spec.quantize, *shape) for shape in shapes)
 
 
 def _method(study: Study, arm: Arm) -> tuple[Method, tuple[str, ...]]:
@@ -261,7 +286,7 @@ def _arm_plan(study: Study, arm: Arm, base_total: int, measured: _Measured) -> A
     parameters = measured.parameters
     trainable = parameters.trainable
     in_fp32 = trainable if arm.is_trained else 0
-    frozen = parameters.total - in_fp32
+    dense = parameters.total - in_fp32 - measured.num_quantised
     return ArmPlan(
         name=arm.name,
         method=arm.method,
@@ -272,9 +297,9 @@ def _arm_plan(study: Study, arm: Arm, base_total: int, measured: _Measured) -> A
         targets=measured.targets,
         num_runs=num_runs(study, arm),
         steps_per_run=study.budget.steps if arm.is_trained and not measured.problem else 0,
-        saved_bytes=FP32_BYTES * in_fp32 if study.keep != "none" else 0,
+        saved_bytes=FP32_BYTES * in_fp32 + measured.kept_bytes if study.keep != "none" and arm.is_trained else 0,
         num_virtual_tokens=measured.num_virtual_tokens,
         problem=measured.problem,
         optimizer_bytes=NUM_MOMENTS * FP32_BYTES * in_fp32,
-        weights_bytes=FP32_BYTES * in_fp32 + COMPUTE_BYTES[study.precision] * frozen,
+        weights_bytes=FP32_BYTES * in_fp32 + COMPUTE_BYTES[study.precision] * dense + measured.quantised_bytes,
     )

@@ -183,7 +183,15 @@ def _adapt(runs: Sequence[Run], place: Place, runtime: Runtime, num_classes: int
 
 
 def _base(run: Run, place: Place, dtype: torch.dtype, num_classes: int) -> "PreTrainedModel":
-    return load_base(run.model, place.root, run.revision, run.trust_remote_code, dtype, num_classes=num_classes)
+    return load_base(
+        run.model,
+        place.root,
+        run.revision,
+        run.trust_remote_code,
+        dtype,
+        num_classes=num_classes,
+        quantize=run.method.quantize if isinstance(run.method, LoraMethod) else "none",
+    )
 
 
 def _load_existing(run: Run, method: LoadMethod, place: Place, runtime: Runtime, num_classes: int) -> AdaptedModel:

@@ -14,6 +14,7 @@ from tuneoff.evaluation.generated import text_of
 from tuneoff.evaluation.generation import generate
 from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
+from tuneoff.methods.external import ExternalModel, ExternalPrompt
 from tuneoff.methods.lora import LoRAModel
 from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import STUDY_FILE, Store
@@ -104,8 +105,12 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
     if isinstance(run.method, NoneMethod):
         raise StoreError(f"run {record.run_id} is zero-shot: it trained nothing, so there is nothing to export")
     try:
-        if isinstance(adapted, LoRAModel) and not merge:
-            interchange.write_peft(adapted, folder, str(resolve(run.model, place.root)))
+        if isinstance(adapted, LoRAModel | ExternalModel | ExternalPrompt) and not merge:
+            base_name = str(resolve(run.model, place.root))
+            if isinstance(adapted, LoRAModel):
+                interchange.write_peft(adapted, folder, base_name)
+            else:
+                adapted.write_peft(folder, base_name)
             how = f"PeftModel.from_pretrained(base, {str(folder)!r})"
             return f"PEFT adapter of run {record.run_id} written to {folder}; load it with {how}"
         module = adapted.merge()
