@@ -23,6 +23,7 @@ VERBS = {
     "report": "tuneoff report study.yaml",
     "export": "tuneoff export demo/lora-rank16 adapter",
     "generate": 'tuneoff generate demo/lora-rank16 "Tell me a story."',
+    "score": "tuneoff score --predictions predictions.json --references dev-v1.1.json",
     "recipes": None,
     "modules": "tuneoff modules gpt2",
 }

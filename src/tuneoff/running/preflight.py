@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from tuneoff.data.batching import num_steps
+from tuneoff.data.metrics import check_metrics
 from tuneoff.data.prepare import prepare
 from tuneoff.planning.plan import Plan, plan
 from tuneoff.study.spec import Study
@@ -39,12 +40,13 @@ class Preflight(Value):
 
 
 def preflight(study: Study) -> Preflight:
-    """Check precision, base, tokenizer, targets, ranks and data; the tokenised data are left in the cache.
+    """Check precision, metrics, base, tokenizer, targets, ranks and data; the tokenised data are left in the cache.
 
     Raises:
         TuneoffError: the first thing that is wrong.
     """
     check_precision(study.precision)
+    check_metrics(study.task.metric_names, study.root)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
     planned = plan(study)
     model_sha256 = fingerprint(
