@@ -121,7 +121,7 @@ MISTAKES: dict[str, tuple[Callable[[Place], str], str]] = {
     "no pattern": (lambda place: place.write_task(metrics=["regex:("]), r"'regex:\(' is not a regular expression"),
     "missing function": (
         lambda place: place.write_task(metrics=["mine:f"]),
-        r"'mine' cannot be imported .*put it into",
+        r"'mine' cannot be imported .*put it",
     ),
     "missing adapter": (
         lambda place: place.write(arms={"old": {"method": "load", "path": "nowhere"}}),
