@@ -118,6 +118,11 @@ MISTAKES: dict[str, tuple[Callable[[Place], str], str]] = {
     "missing base": (lambda place: place.write(model="./bass"), r"no such folder .*Did you mean base"),
     "no network": (lambda place: place.write(model="nobody/nothing"), r"'nobody/nothing': the hub cannot be reached"),
     "fp16 without a GPU": (lambda place: place.write(precision="fp16"), r"precision fp16 .*--set precision=bf16"),
+    "no pattern": (lambda place: place.write_task(metrics=["regex:("]), r"'regex:\(' is not a regular expression"),
+    "missing function": (
+        lambda place: place.write_task(metrics=["mine:f"]),
+        r"'mine' cannot be imported .*put it",
+    ),
     "missing adapter": (
         lambda place: place.write(arms={"old": {"method": "load", "path": "nowhere"}}),
         r"arms\.old: path: no such folder",

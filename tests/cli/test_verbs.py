@@ -23,6 +23,7 @@ VERBS = {
     "report": "--figures png,svg",
     "export": "tuneoff export demo/lora-rank16 adapter",
     "generate": 'tuneoff generate demo/lora-rank16 "Tell me a story."',
+    "score": "tuneoff score --predictions predictions.json --references dev-v1.1.json",
     "recipes": None,
     "modules": "tuneoff modules dolly-llama3 --arm lora-r16",
 }

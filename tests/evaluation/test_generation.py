@@ -256,6 +256,17 @@ def test_a_prompt_is_read_once_and_finished_rows_leave(batch_size: int, monkeypa
     assert sum(rows for rows, _ in seen) == num_readings + num_steps
 
 
+@pytest.mark.reference
+def test_in_bf16_text_is_that_of_generate_in_bf16() -> None:
+    base = BASES["llama, grouped queries"]()
+    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    found = base.write(Decoding(), 1, autocast=autocast)
+    with autocast():
+        wanted = [base.peer(prompt) for prompt in base.prompts]
+    assert [list(samples[0].ids) for samples in found] == wanted
+    assert wanted != [base.peer(prompt) for prompt in base.prompts]
+
+
 class TestPromptsThatDoNotFit:
     def test_refused_before_anything_is_generated(self, monkeypatch: pytest.MonkeyPatch) -> None:
         base = demo()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tuneoff import api
 from tuneoff.analysis.selection import choose_rate
-from tuneoff.errors import DataError, StoreError, TuneoffError
+from tuneoff.errors import DataError, StoreError, StudyError, TuneoffError
 from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import ADAPTER_WEIGHTS
 from tuneoff.running.use import compare_on_prompt, export_run, find
@@ -97,6 +97,23 @@ def test_generate(finished: api.Result, method: str) -> None:
     assert all(isinstance(text, str) for text in found.values())
     if method == "none":
         assert len(set(found.values())) == 1
+
+
+def test_generate_with_other_strategies(finished: api.Result) -> None:
+    record = find_tested(finished, "lora")
+
+    def texts(**options: float) -> dict[str, str]:
+        decoding = api.decoding(**options)
+        return dict(compare_on_prompt(out_of(finished), record.run_id, "Say 3", 12, decoding))
+
+    drawn = texts(temperature=3.0)
+    assert drawn == texts(temperature=3.0)  # from the run's own stream
+    assert drawn != texts() == dict(compare_on_prompt(out_of(finished), record.run_id, "Say 3", 12))
+    assert all(isinstance(text, str) for text in texts(beams=3).values())
+    with pytest.raises(StudyError, match="beams draws nothing, so it does not go with temperature"):
+        texts(beams=3, temperature=0.7)
+    with pytest.raises(StudyError, match=r"top_p: Input should be less than or equal to 1; found 1\.5"):
+        texts(top_p=1.5)
 
 
 def test_generate_stops_where_the_context_does(finished: api.Result) -> None:

@@ -95,7 +95,7 @@ def _check(saved: Saved) -> None:
     if saved.ids is not None and len(set(saved.ids)) < len(saved.ids):
         seen: set[str] = set()
         double = [own for own in saved.ids if own in seen or seen.add(own)]  # type: ignore[func-returns-value]
-        raise DataError(f"{len(double)} ids stand twice: {some(double)}; expected each id once", file=saved.file)
+        raise DataError(f"expected each id once; found twice: {some(double)}", file=saved.file)
 
 
 def some(names: Sequence[str]) -> str:

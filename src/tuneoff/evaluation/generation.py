@@ -162,7 +162,7 @@ class _Writer:
         self._max_new_tokens = spec.max_new_tokens
         self._pad_id = pad_id
         self._eos_id = eos_id
-        names = inspect.signature(_plain(module).forward).parameters
+        names = inspect.signature(module.forward).parameters
         self._has_positions = "position_ids" in names
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
 
@@ -170,7 +170,7 @@ class _Writer:
         """Return what follows each row's prompt. A prompt with several samples among the rows is read once."""
         own = list(dict.fromkeys(row.prompt for row in rows))
         ids, mask = _left_padded([prompts[index] for index in own], self._pad_id, _device(self._module))
-        cache = DynamicCache(config=_plain(self._module).config)
+        cache = DynamicCache(config=self._module.config)  # type: ignore[arg-type]
         logits = self._forward(ids, mask, cache)
         if len(own) < len(rows):
             places = torch.tensor([own.index(row.prompt) for row in rows], device=mask.device)
@@ -238,7 +238,7 @@ class _BeamWriter:
     def write(self, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> list[Continuation]:
         """Return the best beam after each row's prompt."""
         ids, mask = _left_padded([prompts[row.prompt] for row in rows], self._pad_id, _device(self._module))
-        with _neutral(_plain(self._module)):
+        with _neutral(self._module):
             out = self._module.generate(  # type: ignore[operator]
                 input_ids=ids, attention_mask=mask, generation_config=self._config
             )
@@ -258,12 +258,6 @@ def _neutral(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.generation_config = own
-
-
-def _plain(module: nn.Module) -> Any:
-    """Return the model of Transformers itself; PEFT's wrappers pass everything on to it."""
-    getter = getattr(module, "get_base_model", None)
-    return getter() if callable(getter) else module
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -43,12 +43,13 @@ class Preflight(Value):
 
 
 def preflight(study: Study) -> Preflight:
-    """Check precision, base, tokenizer, targets, ranks and data; the tokenised data are left in the cache.
+    """Check precision, metrics, base, tokenizer, targets, ranks and data; the tokenised data are left in the cache.
 
     Raises:
         TuneoffError: the first thing that is wrong.
     """
     check_precision(study.precision)
+    check_metrics(study.task.metric_names, study.root)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
     check_metrics(study.testing.metrics, study.root)
     plan(study)  # what is wrong with the arms is said before the data are read

@@ -199,7 +199,7 @@ class Generated(Value):
     truncated_pct: float
     """Share of texts that reached the limit of new tokens without ending."""
     num_near_ties: int = 0
-    """Greedy choices between logits within 1e-4 of each other, where the batch may tell."""
+    """Choices between scores (logits, and the noise of a draw) within 1e-4 of each other, where the batch may tell."""
     mean_new_tokens: float
     generate_s: float
 
