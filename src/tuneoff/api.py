@@ -18,6 +18,8 @@ from tuneoff.study.spec import Study as Study
 from tuneoff.study.testing import Decoding
 
 if TYPE_CHECKING:
+    from altair import LayerChart
+
     from tuneoff.analysis.values import Summary
     from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.modules import Architecture
@@ -62,6 +64,15 @@ class Result:
         """Return the runs that some process works on now."""
         return frozenset(run_id for run_id in self.store.run_ids() if self.store.is_locked(run_id))
 
+    def charts(self) -> "dict[str, LayerChart]":
+        """Return the report's charts by name (`learning`, `rates`, ...), as Altair: a notebook shows what it is given.
+
+        Charts that have nothing to show are left out.
+        """
+        from tuneoff.report.charts import figures
+
+        return figures(self.summary(), {run_id: self.store.curve(run_id) for run_id in self.records()[0]})
+
     def table(self) -> None:
         """Print the main table."""
         from rich.console import Console
@@ -95,17 +106,18 @@ class Result:
         return write_report(folder or self.store.folder, self.study, summary, curves, records, tests, figures)
 
 
-def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
+def load(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Study:
     """Read a study file or a recipe.
 
     Args:
         source: path of a YAML file, or the name of a recipe.
-        overrides: `KEY=VALUE` each, such as `budget.steps=100`.
+        overrides: `KEY=VALUE` each, such as `budget.steps=100`; `arms.*.KEY` stands for every arm that gives KEY.
+        smoke: take a recipe's small form, on the demo base and demo data, called `NAME-smoke`.
 
     Raises:
         StudyError: the file cannot be used; the message names the key.
     """
-    return load_study(source, overrides)
+    return load_study(source, overrides, smoke=smoke)
 
 
 def open_result(study: Study, out: Path = DEFAULT_OUT) -> Result:

@@ -29,6 +29,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as budget.steps=100. Can be repeated."),
 ]
+SmokeOption = Annotated[
+    bool, typer.Option("--smoke", help="A recipe's small form, on the demo base and demo data: seconds on a CPU.")
+]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results of all studies lie.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="STUDY/ARM, or the id of a run (`tuneoff status`).")]
 DEFAULT_OUT = Path("runs")
@@ -61,13 +64,16 @@ def demo(
 
 @app.command(epilog="Example: `tuneoff plan dolly-llama3`")
 def plan(
-    study: StudyArgument, overrides: SetOption = None, as_json: Annotated[bool, typer.Option("--json")] = False
+    study: StudyArgument,
+    overrides: SetOption = None,
+    smoke: SmokeOption = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Show what each arm would train, before anything is trained: matched modules and exact parameter counts."""
     from tuneoff import api
     from tuneoff.planning.render import render
 
-    found = api.plan(api.load(study, overrides or ()))
+    found = api.plan(api.load(study, overrides or (), smoke=smoke))
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
@@ -78,6 +84,7 @@ def plan(
 def run(
     study: StudyArgument,
     overrides: SetOption = None,
+    smoke: SmokeOption = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ARM", help="Work on this arm alone. Can be repeated.")
     ] = None,
@@ -85,16 +92,18 @@ def run(
     out: OutOption = DEFAULT_OUT,
 ) -> None:
     """Train what is missing and nothing that is done. The same command resumes."""
-    _run(study, overrides, out, tuple(only or ()), jobs)
+    _run(study, overrides, out, tuple(only or ()), jobs, smoke=smoke)
 
 
 @app.command()
-def status(study: StudyArgument, overrides: SetOption = None, out: OutOption = DEFAULT_OUT) -> None:
+def status(
+    study: StudyArgument, overrides: SetOption = None, smoke: SmokeOption = False, out: OutOption = DEFAULT_OUT
+) -> None:
     """Show what is done, running, infeasible and left."""
     from tuneoff import api
     from tuneoff.report.status import run_listing, status_table
 
-    result = api.open_result(api.load(study, overrides or ()), out)
+    result = api.open_result(api.load(study, overrides or (), smoke=smoke), out)
     summary = result.summary()
     _print(status_table(summary, result.running()))
     _print(run_listing(summary))
@@ -111,12 +120,13 @@ def report(
     figures: Annotated[
         str, typer.Option("--figures", metavar="FORMATS", help="Write every chart as files too: png, svg, pdf.")
     ] = "",
+    smoke: SmokeOption = False,
     out: OutOption = DEFAULT_OUT,
 ) -> None:
     """Print the table; write the page, Markdown, CSV and JSON. Can be had at any time."""
     from tuneoff import api
 
-    result = api.open_result(api.load(study, overrides or ()), out)
+    result = api.open_result(api.load(study, overrides or (), smoke=smoke), out)
     paths = result.report(figures=[form.strip() for form in figures.split(",") if form.strip()])
     result.table()
     _say_report(paths)
@@ -256,13 +266,21 @@ def _stoppable() -> Iterator[None]:
 
 
 @_stoppable()
-def _run(source: str, overrides: list[str] | None, out: Path, only: tuple[str, ...], num_jobs: int) -> None:
+def _run(
+    source: str,
+    overrides: list[str] | None,
+    out: Path,
+    only: tuple[str, ...],
+    num_jobs: int,
+    *,
+    smoke: bool = False,
+) -> None:
     from tuneoff import api
     from tuneoff.planning.render import module_listing
     from tuneoff.report.live import Live
 
     console = Console()
-    study = api.load(source, overrides or ())
+    study = api.load(source, overrides or (), smoke=smoke)
     checked = api.check(study)
     for line in checked.lines():
         console.print(Text(line))

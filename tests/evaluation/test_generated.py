@@ -131,7 +131,9 @@ def test_a_function_that_fails_says_so(tmp_path: Path) -> None:
     prompts = Prompts(np.array([5], np.int32), np.array([0, 1]), ("q",), (("x",),), np.array([0], np.int32))
     (tmp_path / "bad_function.py").write_text("def f(text, references):\n    return 1 / 0\n")
     testing = Testing(metrics=("bad_function:f",), decoding=(Decoding(),))
-    with pytest.raises(StudyError, match="'bad_function:f' failed on the text .*: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        StudyError, match=r"'bad_function:f' failed on the text .*: ZeroDivisionError: division by zero"
+    ):
         write_and_score(
             model, prompts, testing, tokenizer, seed=0, context_length=64, autocast=nullcontext, root=tmp_path
         )

@@ -23,11 +23,11 @@ GPT2_SMALL = 124_439_808
 LLAMA3_8B = 8_030_261_248
 
 SQUAD = {
-    "r4": (147_456, 124_587_264, "0.1184"),
-    "r8": (294_912, 124_734_720, "0.2364"),
-    "r16": (589_824, 125_029_632, "0.4717"),
-    "r8-mlp": (663_552, 125_103_360, "0.5304"),
-    "r32-mlp": (2_654_208, 127_094_016, "2.0884"),
+    "lora-r4": (147_456, 124_587_264, "0.1184"),
+    "lora-r8": (294_912, 124_734_720, "0.2364"),
+    "lora-r16": (589_824, 125_029_632, "0.4717"),
+    "lora-r8-mlp": (663_552, 125_103_360, "0.5304"),
+    "lora-r32-mlp": (2_654_208, 127_094_016, "2.0884"),
 }
 OASST1 = {"r8-stated": 442_368, "r32-stated": 1_769_472, "r8-counted": 1_179_648, "r32-counted": 4_718_592}
 
@@ -51,7 +51,7 @@ def text(found: Plan, width: int = 160) -> str:
 
 @pytest.fixture(scope="module")
 def squad() -> Plan:
-    return plan(load_study(TOP / "docs" / "studies" / "squad-settings.yaml"))
+    return plan(load_study("squad-gpt2"))
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", SQUAD)
 def test_squad_settings(name: str, squad: Plan) -> None:
-    parameters = by_name(squad)[name].parameters
-    assert (parameters.trainable, parameters.total, f"{parameters.share_pct:.4f}") == SQUAD[name]
+    for arm in (name, f"{name}-published"):
+        parameters = by_name(squad)[arm].parameters
+        assert (parameters.trainable, parameters.total, f"{parameters.share_pct:.4f}") == SQUAD[name]
 
 
 def test_squad_settings_as_text(squad: Plan) -> None:
@@ -82,13 +83,14 @@ def test_squad_settings_as_text(squad: Plan) -> None:
             assert f"{share} %" in shown
     assert "transformer.h.{0-11}.attn.c_attn (12 x Conv1D 768->2304): 147,456 trainable" in shown
     assert squad.num_parameters == GPT2_SMALL
-    assert (squad.num_runs, squad.num_steps) == (15, 12_000)
+    # Zero-shot once, five fixed rates on three seeds, six arms with two more trials each.
+    assert (squad.num_runs, squad.num_steps) == (1 + 5 * 3 + 6 * 5, 45 * 800)
 
 
 def test_llama(dolly: Plan) -> None:
     arms = by_name(dolly)
     assert dolly.num_parameters == LLAMA3_8B
-    for name in ("lora-r16-published", "lora-r16"):
+    for name in ("lora-r16-published", "lora-r16", "qlora-r16-published", "qlora-r16"):
         assert (arms[name].parameters.trainable, arms[name].parameters.total) == (13_631_488, 8_043_892_736)
         assert len(arms[name].parameters.modules) == 128
         assert f"{arms[name].parameters.share_pct:.2f}" == "0.17"
@@ -231,7 +233,7 @@ def test_virtual_tokens_count_against_the_context() -> None:
 def test_is_json(squad: Plan) -> None:
     back = json.loads(squad.model_dump_json())
     assert Plan.model_validate(back) == squad
-    assert back["arms"][0]["parameters"]["trainable"] == 147_456
+    assert back["arms"][1]["parameters"]["trainable"] == 147_456
 
 
 def test_a_target_that_matches_nothing_names_the_arm() -> None:

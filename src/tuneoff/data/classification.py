@@ -68,15 +68,16 @@ def find_columns(rows: Sequence[Row], columns: ColumnsSpec) -> tuple[str, str]:
             raise DataError(
                 f"no column for the {part} (known names: {', '.join(known)}); the data has"
                 f" {', '.join(shown(name) for name in present)}. Name it under task.columns.{part}.{hint}"
-                + _header_hint(rows[0].file),
+                + _header_hint(rows[0].file, present),
                 file=rows[0].file,
             )
         found.append(column)
     return found[0], found[1]
 
 
-def _header_hint(file: str) -> str:
-    if Path(file).suffix.lower() not in TABLES:
+def _header_hint(file: str, present: Sequence[str]) -> str:
+    """Say how to name the columns of a table whose first row does not look like a header."""
+    if Path(file).suffix.lower() not in TABLES or {*TEXTS, *LABELS} & set(present):
         return ""
     return (
         " If the file has no header line, name its columns by number, from 0: task.columns: {label: 0, text: 1} says"

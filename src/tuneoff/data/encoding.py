@@ -6,6 +6,7 @@ it is scored and when something is generated after it.
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,10 +84,12 @@ class Encoder:
         Nothing where the text ends in white space, and where the tokenizer itself puts a space before whatever it is
         given (Llama 2 does, GPT-2 and Llama 3 do not). So the word has the tokens that it has in running text.
         """
-        if not text or text[-1].isspace():
-            return ""
+        return "" if not text or text[-1].isspace() or self._puts_space else " "
+
+    @cached_property
+    def _puts_space(self) -> bool:
         first = self._tokenizer.convert_ids_to_tokens(self.encode(["a"])[0])[0]
-        return "" if first[0] in "▁Ġ" else " "
+        return bool(first[0] in "▁Ġ")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""

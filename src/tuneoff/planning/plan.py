@@ -70,6 +70,8 @@ class ArmPlan(Value):
     """Adam's two moments of every trainable weight, in fp32."""
     weights_bytes: int
     """The model in memory: what is trained in fp32, the rest in the compute type."""
+    num_virtual_tokens: int = 0
+    """Positions that the method puts before every sequence."""
     problem: str = ""
     """Why this model cannot take the method: the arm becomes an infeasible row. Empty where it can."""
 
@@ -186,6 +188,7 @@ class _Measured:
 
     parameters: Parameters
     targets: tuple[TargetMatch, ...] = ()
+    num_virtual_tokens: int = 0
     problem: str = ""
 
 
@@ -200,7 +203,8 @@ def _measure(study: Study, arm: Arm, base: "PreTrainedModel") -> _Measured:
     trained = adapted.trainable_parameters()
     trainable = sum(parameter.numel() for parameter in trained.values())
     total = num_parameters(adapted.module)
-    return _Measured(Parameters(trainable=trainable, total=total, modules=adapted.matched), targets)
+    counts = Parameters(trainable=trainable, total=total, modules=adapted.matched)
+    return _Measured(counts, targets, adapted.num_virtual_tokens)
 
 
 def _method(study: Study, arm: Arm) -> tuple[Method, tuple[str, ...]]:
@@ -269,6 +273,7 @@ def _arm_plan(study: Study, arm: Arm, base_total: int, measured: _Measured) -> A
         num_runs=num_runs(study, arm),
         steps_per_run=study.budget.steps if arm.is_trained and not measured.problem else 0,
         saved_bytes=FP32_BYTES * in_fp32 if study.keep != "none" else 0,
+        num_virtual_tokens=measured.num_virtual_tokens,
         problem=measured.problem,
         optimizer_bytes=NUM_MOMENTS * FP32_BYTES * in_fp32,
         weights_bytes=FP32_BYTES * in_fp32 + COMPUTE_BYTES[study.precision] * frozen,
