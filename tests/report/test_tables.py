@@ -137,7 +137,7 @@ def test_terminal_shows_metrics_and_strategies(qa: Summary, width: int) -> None:
         numbers.interval(best.test.metrics["f1"], 1),
         "best exact match",
         "top-p-0.9",
-        numbers.interval(best.generated[1].distinct_2, 3),
+        f"{best.generated[1].distinct_2.value:.3f}",
         "QLoRA nf4",
         "Houlsby bottleneck",
         "32 wide",

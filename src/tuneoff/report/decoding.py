@@ -97,26 +97,28 @@ def _plain(read: Callable[[DecodingSummary], Raw], write: Callable[[Raw], str] =
     return lambda row: Cell(read(row.found), clean(write(read(row.found))))
 
 
-def _estimated(read: Callable[[DecodingSummary], Estimate | None], decimals: int) -> Callable[[Texts], Cell]:
+def _estimated(
+    read: Callable[[DecodingSummary], Estimate | None], decimals: int, *, has_spread: bool = False
+) -> Callable[[Texts], Cell]:
     def cell(row: Texts) -> Cell:
         found = read(row.found)
         if found is None:
             return Cell()
         title = f"{found.value:.6f}; {found.how}"
-        shown = numbers.interval(found, decimals)
+        shown = numbers.interval(found, decimals) if has_spread else ""
         return Cell(found.value, f"{found.value:.{decimals}f}", title, found, shown)
 
     return cell
 
 
 def _metric(measure: Measure) -> TextColumn:
-    cell = _estimated(lambda found: found.metrics.get(measure.name), measure.decimals)
+    cell = _estimated(lambda found: found.metrics.get(measure.name), measure.decimals, has_spread=True)
     about = "mean over the texts of an item, then over items"
     return TextColumn(clean(measure.name), clean(measure.label), "results", cell, about)
 
 
 def _best(measure: Measure) -> TextColumn:
-    cell = _estimated(lambda found: found.best_of_n.get(measure.name), measure.decimals)
+    cell = _estimated(lambda found: found.best_of_n.get(measure.name), measure.decimals, has_spread=True)
     about = "the best of an item's n texts, mean over items"
     return TextColumn(f"best_{clean(measure.name)}", f"best {clean(measure.label)}", "results", cell, about)
 
