@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,13 @@ def test_commands(page: str, words: list[str], tmp_path: Path, monkeypatch: pyte
     if rest and rest[0] in recipe_names():
         monkeypatch.chdir(tmp_path)
         (tmp_path / "FOLDER").mkdir()
-        overrides = [after for word, after in zip(rest, rest[1:], strict=False) if word == "--set"]
+        overrides = [after for word, after in pairwise(rest) if word == "--set"]
         for override in overrides:
             key, _, value = override.partition("=")
             if key in ("task.data", "task.splits.test") and value != "validation":
                 (tmp_path / value).touch()
         study = load_study(rest[0], overrides, smoke="--smoke" in rest)
-        only = [after for word, after in zip(rest, rest[1:], strict=False) if word == "--only"]
+        only = [after for word, after in pairwise(rest) if word == "--only"]
         assert set(only) <= {arm.name for arm in study.arms}
 
 
