@@ -6,7 +6,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
@@ -56,9 +55,7 @@ def test_runs(name: str, kernel: str, tmp_path: Path) -> None:
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     work = tmp_path / "work"
     work.mkdir()
-    manager = AsyncKernelManager(kernel_name=kernel)
-    client = NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(work)}})
-    client.execute()
+    NotebookClient(notebook, kernel_name=kernel, timeout=300, resources={"metadata": {"path": str(work)}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     said = [output for cell in code for output in cell.outputs if output.get("name") == "stderr"]
