@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import translate
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import MethodError, did_you_mean
@@ -25,6 +25,22 @@ def features(layer: AdaptableLayer) -> tuple[int, int]:
         rows, columns = layer.weight.shape
         return int(rows), int(columns)
     return layer.in_features, layer.out_features
+
+
+def is_quantised(layer: AdaptableLayer) -> bool:
+    """Whether the layer's weight is packed in 4 or 8 bits, or will be once it is moved to its device."""
+    weight = layer.weight
+    return not weight.is_floating_point() or type(weight).__name__ in ("Params4bit", "Int8Params")
+
+
+def dense_weight(layer: AdaptableLayer) -> Tensor:
+    """Return the layer's weight as numbers, laid out as the layer stores it; a quantised one is unpacked."""
+    if not is_quantised(layer):
+        return layer.weight.detach()
+    from peft.utils.integrations import dequantize_module_weight  # a second to import, for quantised bases alone
+
+    weight: Tensor = dequantize_module_weight(layer)
+    return weight.detach()
 
 
 def adaptable_layers(model: nn.Module) -> dict[str, AdaptableLayer]:
