@@ -68,7 +68,7 @@ class Known:
         if task.kind == "train":
             assert run_id not in self.records
             self.records[run_id] = done(task.run, loss=task.run.lr or 1.0)
-        if task.kind == "score" or task.with_test:
+        if task.kind == "score" or task.testing is not None:
             assert run_id not in self.tests
             self.tests[run_id] = TestRecord(run_id=run_id, test=likelihood(), score_s=0.0)
 
@@ -85,7 +85,7 @@ def test_the_first_seed_of_every_arm_comes_first() -> None:
         ("train", "tuned", 1e-2, 0),
         ("train", "fixed", 1e-3, 0),
     ]
-    assert [task.with_test for task in known.ready()] == [True, False, False, True]
+    assert [task.testing is not None for task in known.ready()] == [True, False, False, True]
 
 
 def test_every_run_is_done_once_and_first_seeds_before_second_ones() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from tuneoff.study.expand import trials
-from tuneoff.study.records import Record
+from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
 
@@ -61,3 +61,8 @@ def _trial(run_id: str, lr: float | None, record: Record | None) -> Trial:
     if record.status == "infeasible" or record.validation is None:
         return Trial(run_id=run_id, lr=lr, status="infeasible", reason=record.reason or "no validation score")
     return Trial(run_id=run_id, lr=lr, status="done", loss_nats=record.validation.loss_nats)
+
+
+def is_current(test: TestRecord | None, study: Study) -> bool:
+    """Whether a reading of the test split is there and is what the study asks for; another is made again."""
+    return test is not None and test.testing == study.testing

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tuneoff.data.batching import evaluation_batches
@@ -29,10 +30,12 @@ class Scores:
     Attributes:
         nll_nats: float64 (sequences,), sum over each one's target tokens.
         likelihood: the sums over the split.
+        predictions: int64 (sequences,), the likeliest class of each; none where the split has no classes.
     """
 
     nll_nats: np.ndarray[Any, np.dtype[np.float64]]
     likelihood: Likelihood
+    predictions: np.ndarray[Any, np.dtype[np.int64]] | None = None
 
 
 @torch.no_grad()
@@ -61,23 +64,37 @@ def score_split(
     rows = batch_size or max(1, EVALUATION_TOKENS // int(split.lengths.max()))
     nll = np.zeros(len(split))
     counts = np.zeros(len(split), dtype=np.int64)
+    predictions = np.zeros(len(split), dtype=np.int64) if split.has_labels else None
     for batch in evaluation_batches(split, rows, pad_id):
         placed = to_device([batch], runtime.device, pad_id)
         with runtime.autocast():
-            found = forward.target_nll(placed)
+            logits = forward.target_logits(placed)
+        found = F.cross_entropy(logits, placed.labels, reduction="none")
         sequences = batch.slots[placed.rows.cpu().numpy()]
         np.add.at(nll, sequences, found.double().cpu().numpy())
         np.add.at(counts, sequences, 1)
-    return Scores(nll, _sum_up(nll, counts, split, _vocabulary_size(module), stride_tokens))
+        if predictions is not None:
+            predictions[sequences] = logits.argmax(dim=-1).cpu().numpy()
+    size = logits.shape[-1] if split.has_labels else _vocabulary_size(module)
+    return Scores(nll, sum_up(nll, counts, split, size, stride_tokens), predictions)
 
 
-def _sum_up(
+def sum_up(
     nll: np.ndarray[Any, Any],
     counts: np.ndarray[Any, Any],
     split: TokenSplit,
     vocabulary_size: int,
-    stride_tokens: int | None,
+    stride_tokens: int | None = None,
 ) -> Likelihood:
+    """Return the sums over a split.
+
+    Args:
+        nll: NLL of each sequence (nats), (sequences,).
+        counts: targets of each sequence that were scored, (sequences,).
+        split: what was scored.
+        vocabulary_size: between how many tokens or classes each target was chosen.
+        stride_tokens: reported with the result.
+    """
     scored = counts > 0
     return Likelihood(
         nll_nats=float(nll.sum()),

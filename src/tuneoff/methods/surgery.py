@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import MethodError, did_you_mean
+from tuneoff.methods.heads import head_names
 from tuneoff.study.methods import ALL_LINEAR
 
 AdaptableLayer = nn.Linear | Conv1D
@@ -87,6 +88,8 @@ def swap(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
+    for name in head_names(model):
+        return model.get_submodule(name)
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     return head if isinstance(head, nn.Module) else None

@@ -14,6 +14,7 @@ from torch import nn
 from tuneoff.errors import MethodError, TuneoffError
 from tuneoff.methods import AdaptedModel, Full, Method, method_from_spec
 from tuneoff.methods.base import num_parameters
+from tuneoff.methods.heads import train_head
 from tuneoff.methods.interchange import is_adapter_folder, read_peft
 from tuneoff.methods.surgery import adaptable_layers, features, match_targets
 from tuneoff.planning.groups import ModuleGroup, group_modules
@@ -93,8 +94,12 @@ class Plan(Value):
         return None if None in steps else sum(step for step in steps if step is not None)
 
 
-def plan(study: Study) -> Plan:
+def plan(study: Study, num_classes: int | None = None) -> Plan:
     """Work out the plan of a study.
+
+    Args:
+        study: the study.
+        num_classes: of a classification, where the data have been read; none takes `task.labels`, else two.
 
     Raises:
         ModelError: the base's configuration cannot be had or is not a causal language model.
@@ -103,7 +108,11 @@ def plan(study: Study) -> Plan:
     """
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code, allow_shape=True)
     check_context(config, study.task.max_length)
-    base = shape_only(config, study.trust_remote_code)
+    if study.task.kind != "classification":
+        num_classes = 0
+    elif num_classes is None:
+        num_classes = len(study.task.labels or ()) or 2
+    base = shape_only(config, study.trust_remote_code, num_classes=num_classes)
     seen: dict[str, tuple[Parameters, tuple[TargetMatch, ...]]] = {}
     arms = []
     for arm in study.arms:
@@ -125,7 +134,7 @@ def _measure(study: Study, arm: Arm, base: nn.Module) -> tuple[Parameters, tuple
     """Put the arm's method on a copy of the base's shape and count."""
     try:
         method, patterns = _method(study, arm)
-        adapted = method.adapt(copy.deepcopy(base), torch.Generator())
+        adapted = train_head(method.adapt(copy.deepcopy(base), torch.Generator()))
         targets = tuple(_target_matches(base, patterns, adapted))
     except TuneoffError as error:
         raise type(error)(f"arms.{arm.name}: {error}") from None

@@ -239,15 +239,16 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     try:
         with store.lock(task.run.run_id):
             place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch)
-            if task.kind == "score":
-                if store.test(task.run.run_id, verify=True) is None:
+            if task.kind == "score" and task.testing is not None:
+                test = store.test(task.run.run_id, verify=True)
+                if test is None or test.testing != task.testing:
                     if task.run.lr is not None and store.weights(task.run.run_id) is None:
                         # They were pruned, and the study was changed so that this run is chosen after all.
-                        train_runs([task.run], place, tell, with_test=True)
+                        train_runs([task.run], place, tell, task.testing)
                     else:
-                        score_run(task.run, place, tell)
+                        score_run(task.run, place, tell, task.testing)
             elif store.record(task.run.run_id, verify=True) is None:
-                train_runs([task.run], place, tell, with_test=task.with_test)
+                train_runs([task.run], place, tell, task.testing)
     except Timeout:
         return "busy", {}  # another process is at this run
     return "done", {}

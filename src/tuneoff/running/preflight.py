@@ -46,13 +46,14 @@ def preflight(study: Study) -> Preflight:
     """
     check_precision(study.precision)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
-    planned = plan(study)
+    plan(study)  # what is wrong with the arms is said before the data are read
     model_sha256 = fingerprint(
         study.model, study.root, study.revision
     )  # reads the weights, so a torn file is found now
     tokenizer = load_tokenizer(study.model, study.root, study.revision, study.trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     data = prepare(study.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
+    planned = plan(study, len(data.classes) or None)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     steps = num_steps(study.budget, data.train)
     return Preflight(

@@ -6,11 +6,12 @@ Every arm at its first seed before any second one.
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from tuneoff.analysis.selection import choose_rate
+from tuneoff.analysis.selection import choose_rate, is_current
 from tuneoff.study.expand import chosen_runs, trials
 from tuneoff.study.identity import Run
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Arm, Study
+from tuneoff.study.testing import Testing
 from tuneoff.study.value import Value
 
 
@@ -21,8 +22,8 @@ class Task(Value):
     """Train (and validate), or read the test split with weights that are there."""
     arm: str
     run: Run
-    with_test: bool = False
-    """Read the test split right after training: the rate is chosen already."""
+    testing: Testing | None = None
+    """How to read the test split; of a training task, right after it, as the rate is chosen already."""
 
 
 def ready_tasks(
@@ -39,7 +40,7 @@ def ready_tasks(
     for arm in arms:
         for run in trials(study, arm):
             if run.run_id not in records:
-                yield Task(kind="train", arm=arm.name, run=run, with_test=not arm.is_tuned)
+                yield Task(kind="train", arm=arm.name, run=run, testing=None if arm.is_tuned else study.testing)
     for index in range(len(study.seeds)):
         for arm in arms:
             yield from _seed(study, arm, index, records, tests)
@@ -58,9 +59,9 @@ def _seed(
     record = records.get(run.run_id)
     if record is None:
         if index:  # the first seed's runs are the trials
-            yield Task(kind="train", arm=arm.name, run=run, with_test=True)
-    elif record.status == "done" and run.run_id not in tests:
-        yield Task(kind="score", arm=arm.name, run=run)
+            yield Task(kind="train", arm=arm.name, run=run, testing=study.testing)
+    elif record.status == "done" and not is_current(tests.get(run.run_id), study):
+        yield Task(kind="score", arm=arm.name, run=run, testing=study.testing)
 
 
 def unchosen(study: Study, records: Mapping[str, Record]) -> Iterator[str]:

@@ -9,19 +9,23 @@ import torch
 from safetensors.torch import load_file
 
 from tuneoff.data.prepare import PreparedData, prepare
-from tuneoff.errors import MethodError
+from tuneoff.data.tokens import TokenSplit
+from tuneoff.errors import MethodError, UnsupportedError
 from tuneoff.evaluation.likelihood import Scores, score_split
+from tuneoff.evaluation.zero_shot import score_label_words, score_majority
 from tuneoff.files import remove_folder
 from tuneoff.methods import cohort_from_specs, interchange
 from tuneoff.methods.base import AdaptedModel
-from tuneoff.methods.selective import NoTraining
+from tuneoff.methods.heads import draw_head, train_head
+from tuneoff.methods.selective import FrozenModel, NoTraining
 from tuneoff.running.store import ADAPTER_WEIGHTS, CHECKPOINT_FOLDER, FULL_WEIGHTS, Store
 from tuneoff.study.identity import Run
-from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod
-from tuneoff.study.streams import INIT, stream_seed
+from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod, NoneMethod
+from tuneoff.study.streams import HEAD, INIT, stream_seed
 from tuneoff.training.checkpoint import save_tensors
 from tuneoff.training.meter import Meter
 from tuneoff.training.models import load_base, load_config, load_tokenizer, tokenizer_notes
+from tuneoff.training.recompute import recompute_activations
 from tuneoff.training.runtime import Runtime, open_runtime
 from tuneoff.training.steps import Forward
 
@@ -54,7 +58,10 @@ class Session:
     adapted: AdaptedModel
     meter: Meter
     setup: dict[str, Any]
+    eos_id: int | None = None
     notes: tuple[str, ...] = ()
+    problem: str = ""
+    """Why this model cannot take the method; empty where it can."""
     forward: Forward = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,12 +89,27 @@ def open_session(runs: Sequence[Run], place: Place) -> Session:
         trust_remote_code=first.trust_remote_code,
     )
     _guard_checkpoint(runs, place, setup, data.sha256)
+    problem = ""
     with meter.phase("load"):
-        adapted = _adapt(runs, place, runtime)
-    pad_id = tokenizer.pad_token_id
-    notes = (*tokenizer_notes(tokenizer), *data.notes)
-    session = Session(tuple(runs), place, runtime, data, pad_id, adapted, meter, setup, notes)
-    _check_forward(session)
+        try:
+            adapted = _adapt(runs, place, runtime, len(data.classes))
+        except UnsupportedError as error:
+            problem, adapted = str(error), FrozenModel(torch.nn.Module())
+    session = Session(
+        runs=tuple(runs),
+        place=place,
+        runtime=runtime,
+        data=data,
+        pad_id=tokenizer.pad_token_id,
+        eos_id=tokenizer.eos_token_id,
+        adapted=adapted,
+        meter=meter,
+        setup=setup,
+        notes=(*tokenizer_notes(tokenizer), *data.notes),
+        problem=problem,
+    )
+    if not problem:
+        _check_forward(session)
     return session
 
 
@@ -108,14 +130,19 @@ def _guard_checkpoint(runs: Sequence[Run], place: Place, setup: dict[str, Any], 
         place.store.write_setup(run.run_id, setup)
 
 
-def open_weights(run: Run, place: Place) -> AdaptedModel:
+def open_weights(run: Run, place: Place, num_classes: int) -> AdaptedModel:
     """Return a finished run's model with its trained weights, without its data.
+
+    Args:
+        run: the run.
+        place: where it lies.
+        num_classes: of its task; 0 where text is predicted.
 
     Raises:
         TuneoffError: the base cannot be had, or the weights are gone.
     """
     runtime = open_runtime(run.precision)
-    adapted = _adapt((run,), place, runtime)
+    adapted = _adapt((run,), place, runtime, num_classes)
     load_weights(adapted, run, place.store)
     adapted.module.eval()
     return adapted
@@ -139,45 +166,57 @@ def _settle_setup(runs: Sequence[Run], place: Place) -> dict[str, Any]:
     return setup
 
 
-def _adapt(runs: Sequence[Run], place: Place, runtime: Runtime) -> AdaptedModel:
+def _adapt(runs: Sequence[Run], place: Place, runtime: Runtime, num_classes: int) -> AdaptedModel:
+    """Load the base and put the runs' method on it; what is not trained classifies as a language model."""
     first = runs[0]
     if isinstance(first.method, LoadMethod):
-        adapted = _load_existing(first, first.method, place, runtime)
+        adapted = _load_existing(first, first.method, place, runtime, num_classes)
     else:
         method = cohort_from_specs([run.method for run in runs])
-        base = _base(first, place, torch.float32 if method.trains_base else runtime.compute_dtype)
+        dtype = torch.float32 if method.trains_base else runtime.compute_dtype
+        base = _base(first, place, dtype, 0 if isinstance(first.method, NoneMethod) else num_classes)
+        draw_head(base, torch.Generator().manual_seed(stream_seed(first.seed or 0, HEAD)))
+        if first.gradient_checkpointing and not isinstance(first.method, NoneMethod):
+            recompute_activations(base)
         generators = [torch.Generator().manual_seed(stream_seed(run.seed or 0, INIT)) for run in runs]
-        adapted = method.adapt(base, generators)
+        adapted = train_head(method.adapt(base, generators))
     adapted.module.to(runtime.device)
     return adapted
 
 
-def _base(run: Run, place: Place, dtype: torch.dtype) -> "PreTrainedModel":
-    return load_base(run.model, place.root, run.revision, run.trust_remote_code, dtype)
+def _base(run: Run, place: Place, dtype: torch.dtype, num_classes: int) -> "PreTrainedModel":
+    return load_base(run.model, place.root, run.revision, run.trust_remote_code, dtype, num_classes=num_classes)
 
 
-def _load_existing(run: Run, method: LoadMethod, place: Place, runtime: Runtime) -> AdaptedModel:
+def _load_existing(run: Run, method: LoadMethod, place: Place, runtime: Runtime, num_classes: int) -> AdaptedModel:
     folder = place.root / method.path
     if interchange.is_adapter_folder(folder):
-        return interchange.load_peft(_base(run, place, runtime.compute_dtype), folder)
+        return interchange.load_peft(_base(run, place, runtime.compute_dtype, num_classes), folder)
     if not folder.is_dir():
         raise MethodError(
             f"load: {method.path!r} is no folder. Give a PEFT adapter folder or a Transformers checkpoint."
         )
-    model = load_base(str(folder), place.root, None, run.trust_remote_code, runtime.compute_dtype)
+    model = load_base(
+        str(folder),
+        place.root,
+        None,
+        run.trust_remote_code,
+        runtime.compute_dtype,
+        num_classes=num_classes,
+        has_head=bool(num_classes),
+    )
     return NoTraining().adapt(model, torch.Generator())
 
 
 def score(session: Session, split: str) -> Scores:
     """Score a split (`train`, `validation` or `test`) with the model as it stands."""
-    return score_split(
-        session.adapted.module,
-        session.forward,
-        getattr(session.data, split),
-        session.runtime,
-        session.pad_id,
-        stride_tokens=session.data.stride_tokens,
-    )
+    module, forward, data = session.adapted.module, session.forward, session.data
+    rows: TokenSplit = getattr(data, split)
+    if data.classes and isinstance(session.first.method, NoneMethod):
+        if data.label_ids:
+            return score_label_words(module, forward, rows, data.label_ids, session.runtime, session.pad_id)
+        return score_majority(data.train, rows, len(data.classes))
+    return score_split(module, forward, rows, session.runtime, session.pad_id, stride_tokens=data.stride_tokens)
 
 
 def _weights_name(run: Run) -> str:

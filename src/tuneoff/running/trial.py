@@ -1,21 +1,22 @@
 """What a child process does: train runs (one, or a cohort), or read the test split with weights that are there."""
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from tuneoff.data.batching import BatchSequence, num_steps, sequence_sha256
 from tuneoff.errors import InfeasibleError
-from tuneoff.files import file_sha256, remove_folder, write_synced
+from tuneoff.files import file_sha256, remove_folder
 from tuneoff.methods.base import num_parameters
+from tuneoff.running.examine import Tell, read_test_split
 from tuneoff.running.provenance import provenance
 from tuneoff.running.session import Place, Session, open_session, restore_weights, save_weights, score
-from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE, PREDICTIONS_FILE
+from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE
 from tuneoff.study.identity import Run
-from tuneoff.study.records import Likelihood, Parameters, Record, TestRecord, Training
+from tuneoff.study.records import Likelihood, Parameters, Record, Training
+from tuneoff.study.testing import Testing
 from tuneoff.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuneoff.training.loop import Loop, LoopPlan, Member
 from tuneoff.training.optim import MemberOptimizer
@@ -25,12 +26,9 @@ EVALUATIONS_PER_RUN = 10
 TAIL_SHARE = 0.1
 """Share of the steps over which the final training loss is averaged: single steps are noisy."""
 
-Tell = Callable[[str, dict[str, Any]], None]
-"""Passes an event to the parent."""
 
-
-def train_runs(runs: Sequence[Run], place: Place, tell: Tell, *, with_test: bool = False) -> None:
-    """Train runs to the end and write their records; with `with_test`, read the test split too.
+def train_runs(runs: Sequence[Run], place: Place, tell: Tell, testing: Testing | None = None) -> None:
+    """Train runs to the end and write their records; with `testing`, read the test split too.
 
     Several runs are a cohort: LoRA runs of one base, task, budget and precision that share the forward.
 
@@ -39,22 +37,38 @@ def train_runs(runs: Sequence[Run], place: Place, tell: Tell, *, with_test: bool
         InfeasibleError: out of memory at a micro-batch of one.
     """
     session = open_session(runs, place)
-    if session.adapted.trainable_parameters():
+    if session.problem:
+        _record_problem(session)
+    elif session.adapted.trainable_parameters():
         _train(session, tell)
     else:
         _record_untrained(session, tell)
-    if with_test:
+    if testing is not None:
         for index in range(len(session.runs)):
             if place.store.record(session.runs[index].run_id).status == "done":  # type: ignore[union-attr]
                 restore_weights(session, index)
-                _test(session, index, tell)
+                read_test_split(session, index, testing, tell)
 
 
-def score_run(run: Run, place: Place, tell: Tell) -> None:
+def score_run(run: Run, place: Place, tell: Tell, testing: Testing) -> None:
     """Read the test split with the weights that a finished run left."""
     session = open_session((run,), place)
     restore_weights(session, 0)
-    _test(session, 0, tell)
+    read_test_split(session, 0, testing, tell)
+
+
+def _record_problem(session: Session) -> None:
+    """Write down that the model cannot take the method: an infeasible row, and the study goes on."""
+    for run in session.runs:
+        record = Record(
+            run_id=run.run_id,
+            run=run,
+            status="infeasible",
+            reason=f"unsupported: {session.problem}",
+            classes=session.data.classes,
+            provenance=provenance(session),
+        )
+        session.place.store.write_record(record)
 
 
 def _record_untrained(session: Session, tell: Tell) -> None:
@@ -66,6 +80,7 @@ def _record_untrained(session: Session, tell: Tell) -> None:
         run_id=run.run_id,
         run=run,
         status="done",
+        classes=session.data.classes,
         parameters=Parameters(trainable=0, total=num_parameters(session.adapted.module)),
         validation=likelihood,
         provenance=provenance(session),
@@ -199,6 +214,7 @@ def _trained_record(session: Session, index: int, member: Member, loop: Loop) ->
         run=run,
         status="infeasible" if member.failure else "done",
         reason=member.failure,
+        classes=session.data.classes,
         parameters=Parameters(
             trainable=trainable,
             total=num_parameters(session.adapted.module) - others,
@@ -210,29 +226,3 @@ def _trained_record(session: Session, index: int, member: Member, loop: Loop) ->
         provenance=provenance(session),
         files=files,
     )
-
-
-def _test(session: Session, index: int, tell: Tell) -> None:
-    tell("phase", {"what": "scoring the test split"})
-    run, store = session.runs[index], session.place.store
-    start = time.perf_counter()
-    with session.adapted.member(index):
-        scores = score(session, "test")
-    taken = time.perf_counter() - start
-    split = session.data.test
-    lines = [
-        {
-            "item": split.item_names[split.items[sequence]],
-            "sequence": sequence,
-            "nll_nats": float(scores.nll_nats[sequence]),
-            "num_target_tokens": int(split.sequence(sequence)[1].sum()),
-            "num_target_bytes": int(split.target_bytes[sequence]),
-        }
-        for sequence in range(len(split))
-    ]
-    path = store.run_folder(run.run_id) / PREDICTIONS_FILE
-    write_synced(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    test = TestRecord(
-        run_id=run.run_id, test=scores.likelihood, score_s=taken, files={PREDICTIONS_FILE: file_sha256(path)}
-    )
-    store.write_test(test)

@@ -74,7 +74,7 @@ def _open(out: Path, name: str) -> tuple[Record, Place, AdaptedModel, PreTrained
     place = Place(store, Path(setup.get("root", ".")))
     run = record.run
     tokenizer = load_tokenizer(run.model, place.root, run.revision, run.trust_remote_code)
-    return record, place, open_weights(run, place), tokenizer
+    return record, place, open_weights(run, place, len(record.classes)), tokenizer
 
 
 def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> str:

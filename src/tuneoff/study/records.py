@@ -169,6 +169,8 @@ class Record(Value):
     status: Literal["done", "infeasible"]
     reason: str = ""
     """Why an infeasible run is infeasible."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes 0, 1, ...; none where text is predicted."""
     parameters: Parameters | None = None
     training: Training | None = None
     validation: Likelihood | None = None

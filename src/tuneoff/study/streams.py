@@ -7,6 +7,8 @@ import hashlib
 
 INIT = "init"
 """Starting values of what a method adds."""
+HEAD = "head"
+"""Starting values of a classifier's head, the same for every method."""
 ORDER = "data order"
 DROPOUT = "dropout"
 GENERATION = "generation"

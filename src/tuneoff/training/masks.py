@@ -12,6 +12,7 @@ is.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -88,6 +89,14 @@ def keep_mask(keys: Tensor, place: int, num_features: int, threshold: int) -> Te
     return lanes >= threshold - LEVELS // 2
 
 
+_CURRENT: ContextVar["Masks | None"] = ContextVar("masks", default=None)
+
+
+def current_masks() -> "Masks | None":
+    """Return the masks of the forward that is under way, or none."""
+    return _CURRENT.get()
+
+
 class Masks(TorchFunctionMode):
     """Replaces every dropout within the context by the counter-based one.
 
@@ -99,6 +108,21 @@ class Masks(TorchFunctionMode):
         super().__init__()
         self.keys = keys
         self.place = 0
+
+    def __enter__(self) -> "Masks":
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._token = _CURRENT.set(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _CURRENT.reset(self._token)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def from_place(self, place: int) -> "Masks":
+        """Return the same masks for a part of the forward that began at the dropout numbered `place`."""
+        again = Masks(self.keys)
+        again.place = place
+        return again
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -3,6 +3,7 @@
 Weights come from safetensors alone: nothing is unpickled, and no code that comes with a model runs unless asked for.
 """
 
+import copy
 import hashlib
 import logging
 import os
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from tuneoff.errors import ModelError, StudyError
+from tuneoff.methods.heads import head_names
 from tuneoff.study.shapes import known_shape
 from tuneoff.training.model_errors import explained
 from tuneoff.training.model_files import (
@@ -169,6 +171,9 @@ def load_base(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: "torch.dtype | None" = None,
+    *,
+    num_classes: int = 0,
+    has_head: bool = False,
 ) -> "PreTrainedModel":
     """Return the base model on the CPU, in evaluation mode.
 
@@ -178,14 +183,18 @@ def load_base(
         revision: commit, tag or branch on the hub.
         trust_remote_code: run Python code that comes with the model.
         dtype: type of the weights; none is fp32.
+        num_classes: of a sequence classifier on this base, with a new head (see `heads.draw_head`); 0 is the causal
+            language model.
+        has_head: the classifier's head must be in the files, too.
 
     Raises:
         ModelError: not found, not causal, quantised, not in safetensors, torn, or not fitting the configuration.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = load_config(model, root, revision, trust_remote_code)
+    if num_classes:
+        config.num_labels = num_classes
     source = resolve(model, root)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
@@ -196,7 +205,7 @@ def load_base(
     # Else a remote service converts a hub model that has only pickles, to weights of another commit than the record's.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     with quiet(progress=isinstance(source, str)), explained(model, "weights"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _auto_class(num_classes).from_pretrained(
             str(source),
             config=config,
             revision=revision,
@@ -209,8 +218,22 @@ def load_base(
             output_loading_info=True,
         )
     base: PreTrainedModel = loaded[0]
-    _check_loaded(base, loaded[1], model)
+    found = dict(loaded[1])
+    if num_classes and not has_head:
+        heads = tuple(f"{name}." for name in head_names(base))
+        # an old head may have other classes; it is drawn anew
+        found["missing_keys"] = [key for key in found["missing_keys"] if not key.startswith(heads)]
+        found["mismatched_keys"] = [key for key in found["mismatched_keys"] if not key[0].startswith(heads)]
+        trunk = f"{base.base_model_prefix}."  # the head of the language model, outside it, has no place here
+        found["unexpected_keys"] = [key for key in found["unexpected_keys"] if key.startswith(trunk)]
+    _check_loaded(base, found, model)
     return base
+
+
+def _auto_class(num_classes: int) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if num_classes else AutoModelForCausalLM
 
 
 def _check_loaded(base: "PreTrainedModel", found: Mapping[str, Any], model: str) -> None:
@@ -251,17 +274,26 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
 
 
-def shape_only(config: "PreTrainedConfig", trust_remote_code: bool = False) -> "PreTrainedModel":
+def shape_only(
+    config: "PreTrainedConfig", trust_remote_code: bool = False, *, num_classes: int = 0
+) -> "PreTrainedModel":
     """Return the model on the meta device: shapes, names and ties as in the real one, and no weights.
+
+    Args:
+        config: of the base.
+        trust_remote_code: run Python code that comes with the model.
+        num_classes: of a sequence classifier; 0 is the causal language model.
 
     Raises:
         ModelError: a configuration that no model can have.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
+    if num_classes:
+        config = copy.deepcopy(config)
+        config.num_labels = num_classes
     with quiet(), explained(config.name_or_path or config.model_type, "configuration"), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = _auto_class(num_classes).from_config(config, trust_remote_code=trust_remote_code)
     return model
 
 

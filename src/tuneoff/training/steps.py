@@ -1,9 +1,11 @@
-"""What happens to one micro-batch: forward to the negative log-likelihood of each target token.
+"""What happens to one micro-batch: forward to the negative log-likelihood of each target.
 
-Training, scoring and planning all go through here. Logits are made at target positions alone. Rows are padded on the
-right and causal attention never looks right, so no attention mask is needed and padding cannot reach a real token.
+Training, scoring and planning all go through here. Logits are made at target positions alone: of text, where the next
+token is predicted; of classification, at each sequence's last token, pooled here and never by the model, which would
+have to guess from the padding where that is. Rows are padded on the right and causal attention never looks right, so
+no attention mask is needed and padding cannot reach a real token.
 
-Shapes: R rows, T positions, N targets of the micro-batch, D width, V vocabulary.
+Shapes: R rows, T positions, N targets of the micro-batch, D width, V vocabulary or classes.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuneoff.data.batching import Batch
+from tuneoff.errors import ModelError
+from tuneoff.methods.heads import head_names, is_classifier
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,9 @@ class DeviceBatch:
 
     Attributes:
         input_ids: int64 (R, T).
-        rows, positions: int64 (N,), where each target's *predicting* position stands: one before the target.
-        labels: int64 (N,), the target tokens.
+        rows, positions: int64 (N,), where each target's *predicting* position stands: one before the target token, or
+            the last token of a sequence with a class.
+        labels: int64 (N,), the target tokens or classes.
         slots: int64 (R,), each row's place in its effective batch.
         num_input_tokens: tokens that are no padding.
     """
@@ -44,11 +49,13 @@ def to_device(batches: Sequence[Batch], device: torch.device, pad_id: int) -> De
     ids = np.concatenate([_widen(batch.input_ids, length, pad_id) for batch in batches])
     targets = np.concatenate([_widen(batch.targets, length, False) for batch in batches])
     rows, positions = np.nonzero(targets)
+    classes = np.concatenate([batch.labels for batch in batches])
+    labels = classes if len(classes) else ids[rows, positions]
     return DeviceBatch(
         input_ids=torch.from_numpy(ids).to(device),
         rows=torch.from_numpy(rows).to(device),
-        positions=torch.from_numpy(positions - 1).to(device),
-        labels=torch.from_numpy(ids[rows, positions]).to(device),
+        positions=torch.from_numpy(positions if len(classes) else positions - 1).to(device),
+        labels=torch.from_numpy(labels).to(device),
         slots=torch.from_numpy(np.concatenate([batch.slots for batch in batches])).to(device),
         num_input_tokens=int(sum(batch.lengths.sum() for batch in batches)),
     )
@@ -59,7 +66,7 @@ def _widen(array: np.ndarray[Any, Any], length: int, fill: int | bool) -> np.nda
 
 
 class Forward:
-    """The way from a micro-batch to the NLL of its targets, for one model.
+    """The way from a micro-batch to the logits and the NLL of its targets, for one model.
 
     Where the model is a trunk and a linear head, the head runs at target positions only. Whether that gives the
     model's own logits is tried out by `check`; models that scale or cap their logits go through their own forward
@@ -68,11 +75,19 @@ class Forward:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        name = getattr(module, "base_model_prefix", "")
-        getter = getattr(module, "get_output_embeddings", None)
+        self._trunk_name = str(getattr(module, "base_model_prefix", ""))
+        self.is_classifier = is_classifier(module)
+        has_trunk = isinstance(getattr(module, self._trunk_name or " ", None), nn.Module)
+        self.is_short = has_trunk and self._head_name() is not None
+
+    def _head_name(self) -> str | None:
+        """Return the name of the module that makes logits of hidden states; none where there is no single one."""
+        if self.is_classifier:
+            names = head_names(self.module)
+            return names[0] if len(names) == 1 else None
+        getter = getattr(self.module, "get_output_embeddings", None)
         head = getter() if callable(getter) else None
-        self._trunk_name = str(name)
-        self.is_short = isinstance(getattr(module, str(name) or " ", None), nn.Module) and isinstance(head, nn.Module)
+        return next((name for name, module in self.module.named_modules() if module is head), None)
 
     @torch.no_grad()
     def check(self, input_ids: Tensor) -> bool:
@@ -80,21 +95,33 @@ class Forward:
 
         Both are worked out at all positions here, in the same shapes, so that rounding cannot tell them apart in any
         type.
+
+        Raises:
+            ModelError: a classifier whose class logits are not those of a head at the last token.
         """
         if self.is_short:
             own = self.module(input_ids=input_ids, use_cache=False).logits
-            self.is_short = torch.equal(self._head(self._hidden(input_ids)), own)
+            found = self._head(self._hidden(input_ids))
+            self.is_short = torch.equal(found[:, -1] if self.is_classifier else found, own)
+        if self.is_classifier and not self.is_short:
+            raise ModelError(
+                f"{type(self.module).__name__}: its class logits are not those of one head at the last token. "
+                "Use a causal model with a linear classification head, such as GPT-2, Llama, Qwen or Mistral."
+            )
         return self.is_short
 
-    def target_nll(self, batch: DeviceBatch) -> Tensor:
-        """Return the negative log-likelihood (nats) of each target (N,), in fp32 at least."""
+    def target_logits(self, batch: DeviceBatch) -> Tensor:
+        """Return the logits from which each target is predicted (N, V), in fp32 at least."""
         if self.is_short:
-            logits = self._head(self._hidden(batch.input_ids)[batch.rows, batch.positions])  # (N, V)
+            logits = self._head(self._hidden(batch.input_ids)[batch.rows, batch.positions])
         else:
             own = self.module(input_ids=batch.input_ids, use_cache=False).logits  # (R, T, V)
             logits = own[batch.rows, batch.positions]
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(precise, batch.labels, reduction="none")
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def target_nll(self, batch: DeviceBatch) -> Tensor:
+        """Return the negative log-likelihood (nats) of each target (N,), in fp32 at least."""
+        return F.cross_entropy(self.target_logits(batch), batch.labels, reduction="none")
 
     def _hidden(self, input_ids: Tensor) -> Tensor:
         trunk = self.module.get_submodule(self._trunk_name)
@@ -102,6 +129,7 @@ class Forward:
         return hidden
 
     def _head(self, hidden: Tensor) -> Tensor:
-        head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
-        logits: Tensor = head(hidden)
+        name = self._head_name()
+        assert name is not None, "asked for only where there is one"
+        logits: Tensor = self.module.get_submodule(name)(hidden)
         return logits

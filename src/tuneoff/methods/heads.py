@@ -1,0 +1,127 @@
+"""The new head of a classifier: trained under every method, saved with it, and put back with the base.
+
+A sequence classifier is a pretrained trunk and a head that starts at random. What a method leaves frozen is the trunk;
+a frozen random head would measure nothing (Houlsby et al., 2019, arXiv:1902.00751, section 2.1, train it too, and so
+does PEFT with `modules_to_save`).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from tuneoff.errors import MethodError
+from tuneoff.methods.base import AdaptedModel
+
+CLASSIFIER = "ForSequenceClassification"
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether a model gives class logits and not those of a vocabulary."""
+    return type(model).__name__.endswith(CLASSIFIER)
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a classifier's modules outside its trunk that hold parameters; none of other models."""
+    if not is_classifier(model):
+        return ()
+    trunk = str(getattr(model, "base_model_prefix", ""))
+    children = ((name, module) for name, module in model.named_children() if name != trunk)
+    return tuple(name for name, module in children if any(True for _ in module.parameters()))
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a classifier's head by name; none of other models."""
+    parts = (model.get_submodule(name).named_parameters(prefix=name) for name in head_names(model))
+    return {name: parameter for part in parts for name, parameter in part}
+
+
+@torch.no_grad()
+def draw_head(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw a classifier's head anew: matrices from a normal of the model's own spread, vectors zero.
+
+    Args:
+        model: a sequence classifier; nothing happens to other models.
+        generator: on the CPU, so that every method and device start from the same head.
+    """
+    spread = float(getattr(getattr(model, "config", None), "initializer_range", 0.02) or 0.02)
+    for parameter in head_parameters(model).values():
+        values = torch.zeros(parameter.shape)
+        if parameter.dim() > 1:
+            values.normal_(0.0, spread, generator=generator)
+        parameter.copy_(values)
+
+
+def train_head(adapted: AdaptedModel) -> AdaptedModel:
+    """Return an adapted classifier whose head is trained too, or what was given where that is no matter.
+
+    Raises:
+        MethodError: a cohort; its members would need a head each.
+    """
+    trained = {id(parameter) for parameter in adapted.trainable_parameters().values()}
+    head = head_parameters(adapted.module)
+    if not trained or not head or all(id(parameter) in trained for parameter in head.values()):
+        return adapted
+    if adapted.num_members > 1:
+        raise MethodError("classification runs are trained one at a time: each needs a head of its own")
+    return HeadedModel(adapted, head)
+
+
+class HeadedModel(AdaptedModel):
+    """An adapted model whose classification head is trained with it.
+
+    Args:
+        inner: what the method made of the classifier.
+        head: the head's parameters by name; made trainable, in fp32.
+    """
+
+    def __init__(self, inner: AdaptedModel, head: Mapping[str, nn.Parameter]) -> None:
+        super().__init__(inner.module)
+        self.inner = inner
+        self.matched = inner.matched
+        for parameter in head.values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        self._head = dict(head)
+        self._start = {name: parameter.detach().clone() for name, parameter in head.items()}
+
+    @property
+    def head_name(self) -> str:
+        """Name of the module that is the head, such as `score`."""
+        (name,) = head_names(self.module)
+        return name
+
+    def trainable_parameters(self, member: int = 0) -> Mapping[str, nn.Parameter]:
+        """Return what the method trains, and the head."""
+        return {**self.inner.trainable_parameters(member), **self._head}
+
+    @contextmanager
+    def base_model(self) -> Iterator[nn.Module]:
+        """Within the context the trunk is the base's and the head is as it started."""
+        trained = {name: parameter.detach().clone() for name, parameter in self._head.items()}
+        with self.inner.base_model() as module:
+            self._write(self._start)
+            try:
+                yield module
+            finally:
+                self._write(trained)
+
+    def merge(self, member: int = 0) -> nn.Module:
+        """Fold the method into the trunk's weights; the head is the model's own already."""
+        return self.inner.merge(member)
+
+    def unmerge(self) -> None:
+        """Undo `merge`, bit for bit."""
+        self.inner.unmerge()
+
+    def remove(self) -> nn.Module:
+        """Take out what the method added, and put the head back to where it started."""
+        module = self.inner.remove()
+        self._write(self._start)
+        return module
+
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._head.items():
+            parameter.copy_(values[name])
