@@ -42,11 +42,17 @@ def _lora_count(rank: int) -> Callable[[nn.Module], int]:
     return lambda model: sum(rank * (num_in + num_out) for num_in, num_out in _linear_sizes(model))
 
 
+def _dora_count(rank: int) -> Callable[[nn.Module], int]:
+    return lambda model: _lora_count(rank)(model) + sum(num_out for _, num_out in _linear_sizes(model))
+
+
 METHODS = {
     "none": Case(NoTraining(), lambda model: 0),
     "full": Case(Full(), num_parameters, keeps_base=False),
     "lora": Case(LoRA(rank=3, alpha=5.0), _lora_count(3), merges=True),
     "lora-dropout": Case(LoRA(rank=1, alpha=16.0, dropout=0.2), _lora_count(1), merges=True),
+    "rslora": Case(LoRA(rank=4, alpha=5.0, rslora=True, lr_ratio=4.0), _lora_count(4), merges=True),
+    "dora": Case(LoRA(rank=3, alpha=5.0, dora=True), _dora_count(3), merges=True),
 }
 
 pytestmark = pytest.mark.parametrize("architecture", CONFIGS)

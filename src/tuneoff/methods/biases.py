@@ -1,4 +1,7 @@
-"""Trains biases of a base that must come back bit for bit: trained copies stand in the modules, the base's own aside."""
+"""Trains biases of a base that must come back bit for bit.
+
+Trained copies stand in the modules while the base's own are kept, never written.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

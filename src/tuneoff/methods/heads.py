@@ -96,6 +96,10 @@ class HeadedModel(AdaptedModel):
         """Return what the method trains, and the head."""
         return {**self.inner.trainable_parameters(member), **self._head}
 
+    def rate_factors(self, member: int = 0) -> Mapping[str, float]:
+        """Return what the method says; the head has the plain rate."""
+        return {**self.inner.rate_factors(member), **dict.fromkeys(self._head, 1.0)}
+
     @contextmanager
     def base_model(self) -> Iterator[nn.Module]:
         """Within the context the trunk is the base's and the head is as it started."""

@@ -154,7 +154,8 @@ class LoRALayer(nn.Module):
         B is zero at the start, so that the norm is W's own there, to the bit.
         """
         with torch.autocast(self.base.weight.device.type, enabled=False):
-            return torch.linalg.vector_norm(self._summed(member), dim=1)
+            norm: Tensor = torch.linalg.vector_norm(self._summed(member), dim=1)
+            return norm
 
     def _summed(self, member: int) -> Tensor:
         """Return W + s B A as (out, in), in fp32 at least."""

@@ -38,7 +38,8 @@ def cohort_from_specs(specs: Sequence[MethodSpec]) -> Method:
     """Return the method that trains several runs in one pass; one spec gives the ordinary method.
 
     Raises:
-        MethodError: specs that cannot share a pass (only LoRA runs can, with equal targets, dropout and dora, on a frozen base).
+        MethodError: specs that cannot share a pass: only LoRA runs can, with equal targets, dropout and dora, without
+            trained biases.
     """
     methods = [method_from_spec(spec) for spec in specs]
     if len(methods) == 1:
