@@ -1,10 +1,17 @@
-"""Small random models: Conv1D and tied, separate and grouped-query projections, tied and untied."""
+"""Small random models: Conv1D and tied, separate and grouped-query projections, tied and untied, parallel residuals."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
 VOCABULARY = 61
 LENGTH = 12
@@ -31,10 +38,26 @@ def _llama(tied: bool) -> PreTrainedConfig:
     )
 
 
+def _gpt_neox() -> PreTrainedConfig:
+    return GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2": _gpt2,
     "llama-tied": lambda: _llama(tied=True),
     "llama-untied": lambda: _llama(tied=False),
+    "gpt-neox": _gpt_neox,
 }
 
 
@@ -42,6 +65,15 @@ def make_model(name: str, seed: int = 0) -> nn.Module:
     """Return a model with random weights, in evaluation mode; its dropouts are those of its architecture."""
     torch.manual_seed(seed)
     model: nn.Module = AutoModelForCausalLM.from_config(CONFIGS[name]())
+    return model.eval()
+
+
+def make_classifier(name: str, num_classes: int = 3, seed: int = 0) -> nn.Module:
+    """Return a sequence classifier with random weights, in evaluation mode; padding is token 0."""
+    torch.manual_seed(seed)
+    config = CONFIGS[name]()
+    config.num_labels, config.pad_token_id = num_classes, 0
+    model: nn.Module = AutoModelForSequenceClassification.from_config(config)
     return model.eval()
 
 

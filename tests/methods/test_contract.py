@@ -4,14 +4,27 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from tests.methods.models import CONFIGS, logits, make_ids, make_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from tuneoff.errors import MethodError
-from tuneoff.methods import AdaptedModel, Full, LoRA, Method, NoTraining
+from tuneoff.errors import MethodError, UnsupportedError
+from tuneoff.methods import (
+    AdaptedModel,
+    BitFit,
+    Bottleneck,
+    Full,
+    HeadOnly,
+    LoRA,
+    Method,
+    NoTraining,
+    PrefixTuning,
+    PromptTuning,
+)
 from tuneoff.methods.base import num_parameters
 from tuneoff.methods.surgery import adaptable_layers, features
 
@@ -28,9 +41,15 @@ class Case:
     method: Method
     count: Callable[[nn.Module], int]
     """Closed formula for the number of trainable parameters, from the base."""
+    num_added: Callable[[nn.Module], int] | None = None
+    """Closed formula for the parameters that the model grows by; none: all that is trained is added."""
     is_identity_at_start: bool = True
     keeps_base: bool = True
     merges: bool = False
+    unties: bool = False
+    """Whether a tied output head becomes a weight of its own."""
+    unsupported: tuple[str, ...] = ()
+    """Architectures that cannot take the method, whatever its settings."""
 
 
 def _linear_sizes(model: nn.Module) -> list[tuple[int, int]]:
@@ -46,18 +65,97 @@ def _dora_count(rank: int) -> Callable[[nn.Module], int]:
     return lambda model: _lora_count(rank)(model) + sum(num_out for _, num_out in _linear_sizes(model))
 
 
+def _bottleneck_count(size: int, num_places: int) -> Callable[[nn.Module], int]:
+    """W_down, b_down, W_up and b_up at each place of each block: 2 D m + m + D."""
+
+    def count(model: nn.Module) -> int:
+        width, layers = model.config.hidden_size, model.config.num_hidden_layers
+        return layers * num_places * (2 * width * size + size + width)
+
+    return count
+
+
+def _key_value_width(model: nn.Module) -> int:
+    """Numbers in the keys of one token in one layer: key-value heads times the width of a head."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    return heads * config.hidden_size // config.num_attention_heads
+
+
+def _prefix_count(num_virtual: int) -> Callable[[nn.Module], int]:
+    return lambda model: num_virtual * 2 * model.config.num_hidden_layers * _key_value_width(model)
+
+
+def _projected_count(num_virtual: int, middle: int) -> Callable[[nn.Module], int]:
+    """E, and the two layers of the MLP with their biases."""
+
+    def count(model: nn.Module) -> int:
+        width = _key_value_width(model)
+        out = 2 * model.config.num_hidden_layers * width
+        return num_virtual * width + (width + 1) * middle + (middle + 1) * out
+
+    return count
+
+
+def _bias_count(model: nn.Module) -> int:
+    """GPT-2: 11 D a block (two norms, 3 D + D in attention, 4 D + D in the MLP) and D in the last norm.
+
+    GPT-NeoX: 7 D + I a block (the same with an MLP of width I), and D.
+    """
+    width, layers = model.config.hidden_size, model.config.num_hidden_layers
+    inner = 4 * width if model.config.model_type == "gpt2" else model.config.intermediate_size
+    return layers * (7 * width + inner) + width
+
+
+def _head_count(model: nn.Module) -> int:
+    return int(model.config.vocab_size * model.config.hidden_size)
+
+
+def _nothing(model: nn.Module) -> int:
+    return 0
+
+
 METHODS = {
-    "none": Case(NoTraining(), lambda model: 0),
-    "full": Case(Full(), num_parameters, keeps_base=False),
+    "none": Case(NoTraining(), _nothing),
+    "full": Case(Full(), num_parameters, num_added=_nothing, keeps_base=False, merges=True),
     "lora": Case(LoRA(rank=3, alpha=5.0), _lora_count(3), merges=True),
     "lora-dropout": Case(LoRA(rank=1, alpha=16.0, dropout=0.2), _lora_count(1), merges=True),
     "rslora": Case(LoRA(rank=4, alpha=5.0, rslora=True, lr_ratio=4.0), _lora_count(4), merges=True),
     "dora": Case(LoRA(rank=3, alpha=5.0, dora=True), _dora_count(3), merges=True),
+    "lora-bias": Case(
+        LoRA(rank=3, alpha=5.0, bias="all"),
+        lambda model: _lora_count(3)(model) + _bias_count(model),
+        num_added=_lora_count(3),
+        merges=True,
+        unsupported=("llama-tied", "llama-untied"),
+    ),
+    "houlsby": Case(Bottleneck("houlsby", size=5, activation="gelu"), _bottleneck_count(5, 2)),
+    "pfeiffer": Case(Bottleneck("pfeiffer", size=6, dropout=0.2), _bottleneck_count(6, 1)),
+    "prompt": Case(PromptTuning(5), lambda model: 5 * model.config.hidden_size, is_identity_at_start=False),
+    "prompt-random": Case(
+        PromptTuning(3, "random"), lambda model: 3 * model.config.hidden_size, is_identity_at_start=False
+    ),
+    "prefix": Case(PrefixTuning(4), _prefix_count(4), is_identity_at_start=False),
+    "prefix-projection": Case(PrefixTuning(4, projection=7), _projected_count(4, 7), is_identity_at_start=False),
+    "bitfit": Case(BitFit(), _bias_count, num_added=_nothing, merges=True, unsupported=("llama-tied", "llama-untied")),
+    "head": Case(
+        HeadOnly(),
+        _head_count,
+        num_added=lambda model: _head_count(model) if model.config.tie_word_embeddings else 0,
+        merges=True,
+        unties=True,
+    ),
 }
 
-pytestmark = pytest.mark.parametrize("architecture", CONFIGS)
-each_method = pytest.mark.parametrize("name", METHODS)
-each_trained = pytest.mark.parametrize("name", [name for name in METHODS if name != "none"])
+PAIRS = [
+    (name, architecture)
+    for name, case in METHODS.items()
+    for architecture in CONFIGS
+    if architecture not in case.unsupported
+]
+each_method = pytest.mark.parametrize(("name", "architecture"), PAIRS)
+each_trained = pytest.mark.parametrize(("name", "architecture"), [pair for pair in PAIRS if pair[0] != "none"])
+each_architecture = pytest.mark.parametrize("architecture", CONFIGS)
 
 
 def adapt(name: str, architecture: str, seed: int = 7) -> AdaptedModel:
@@ -142,9 +240,6 @@ def test_a_state_of_another_model_is_refused(name: str, architecture: str) -> No
 def test_merged_equals_unmerged_and_unmerging_restores_every_bit(name: str, architecture: str) -> None:
     adapted, ids = adapt(name, architecture), make_ids()
     if not METHODS[name].merges:
-        if name == "full":  # its weights are the plain model's own already
-            assert adapted.merge() is adapted.module
-            return
         with pytest.raises(MethodError, match="nothing to merge"):
             adapted.merge()
         return
@@ -157,6 +252,17 @@ def test_merged_equals_unmerged_and_unmerging_restores_every_bit(name: str, arch
     assert torch.equal(logits(adapted.merge(), ids), once)
     adapted.unmerge()
     assert torch.equal(logits(adapted.module, ids), unmerged)
+
+
+@each_method
+def test_a_merged_model_is_read_back_by_transformers(name: str, architecture: str, tmp_path: Path) -> None:
+    if not METHODS[name].merges:
+        return
+    adapted, ids = adapt(name, architecture), make_ids()
+    train(adapted)
+    merged = adapted.merge()
+    merged.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), ids), logits(merged, ids))
 
 
 @each_trained
@@ -190,19 +296,80 @@ def test_the_same_seed_gives_the_same_bits(name: str, architecture: str) -> None
 @each_method
 def test_tied_weights_stay_tied_and_count_once(name: str, architecture: str) -> None:
     adapted, base = adapt(name, architecture), make_model(architecture)
-    module = adapted.module
-    tied = module.get_input_embeddings().weight is module.get_output_embeddings().weight
-    assert tied == (architecture != "llama-untied")
-    added = 0 if name in ("none", "full") else METHODS[name].count(base)
-    assert num_parameters(module) == num_parameters(base) + added
+    case, is_tied = METHODS[name], base.config.tie_word_embeddings
+    assert _is_tied(base) == is_tied
+    assert _is_tied(adapted.module) == adapted.module.config.tie_word_embeddings == (is_tied and not case.unties)
+    added = (case.num_added or case.count)(base)
+    assert num_parameters(adapted.module) == num_parameters(base) + added
+    if case.keeps_base:
+        with adapted.base_model() as module:
+            assert _is_tied(module) == module.config.tie_word_embeddings == is_tied
 
 
+def _is_tied(model: nn.Module) -> bool:
+    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+@each_method
+def test_the_meta_device_gives_the_same_names_and_shapes(name: str, architecture: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIGS[architecture]())
+    planned = METHODS[name].method.adapt(model, torch.Generator())
+    made = adapt(name, architecture)
+    found, expected = planned.trainable_parameters(), made.trainable_parameters()
+    assert {key: parameter.shape for key, parameter in found.items()} == {
+        key: parameter.shape for key, parameter in expected.items()
+    }
+    assert {parameter.device.type for parameter in planned.module.parameters()} == {"meta"}
+    assert (planned.matched, planned.num_virtual_tokens) == (made.matched, made.num_virtual_tokens)
+
+
+@each_trained
+def test_what_is_trained_is_in_fp32_on_a_base_in_bf16(name: str, architecture: str) -> None:
+    base = make_model(architecture).to(torch.bfloat16)
+    ids, case = make_ids(), METHODS[name]
+    before = logits(base, ids)
+    adapted = case.method.adapt(base, torch.Generator().manual_seed(7))
+    if case.keeps_base:  # full training holds all in fp32
+        assert torch.equal(before, logits(adapted.module, ids)) == case.is_identity_at_start
+    for autocast in (False, True):
+        adapted.module.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            adapted.module(input_ids=ids, labels=ids).loss.backward()
+        for key, parameter in adapted.trainable_parameters().items():
+            assert parameter.dtype == torch.float32, key
+            assert parameter.grad is not None, key
+    if case.keeps_base:
+        train(adapted)
+        with adapted.base_model() as module:
+            assert torch.equal(logits(module, ids), before)
+        removed = adapted.remove()
+        assert torch.equal(logits(removed, ids), before)
+        assert {parameter.dtype for parameter in removed.parameters()} == {torch.bfloat16}
+
+
+UNSUPPORTED = [(name, architecture) for name, case in METHODS.items() for architecture in case.unsupported]
+
+
+@pytest.mark.parametrize(("name", "architecture"), UNSUPPORTED)
+def test_a_method_that_an_architecture_cannot_take_is_refused_and_nothing_is_changed(
+    name: str, architecture: str
+) -> None:
+    model = make_model(architecture)
+    with pytest.raises(UnsupportedError, match=type(model).__name__):
+        METHODS[name].method.adapt(model, torch.Generator())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@each_architecture
 def test_targets_that_match_nothing_name_the_nearest(architecture: str) -> None:
-    wrong, right = ("c_atn", "c_attn") if architecture == "gpt2" else ("q_prj", "q_proj")
+    names = {"gpt2": ("c_atn", "c_attn"), "gpt-neox": ("query_key_valu", "query_key_value")}
+    wrong, right = names.get(architecture, ("q_prj", "q_proj"))
     with pytest.raises(MethodError, match=f"target '{wrong}' matches no module. Did you mean .*{right}"):
         LoRA(targets=(wrong,)).adapt(make_model(architecture), torch.Generator())
 
 
+@each_architecture
 def test_a_rank_above_the_layers_size_is_refused_before_anything_is_changed(architecture: str) -> None:
     model = make_model(architecture)
     before = copy.deepcopy(model)
@@ -211,8 +378,9 @@ def test_a_rank_above_the_layers_size_is_refused_before_anything_is_changed(arch
     assert [type(layer) for layer in model.modules()] == [type(layer) for layer in before.modules()]
 
 
+@each_architecture
 def test_a_tied_output_head_is_refused_as_a_target(architecture: str) -> None:
-    if architecture == "llama-untied":
+    if not CONFIGS[architecture]().tie_word_embeddings:
         adapted = LoRA(rank=2, targets=("lm_head",)).adapt(make_model(architecture), torch.Generator())
         assert adapted.matched == ("lm_head",)
         return
@@ -220,6 +388,7 @@ def test_a_tied_output_head_is_refused_as_a_target(architecture: str) -> None:
         LoRA(rank=2, targets=("lm_head",)).adapt(make_model(architecture), torch.Generator())
 
 
+@each_architecture
 def test_a_starts_kaiming_uniform_and_b_zero(architecture: str) -> None:
     adapted = LoRA(rank=8).adapt(make_model(architecture), torch.Generator().manual_seed(0))
     for layer in adapted.layers.values():

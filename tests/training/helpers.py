@@ -46,6 +46,24 @@ def make_split(num_sequences: int = 24, seed: int = 3, longest: int = 20) -> Tok
     )
 
 
+def make_labelled(num_sequences: int = 24, num_classes: int = 3, seed: int = 3, longest: int = 20) -> TokenSplit:
+    """Return sequences of random tokens and lengths with a random class each."""
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(1, longest + 1, num_sequences)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    targets = np.zeros(offsets[-1], dtype=np.bool_)
+    targets[offsets[1:] - 1] = True
+    return TokenSplit(
+        input_ids=draw.integers(3, VOCABULARY, offsets[-1]).astype(np.int32),
+        targets=targets,
+        offsets=offsets,
+        target_bytes=np.zeros(num_sequences, np.int64),
+        items=np.arange(num_sequences, dtype=np.int32),
+        labels=draw.integers(0, num_classes, num_sequences).astype(np.int32),
+        item_names=tuple(f"item {index}" for index in range(num_sequences)),
+    )
+
+
 @dataclass
 class Recorder:
     """Keeps what the loop tells."""

@@ -22,11 +22,14 @@ class AdaptedModel(ABC):
         module: the model to call; the one that was given, changed in place.
         matched: names of the modules that were adapted; empty where the method adapts none in particular.
         num_members: runs that share the base.
+        num_virtual_tokens: positions that the method puts before every text; callers never see them, but text and
+            they must fit the model's context together.
     """
 
     module: nn.Module
     matched: tuple[str, ...] = ()
     num_members: int = 1
+    num_virtual_tokens: int = 0
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -112,6 +115,19 @@ class Method(Protocol):
         Raises:
             MethodError: the model cannot take the method (targets that match nothing, a rank out of range).
         """
+
+
+def one_generator(generator: torch.Generator | Sequence[torch.Generator]) -> torch.Generator:
+    """Return the generator of a method that has one member.
+
+    Raises:
+        ValueError: there are more.
+    """
+    if isinstance(generator, torch.Generator):
+        return generator
+    if len(generator) != 1:
+        raise ValueError(f"{len(generator)} generators for one member")
+    return generator[0]
 
 
 def check_same_names(own: Mapping[str, object], given: Mapping[str, object]) -> None:

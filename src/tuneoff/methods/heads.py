@@ -80,6 +80,7 @@ class HeadedModel(AdaptedModel):
         super().__init__(inner.module)
         self.inner = inner
         self.matched = inner.matched
+        self.num_virtual_tokens = inner.num_virtual_tokens
         for parameter in head.values():
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)

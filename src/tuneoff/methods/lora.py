@@ -17,29 +17,39 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tuneoff.errors import MethodError
+from tuneoff.errors import MethodError, UnsupportedError
 from tuneoff.methods.base import AdaptedModel
-from tuneoff.methods.biases import TrainedBiases, bias_names
+from tuneoff.methods.heads import head_names
 from tuneoff.methods.lora_layer import LoRALayer, Routing
+from tuneoff.methods.subset import SubsetModel
 from tuneoff.methods.surgery import AdaptableLayer, features, is_quantised, match_targets, swap
 from tuneoff.study.methods import ALL_LINEAR
 
 A_NAME, B_NAME, MAGNITUDE_NAME = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+BASE_BIAS_NAME = "base_layer.bias"
 """Ends of the saved tensors' names, those of PEFT."""
 
 
 class LoRAModel(AdaptedModel):
-    """A model whose matched layers are `LoRALayer`s."""
+    """A model whose matched layers are `LoRALayer`s.
 
-    def __init__(self, module: nn.Module, layers: Mapping[str, LoRALayer], methods: Sequence["LoRA"]) -> None:
+    Args:
+        module: the base with the layers in their places.
+        layers: by name.
+        methods: of each member.
+        biases: the base's biases that are trained, none of them as a rule.
+    """
+
+    def __init__(
+        self, module: nn.Module, layers: Mapping[str, LoRALayer], methods: Sequence["LoRA"], biases: SubsetModel
+    ) -> None:
         super().__init__(module)
         self.layers = dict(layers)
         self.methods = tuple(methods)
         self.matched = tuple(layers)
         self.num_members = len(methods)
         self._routing = next(iter(layers.values())).routing
-        bases = {name: layer.base for name, layer in layers.items()}
-        self._biases = TrainedBiases(module, bias_names(methods[0].bias, bases))
+        self._biases = biases
         self._merged: int | None = None
 
     def trainable_parameters(self, member: int = 0) -> Mapping[str, nn.Parameter]:
@@ -50,7 +60,10 @@ class LoRAModel(AdaptedModel):
             found[f"{name}.{B_NAME}"] = layer.lora_B[member]
             if layer.magnitude:
                 found[f"{name}.{MAGNITUDE_NAME}"] = layer.magnitude[member]
-        return found | self._biases.parameters
+        for name, parameter in self._biases.trainable_parameters().items():
+            owner = name.removesuffix(".bias")
+            found[f"{owner}.{BASE_BIAS_NAME}" if owner in self.layers else name] = parameter
+        return found
 
     def rate_factors(self, member: int = 0) -> Mapping[str, float]:
         """Return LoRA+'s ratio for B and for vectors, 1 for A."""
@@ -78,7 +91,7 @@ class LoRAModel(AdaptedModel):
             raise MethodError("the update is merged into the base; call unmerge() first")
         before, self._routing.enabled = self._routing.enabled, False
         try:
-            with self._biases.aside():
+            with self._biases.base_model():
                 yield self.module
         finally:
             self._routing.enabled = before
@@ -98,6 +111,7 @@ class LoRAModel(AdaptedModel):
         for layer in self.layers.values():
             layer.merge(member)
         swap(self.module, {name: layer.base for name, layer in self.layers.items()})
+        self._biases.merge()
         self._merged = member
         return self.module
 
@@ -106,11 +120,12 @@ class LoRAModel(AdaptedModel):
         for layer in self.layers.values():
             layer.unmerge()
         swap(self.module, self.layers)
+        self._biases.unmerge()
         self._merged = None
 
     def remove(self) -> nn.Module:
         """Take the LoRA layers and the trained biases out and return the base."""
-        self._biases.take_out()
+        self._biases.remove()
         for layer in self.layers.values():
             layer.unmerge()
         swap(self.module, {name: layer.base for name, layer in self.layers.items()})
@@ -143,8 +158,8 @@ class LoRA:
 
     @property
     def trains_base(self) -> bool:
-        """Only with biases: a layer wants its bias in its weight's type, and what is trained is held in fp32."""
-        return self.bias != "none"
+        """No: the base is frozen, and biases are trained in copies."""
+        return False
 
     @property
     def scaling(self) -> float:
@@ -172,15 +187,15 @@ class LoRACohort:
 
     @property
     def trains_base(self) -> bool:
-        """Only with biases, which one member alone can train."""
-        return any(member.trains_base for member in self.members)
+        """No: the base is frozen."""
+        return False
 
     def __post_init__(self) -> None:
         for name in ("targets", "dropout", "dora", "bias"):
             found = {getattr(member, name) for member in self.members}
             if len(found) != 1:
                 raise MethodError(f"the members of a cohort must have one {name}; found {sorted(map(str, found))}")
-        if len(self.members) > 1 and self.trains_base:
+        if len(self.members) > 1 and self.members[0].bias != "none":
             raise MethodError(
                 f"{len(self.members)} runs with bias: {self.members[0].bias} cannot train together: the base's biases "
                 "are shared. Train them one at a time, or with bias: none."
@@ -193,14 +208,13 @@ class LoRACohort:
             raise ValueError(f"{len(generators)} generators for {len(self.members)} members")
         matched = match_targets(model, self.members[0].targets)
         _check_ranks(matched, self.members)
-        _check_biases(model, matched, self.members[0].bias)
-        model.requires_grad_(False)
+        biases = SubsetModel(model, _biases(model, matched, self.members[0].bias))
         routing = Routing()
         layers = {name: LoRALayer(layer, self.members, generators, routing) for name, layer in matched.items()}
         for layer in layers.values():
             layer.train(model.training)
         swap(model, layers)
-        return LoRAModel(model, layers, self.members)
+        return LoRAModel(model, layers, self.members, biases)
 
 
 def _check_ranks(matched: Mapping[str, AdaptableLayer], members: Sequence[LoRA]) -> None:
@@ -214,13 +228,25 @@ def _check_ranks(matched: Mapping[str, AdaptableLayer], members: Sequence[LoRA])
             )
 
 
-def _check_biases(model: nn.Module, matched: Mapping[str, AdaptableLayer], kind: str) -> None:
-    """Refuse a wish for trained biases that would train none, or ones that a quantised layer holds in its own type."""
+def _biases(model: nn.Module, matched: Mapping[str, AdaptableLayer], kind: str) -> list[str]:
+    """Return the names of the biases to train, those that PEFT would, but for a classifier's new head.
+
+    Raises:
+        UnsupportedError: there are none.
+        MethodError: a quantised layer holds its bias in its own type.
+    """
     if kind == "none":
-        return
-    found = list(matched.values() if kind == "lora_only" else model.modules())
-    if all(layer._parameters.get("bias") is None for layer in found):
-        where = "the matched layers" if kind == "lora_only" else "this model"
-        raise MethodError(f"bias: {kind} finds nothing to train: no layer of {where} has a bias. Use bias: none.")
+        return []
     if any(is_quantised(layer) for layer in matched.values()):
         raise MethodError(f"bias: {kind} cannot be trained on a quantised base. Use bias: none, or quantize: none.")
+    heads = tuple(f"{name}." for name in head_names(model))
+    everything = (name for name, _ in model.named_parameters(remove_duplicate=False) if f".{name}".endswith(".bias"))
+    found = [name for name in everything if not name.startswith(heads)]
+    if kind == "lora_only":
+        found = [name for name in found if name.removesuffix(".bias") in matched]
+    if not found:
+        where = "in the matched layers" if kind == "lora_only" else "anywhere"
+        raise UnsupportedError(
+            f"bias: {kind} finds nothing to train: {type(model).__name__} has no bias {where}. Use bias: none."
+        )
+    return found

@@ -12,6 +12,7 @@ Shapes: R rows (sequences), T positions, K members, r rank.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -153,7 +154,8 @@ class LoRALayer(nn.Module):
 
         B is zero at the start, so that the norm is W's own there, to the bit.
         """
-        with torch.autocast(self.base.weight.device.type, enabled=False):
+        device = self.base.weight.device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             norm: Tensor = torch.linalg.vector_norm(self._summed(member), dim=1)
             return norm
 

@@ -4,9 +4,21 @@ from collections.abc import Sequence
 
 from tuneoff.errors import MethodError
 from tuneoff.methods.base import Method
+from tuneoff.methods.bottleneck import Bottleneck
 from tuneoff.methods.lora import LoRA, LoRACohort
-from tuneoff.methods.selective import Full, NoTraining
-from tuneoff.study.methods import FullMethod, LoraMethod, MethodSpec, NoneMethod
+from tuneoff.methods.selective import BitFit, Full, HeadOnly, NoTraining
+from tuneoff.methods.soft_prompt import PrefixTuning, PromptTuning
+from tuneoff.study.methods import (
+    BitfitMethod,
+    BottleneckMethod,
+    FullMethod,
+    HeadMethod,
+    LoraMethod,
+    MethodSpec,
+    NoneMethod,
+    PrefixMethod,
+    PromptMethod,
+)
 
 
 def method_from_spec(spec: MethodSpec) -> Method:
@@ -31,6 +43,16 @@ def method_from_spec(spec: MethodSpec) -> Method:
                 lr_ratio=spec.lr_ratio,
                 bias=spec.bias,
             )
+        case BottleneckMethod():
+            return Bottleneck(spec.placement, spec.size, spec.activation, spec.dropout)
+        case PromptMethod():
+            return PromptTuning(spec.num_virtual_tokens, spec.init)
+        case PrefixMethod():
+            return PrefixTuning(spec.num_virtual_tokens, spec.projection)
+        case BitfitMethod():
+            return BitFit()
+        case HeadMethod():
+            return HeadOnly()
     raise MethodError(f"{spec.method!r} is not a method that adapts a model")
 
 

@@ -6,26 +6,32 @@ the run cannot disagree.
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from tuneoff.errors import MethodError, TuneoffError
+from tuneoff.errors import MethodError, TuneoffError, UnsupportedError
 from tuneoff.methods import AdaptedModel, Full, Method, method_from_spec
 from tuneoff.methods.base import num_parameters
 from tuneoff.methods.heads import train_head
 from tuneoff.methods.interchange import is_adapter_folder, read_peft
 from tuneoff.methods.lora import LoRA
-from tuneoff.methods.surgery import adaptable_layers, features, match_targets
+from tuneoff.methods.surgery import AdaptableLayer, adaptable_layers, features, match_targets
 from tuneoff.planning.groups import ModuleGroup, group_modules
 from tuneoff.study.expand import num_runs
 from tuneoff.study.identity import canonical_json
-from tuneoff.study.methods import LoadMethod, LoraMethod, MethodSpec
+from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, MethodSpec
 from tuneoff.study.records import Parameters
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value, plain
 from tuneoff.training.models import check_context, load_config, shape_only
+from tuneoff.training.recompute import recompute_activations
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FP32_BYTES = 4
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -65,6 +71,8 @@ class ArmPlan(Value):
     """Adam's two moments of every trainable weight, in fp32."""
     weights_bytes: int
     """The model in memory: what is trained in fp32, the rest in the compute type."""
+    problem: str = ""
+    """Why this model cannot take the method: the arm becomes an infeasible row. Empty where it can."""
 
     @property
     def num_steps(self) -> int | None:
@@ -114,13 +122,13 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
     elif num_classes is None:
         num_classes = len(study.task.labels or ()) or 2
     base = shape_only(config, study.trust_remote_code, num_classes=num_classes)
-    seen: dict[str, tuple[Parameters, tuple[TargetMatch, ...]]] = {}
+    seen: dict[str, _Measured] = {}
     arms = []
     for arm in study.arms:
         key = canonical_json(plain(arm.method))  # a published arm and its tuned twin have one shape
         if key not in seen:
             seen[key] = _measure(study, arm, base)
-        arms.append(_arm_plan(study, arm, num_parameters(base), *seen[key]))
+        arms.append(_arm_plan(study, arm, num_parameters(base), seen[key]))
     return Plan(
         study=study.name,
         model=study.model,
@@ -131,18 +139,34 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
     )
 
 
-def _measure(study: Study, arm: Arm, base: nn.Module) -> tuple[Parameters, tuple[TargetMatch, ...]]:
+@dataclass(frozen=True)
+class _Measured:
+    """What putting a method on the base's shape showed."""
+
+    parameters: Parameters
+    targets: tuple[TargetMatch, ...] = ()
+    problem: str = ""
+
+
+def _measure(study: Study, arm: Arm, base: "PreTrainedModel") -> _Measured:
     """Put the arm's method on a copy of the base's shape and count."""
     try:
         method, patterns = _method(study, arm)
-        adapted = train_head(method.adapt(copy.deepcopy(base), torch.Generator()))
+        model = copy.deepcopy(base)
+        if study.gradient_checkpointing and arm.is_trained:
+            recompute_activations(model)
+        adapted = train_head(method.adapt(model, torch.Generator()))
+        check_context(base.config, study.task.max_length, adapted.num_virtual_tokens)
         targets = tuple(_target_matches(base, patterns, adapted))
+        targets = targets or tuple(_place_matches(base, arm.method, adapted))
+    except UnsupportedError as error:
+        return _Measured(Parameters(trainable=0, total=num_parameters(base)), problem=str(error))
     except TuneoffError as error:
         raise type(error)(f"arms.{arm.name}: {error}") from None
     trained = adapted.trainable_parameters()
     trainable = sum(parameter.numel() for parameter in trained.values())
     total = num_parameters(adapted.module)
-    return Parameters(trainable=trainable, total=total, modules=adapted.matched), targets
+    return _Measured(Parameters(trainable=trainable, total=total, modules=adapted.matched), targets)
 
 
 def _method(study: Study, arm: Arm) -> tuple[Method, tuple[str, ...]]:
@@ -169,6 +193,20 @@ def _target_matches(base: nn.Module, patterns: tuple[str, ...], adapted: Adapted
         yield TargetMatch(pattern=pattern, num_modules=len(names), groups=groups)
 
 
+def _place_matches(base: "PreTrainedModel", spec: MethodSpec, adapted: AdaptedModel) -> Iterator[TargetMatch]:
+    """Yield what a method adapted that finds its places itself, under the option that says which."""
+    width = int(base.config.get_text_config().hidden_size)
+    trained = _trained_by_module(adapted)
+    described = {}
+    for name in adapted.matched:
+        module = base.get_submodule(name)
+        size = features(module) if isinstance(module, AdaptableLayer) else (width, width)
+        described[name] = (type(module).__name__, *size, trained[name])
+    if described:
+        pattern = spec.placement if isinstance(spec, BottleneckMethod) else spec.method
+        yield TargetMatch(pattern=pattern, num_modules=len(described), groups=group_modules(described))
+
+
 def _trained_by_module(adapted: AdaptedModel) -> Mapping[str, int]:
     """Return how many trainable parameters each adapted module has: those whose names start with the module's."""
     found = dict.fromkeys(adapted.matched, 0)
@@ -181,9 +219,8 @@ def _trained_by_module(adapted: AdaptedModel) -> Mapping[str, int]:
     return found
 
 
-def _arm_plan(
-    study: Study, arm: Arm, base_total: int, parameters: Parameters, targets: tuple[TargetMatch, ...]
-) -> ArmPlan:
+def _arm_plan(study: Study, arm: Arm, base_total: int, measured: _Measured) -> ArmPlan:
+    parameters = measured.parameters
     trainable = parameters.trainable
     in_fp32 = trainable if arm.is_trained else 0
     frozen = parameters.total - in_fp32
@@ -194,10 +231,11 @@ def _arm_plan(
         assumed=arm.assumed,
         parameters=parameters,
         reduction_pct=100.0 * (1 - trainable / base_total) if trainable else None,
-        targets=targets,
+        targets=measured.targets,
         num_runs=num_runs(study, arm),
-        steps_per_run=study.budget.steps if arm.is_trained else 0,
+        steps_per_run=study.budget.steps if arm.is_trained and not measured.problem else 0,
         saved_bytes=FP32_BYTES * in_fp32 if study.keep != "none" else 0,
+        problem=measured.problem,
         optimizer_bytes=NUM_MOMENTS * FP32_BYTES * in_fp32,
         weights_bytes=FP32_BYTES * in_fp32 + COMPUTE_BYTES[study.precision] * frozen,
     )

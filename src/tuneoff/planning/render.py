@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneoff.planning.plan import ArmPlan, Plan, TargetMatch
-from tuneoff.study.methods import LoadMethod, LoraMethod
+from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, PrefixMethod, PromptMethod
 
 NOTHING = "-"
 V = TypeVar("V")
@@ -46,9 +46,9 @@ def parameter_table(plan: Plan) -> Table:
         table.add_row(
             arm.name,
             method_label(arm),
-            f"{parameters.trainable:,}",
-            f"{parameters.total:,}",
-            f"{parameters.share_pct:.4f} %",
+            f"{parameters.trainable:,}" if not arm.problem else NOTHING,
+            f"{parameters.total:,}" if not arm.problem else NOTHING,
+            f"{parameters.share_pct:.4f} %" if not arm.problem else NOTHING,
             NOTHING if arm.reduction_pct is None else f"{arm.reduction_pct:.2f} %",
         )
     return table
@@ -86,15 +86,24 @@ def method_label(arm: ArmPlan) -> str:
     if isinstance(spec, LoraMethod):
         dropout = f" p{spec.dropout:g}" if spec.dropout else ""
         return f"lora r{spec.rank} a{spec.alpha:g}{dropout}"
+    if isinstance(spec, BottleneckMethod):
+        dropout = f" p{spec.dropout:g}" if spec.dropout else ""
+        return f"bottleneck {spec.placement} m{spec.size} {spec.activation}{dropout}"
+    if isinstance(spec, PromptMethod):
+        return f"prompt {spec.num_virtual_tokens} tokens"
+    if isinstance(spec, PrefixMethod):
+        return f"prefix {spec.num_virtual_tokens} tokens" + (f" mlp{spec.projection}" if spec.projection else "")
     if isinstance(spec, LoadMethod):
         return f"load {spec.path} (training not verified)"
     return spec.method
 
 
 def totals(plan: Plan) -> str:
-    """Return the study's runs and steps in one line, and what is assumed in which arm."""
+    """Return the study's runs and steps in one line, which arms the model cannot take, and what is assumed in which."""
     steps = "steps known once the data are read" if plan.num_steps is None else f"{plan.num_steps:,} optimizer steps"
     lines = [f"{plan.num_runs} runs (trials and seeds), {steps}"]
+    for what, names in _shared((arm.name, arm.problem) for arm in plan.arms if arm.problem):
+        lines.append(f"cannot be trained here: {', '.join(names)}: {what}")
     for what, names in _shared((arm.name, ", ".join(arm.assumed)) for arm in plan.arms if arm.assumed):
         lines.append(f"assumed, not published: {what} ({', '.join(names)})")
     return "\n".join(lines)

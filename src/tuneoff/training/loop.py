@@ -186,7 +186,8 @@ class Loop:
         """
         rows = len(batch.slots) // len(self.members)
         streams = [stream_seed(member.seed, DROPOUT) for member in self.members for _ in range(rows)]
-        with masked(streams, self.step, batch.slots, batch.input_ids.shape[1]), self.runtime.autocast():
+        length, num_virtual = batch.input_ids.shape[1], self.adapted.num_virtual_tokens
+        with masked(streams, self.step, batch.slots, length, num_virtual), self.runtime.autocast():
             nll = self.forward.target_nll(batch)
         owner = batch.rows // rows  # (N,)
         weights = [m.optimizer.loss_scale.scale / count for m, count in zip(self.members, num_targets, strict=True)]

@@ -101,13 +101,17 @@ class Masks(TorchFunctionMode):
     """Replaces every dropout within the context by the counter-based one.
 
     Args:
-        keys: int64 (R, T), from `token_keys`.
+        keys: int64 (R, V + T), from `token_keys`.
+        num_virtual_tokens: V, positions that a method puts before each text of T. A tensor without them (hidden states
+            under a prefix, which is in the cache) has the keys of the text's own positions.
     """
 
-    def __init__(self, keys: Tensor) -> None:
+    def __init__(self, keys: Tensor, num_virtual_tokens: int = 0) -> None:
         super().__init__()
         self.keys = keys
+        self.num_virtual_tokens = num_virtual_tokens
         self.place = 0
+        self._by_length = {keys.shape[1] - skipped: keys[:, skipped:] for skipped in (num_virtual_tokens, 0)}
 
     def __enter__(self) -> "Masks":
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -120,7 +124,7 @@ class Masks(TorchFunctionMode):
 
     def from_place(self, place: int) -> "Masks":
         """Return the same masks for a part of the forward that began at the dropout numbered `place`."""
-        again = Masks(self.keys)
+        again = Masks(self.keys, self.num_virtual_tokens)
         again.place = place
         return again
 
@@ -145,16 +149,17 @@ class Masks(TorchFunctionMode):
         return torch.where(keep, x * (LEVELS / (LEVELS - threshold)), 0.0)
 
     def _keep(self, shape: torch.Size, threshold: int) -> Tensor:
-        rows, length = self.keys.shape
-        if len(shape) >= 3 and tuple(shape[:2]) == (rows, length):  # (R, T, ...)
-            return keep_mask(self.keys, self.place, shape[2:].numel(), threshold).view(shape)
-        if len(shape) == 2 and shape[0] == rows * length:  # (R * T, features)
-            return keep_mask(self.keys, self.place, shape[1], threshold).view(shape)
-        if len(shape) == 4 and shape[0] == rows and shape[2] == length:  # (R, heads, T, keys): attention weights
+        rows = len(self.keys)
+        if len(shape) == 4 and shape[0] == rows and shape[2] in self._by_length:  # (R, heads, T, keys): attention
             heads = torch.arange(1, shape[1] + 1, dtype=torch.int64, device=self.keys.device) * MIX_1
-            keys = self.keys[:, None, :] ^ heads[None, :, None]
+            keys = self._by_length[shape[2]][:, None, :] ^ heads[None, :, None]
             return keep_mask(keys, self.place, shape[3], threshold)
-        raise NotImplementedError(f"dropout of a tensor of shape {tuple(shape)} with {rows} rows of {length} tokens")
+        if len(shape) >= 3 and shape[0] == rows and shape[1] in self._by_length:  # (R, T, ...)
+            return keep_mask(self._by_length[shape[1]], self.place, shape[2:].numel(), threshold).view(shape)
+        if len(shape) == 2 and shape[0] % rows == 0 and shape[0] // rows in self._by_length:  # (R * T, features)
+            return keep_mask(self._by_length[shape[0] // rows], self.place, shape[1], threshold).view(shape)
+        lengths = " or ".join(map(str, self._by_length))
+        raise NotImplementedError(f"dropout of a tensor of shape {tuple(shape)} with {rows} rows of {lengths} tokens")
 
     def _attention(
         self,
@@ -189,7 +194,12 @@ def _dropout_p(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
 
 
 @contextmanager
-def masked(streams: Sequence[int], step: int, slots: Tensor, length: int) -> Iterator[None]:
-    """Within the context every dropout draws the masks of these rows at this step (see `token_keys`)."""
-    with Masks(token_keys(streams, step, slots, length)):
+def masked(
+    streams: Sequence[int], step: int, slots: Tensor, length: int, num_virtual_tokens: int = 0
+) -> Iterator[None]:
+    """Within the context every dropout draws the masks of these rows at this step (see `token_keys`).
+
+    Virtual tokens stand before the `length` positions of each text.
+    """
+    with Masks(token_keys(streams, step, slots, num_virtual_tokens + length), num_virtual_tokens):
         yield

@@ -104,15 +104,23 @@ def _check_causal(config: "PreTrainedConfig", model: str) -> None:
         )
 
 
-def check_context(config: "PreTrainedConfig", max_length: int) -> None:
+def check_context(config: "PreTrainedConfig", max_length: int, num_virtual_tokens: int = 0) -> None:
     """Refuse sequences that are longer than the model's context.
 
+    Args:
+        config: the model's.
+        max_length: tokens of the longest sequence.
+        num_virtual_tokens: positions that a method puts before every sequence.
+
     Raises:
-        StudyError: `max_length` is above the number of positions.
+        StudyError: together they are above the number of positions.
     """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(context, int) and max_length > context:
-        raise StudyError(f"task.max_length: {max_length} is above the model's context of {context} tokens. Lower it.")
+    if isinstance(context, int) and max_length + num_virtual_tokens > context:
+        before = f" with {num_virtual_tokens} virtual tokens before it" if num_virtual_tokens else ""
+        raise StudyError(
+            f"task.max_length: {max_length}{before} is above the model's context of {context} tokens. Lower it."
+        )
 
 
 def load_tokenizer(

@@ -24,9 +24,10 @@ def recompute_activations(model: nn.Module) -> None:
         raise UnsupportedError(
             f"{type(model).__name__} does not know gradient checkpointing. Leave gradient_checkpointing out."
         )
-    model.gradient_checkpointing_enable(  # type: ignore[operator]
-        gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": _contexts}
-    )
+    # Named anew within version 5 of Transformers; both names take the same first argument.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    switch_on: Any = next(getattr(model, name) for name in names if hasattr(model, name))
+    switch_on({"use_reentrant": False, "context_fn": _contexts})
 
 
 def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
