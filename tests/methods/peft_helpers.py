@@ -14,6 +14,8 @@ from tuneoff.methods.lora import LoRAModel
 
 BOUND = 1e-6
 """Of the largest value: the same products, the scaling applied at another place."""
+EXACT = 1e-12
+"""The same in float64."""
 
 
 @contextmanager

@@ -17,11 +17,23 @@ from tuneoff.errors import MethodError
 from tuneoff.methods.base import AdaptedModel, Method
 from tuneoff.methods.heads import HeadedModel, head_parameters, train_head
 from tuneoff.methods.lora import A_NAME, B_NAME, MAGNITUDE_NAME, LoRA, LoRAModel
-from tuneoff.methods.peft_config import CLASSIFIER, CONFIG_FILE, lora_config, read_config
+from tuneoff.methods.peft_config import (
+    CLASSIFIER,
+    CONFIG_FILE,
+    PREFIX_STATE,
+    PROMPT_STATE,
+    lora_config,
+    prefix_config,
+    prompt_config,
+    read_config,
+)
+from tuneoff.methods.soft_prompt import PrefixModel, PrefixTuning, PromptModel, PromptTuning
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-"""What PEFT's wrapper puts before the module names of the model that it holds."""
+PREFIX, SHORT_PREFIX = "base_model.model.", "base_model."
+"""What PEFT's wrapper puts before the module names of the model that it holds; the short one with soft prompts."""
+PROMPT_KEY = "prompt_embeddings"
+"""PEFT's name for the vectors of a soft prompt, of prefix tuning, too."""
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -56,6 +68,12 @@ def write_peft(adapted: AdaptedModel, folder: Path, base_name: str, member: int 
         case LoRAModel():
             config = lora_config(inner, base_name, member, head)
             state = peft_state(adapted.state_dict(member))
+        case PromptModel():
+            config = prompt_config(inner, base_name, head)
+            state = _prompt_state(adapted, inner, inner.state_dict()[PROMPT_STATE])
+        case PrefixModel():
+            config = prefix_config(inner, base_name, head)
+            state = _prompt_state(adapted, inner, inner.prefix())
         case _:
             raise MethodError(
                 f"{type(inner).__name__.removesuffix('Model')}: PEFT has no class for this method, so it cannot be "
@@ -65,6 +83,13 @@ def write_peft(adapted: AdaptedModel, folder: Path, base_name: str, member: int 
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _prompt_state(adapted: AdaptedModel, inner: AdaptedModel, vectors: Tensor) -> dict[str, Tensor]:
+    """Return a soft prompt's vectors and the head that was trained with it, under PEFT's names."""
+    own = inner.trainable_parameters()
+    state = {SHORT_PREFIX + name: tensor for name, tensor in adapted.state_dict().items() if name not in own}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in ({PROMPT_KEY: vectors} | state).items()}
 
 
 def read_peft(folder: Path) -> tuple[Method, dict[str, Tensor]]:
@@ -79,7 +104,12 @@ def read_peft(folder: Path) -> tuple[Method, dict[str, Tensor]]:
     """
     config = read_config(folder)
     state = _read_weights(folder)
-    method, own = _lora(folder, config, state)
+    if config["peft_type"] == "LORA":
+        state = from_peft_state(state)
+        method, own = _lora(folder, config, state)
+    else:
+        state = {name.removeprefix(SHORT_PREFIX): tensor for name, tensor in state.items()}
+        method, own = _soft_prompt(folder, config, state)
     others = [name for name in state if name not in own]
     if others and config.get("task_type") != CLASSIFIER:
         listed = ", ".join(others[:3])
@@ -115,6 +145,19 @@ def _lora(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) 
     return lora, biases | {f"{name}.{end}" for name in names for end in ends}
 
 
+def _soft_prompt(folder: Path, config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[Method, set[str]]:
+    """Return the method of a folder and the name of its tensor, to which PEFT's is changed."""
+    num = int(config["num_virtual_tokens"])
+    vectors = state.pop(PROMPT_KEY, None)
+    if vectors is None or vectors.ndim != 2 or vectors.shape[0] != num:
+        found = "none" if vectors is None else f"shape {tuple(vectors.shape)}"
+        raise MethodError(f"{folder / WEIGHTS_FILE}: expected {PROMPT_KEY} of {num} virtual tokens; found {found}")
+    is_prompt = config["peft_type"] == "PROMPT_TUNING"
+    name = PROMPT_STATE if is_prompt else PREFIX_STATE
+    state[name] = vectors
+    return PromptTuning(num) if is_prompt else PrefixTuning(num), {name}
+
+
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -122,7 +165,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         hint = f"; {pickled.name} is a pickle, which can run code, and is not read" if pickled.exists() else ""
         raise MethodError(f"{folder}: expected {WEIGHTS_FILE}{hint}")
     try:
-        return from_peft_state(load_file(path))
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise MethodError(f"{path}: not a readable safetensors file ({error})") from None
 

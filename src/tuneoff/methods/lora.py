@@ -109,6 +109,8 @@ class LoRAModel(AdaptedModel):
         if self._merged is not None:
             raise MethodError(f"member {self._merged} is merged already; call unmerge() first")
         for layer in self.layers.values():
+            layer.check_merge()
+        for layer in self.layers.values():
             layer.merge(member)
         swap(self.module, {name: layer.base for name, layer in self.layers.items()})
         self._biases.merge()

@@ -167,9 +167,8 @@ class LoRALayer(nn.Module):
         weight = weight.to(torch.promote_types(weight.dtype, a.dtype))
         return torch.addmm(weight, b.to(weight.dtype), a.to(weight.dtype), alpha=self.scalings[member])
 
-    @torch.no_grad()
-    def merge(self, member: int) -> None:
-        """Fold a member's update into the base's weight, worked out in fp32 and rounded once.
+    def check_merge(self) -> None:
+        """Refuse a merge that would lose what was learned.
 
         Raises:
             UnsupportedError: the base's weight is quantised.
@@ -179,6 +178,10 @@ class LoRALayer(nn.Module):
                 f"a LoRA cannot be merged into a quantised weight ({type(self.base).__name__}): what it learned is "
                 "finer than the steps of 4 or 8 bits. Keep it as an adapter, or merge it into the base in fp32 or bf16."
             )
+
+    @torch.no_grad()
+    def merge(self, member: int) -> None:
+        """Fold a member's update into the base's weight, worked out in fp32 and rounded once."""
         merged = self._summed(member)
         if self.magnitude:
             merged = merged * (self.magnitude[member] / self._norm(member))[:, None]

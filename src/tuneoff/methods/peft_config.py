@@ -13,15 +13,22 @@ from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import MethodError
 from tuneoff.methods.lora import LoRAModel
+from tuneoff.methods.soft_prompt import PREFIX_NAME, PROMPT_NAME, PrefixModel, PromptModel
 from tuneoff.study.methods import ALL_LINEAR
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 CONFIG_FILE = "adapter_config.json"
+PROMPT_STATE, PREFIX_STATE = f"{PROMPT_NAME}.weight", f"{PREFIX_NAME}.weight"
+"""Names under which the vectors of a soft prompt are saved here."""
 CAUSAL_LM, CLASSIFIER = "CAUSAL_LM", "SEQ_CLS"
 
-NUMBERS: Mapping[str, Sequence[str]] = {"LORA": ("r", "lora_alpha")}
+NUMBERS: Mapping[str, Sequence[str]] = {
+    "LORA": ("r", "lora_alpha"),
+    "PROMPT_TUNING": ("num_virtual_tokens",),
+    "PREFIX_TUNING": ("num_virtual_tokens",),
+}
 """Adapters that can be loaded, with the options that must be numbers."""
 
 COMMON = {
@@ -34,6 +41,7 @@ COMMON = {
     "revision",
     "task_type",
 }
+PROMPT = COMMON | {"num_attention_heads", "num_layers", "num_virtual_tokens", "token_dim"}
 KNOWN: Mapping[str, set[str]] = {
     "LORA": COMMON
     | {"bias", "lora_alpha", "lora_dropout", "r", "use_dora", "use_rslora"}
@@ -42,11 +50,16 @@ KNOWN: Mapping[str, set[str]] = {
     # how A and B were drawn, which `init_lora_weights` has to agree with, and sizes of options that are off
     | {"corda_config", "ensure_weight_tying", "eva_config", "loftq_config", "lora_ga_config"}
     | {"init_lora_weights", "megatron_config", "megatron_core", "qalora_group_size"},
+    # how the vectors were drawn; the file holds them as they were at the end, with a projection applied
+    "PROMPT_TUNING": PROMPT
+    | {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path"},
+    "PREFIX_TUNING": PROMPT | {"encoder_hidden_size", "init_weights", "prefix_projection"},
 }
 """Options that are read here or do not change what a trained adapter computes."""
 
 ALLOWED: Mapping[str, Sequence[Any]] = {
     "bias": ("none", "all", "lora_only"),
+    "num_transformer_submodules": (1,),  # 2 is an encoder and a decoder
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # the others change the base's weights, too
 }
 """Options that are read here at these values alone."""
@@ -73,6 +86,37 @@ def lora_config(adapted: LoRAModel, base_name: str, member: int, head: str | Non
         target_modules=_peft_targets(lora.targets, adapted.matched),
         fan_in_fan_out=all(isinstance(layer.base, Conv1D) for layer in adapted.layers.values()),
         bias=lora.bias,
+        **_common(base_name, head),
+    )
+
+
+def prompt_config(adapted: PromptModel, base_name: str, head: str | None) -> "PeftConfig":
+    """Return PEFT's configuration of prompt tuning (see `lora_config`)."""
+    from peft import PromptTuningConfig
+
+    width = adapted.trainable_parameters()[PROMPT_STATE].shape[1]
+    return PromptTuningConfig(
+        num_virtual_tokens=adapted.num_virtual_tokens,
+        token_dim=width,
+        num_transformer_submodules=1,
+        **_common(base_name, head),
+    )
+
+
+def prefix_config(adapted: PrefixModel, base_name: str, head: str | None) -> "PeftConfig":
+    """Return PEFT's configuration of prefix tuning (see `lora_config`), its projection applied already.
+
+    PEFT's `token_dim` is the width of one token's keys, and its heads are the key-value heads.
+    """
+    from peft import PrefixTuningConfig
+
+    shape = adapted.added.shape
+    return PrefixTuningConfig(
+        num_virtual_tokens=adapted.num_virtual_tokens,
+        token_dim=shape.width,
+        num_transformer_submodules=1,
+        num_attention_heads=shape.num_heads,
+        num_layers=shape.num_layers,
         **_common(base_name, head),
     )
 

@@ -9,10 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import translate
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tuneoff.errors import MethodError, did_you_mean
+from tuneoff.errors import MethodError, UnsupportedError, did_you_mean
+from tuneoff.methods.base import is_quantised as is_quantised
 from tuneoff.methods.heads import head_names
 from tuneoff.study.methods import ALL_LINEAR
 
@@ -28,19 +30,21 @@ def features(layer: AdaptableLayer) -> tuple[int, int]:
     return layer.in_features, layer.out_features
 
 
-def is_quantised(layer: AdaptableLayer) -> bool:
-    """Whether the layer's weight is packed in 4 or 8 bits, or will be once it is moved to its device."""
-    weight = layer.weight
-    return not weight.is_floating_point() or type(weight).__name__ in ("Params4bit", "Int8Params")
-
-
 def dense_weight(layer: AdaptableLayer) -> Tensor:
-    """Return the layer's weight as numbers, laid out as the layer stores it; a quantised one is unpacked."""
+    """Return the layer's weight as numbers, laid out as the layer stores it; a quantised one is unpacked to fp32.
+
+    Raises:
+        UnsupportedError: a quantised layer that does not say what its weight stands for.
+    """
     if not is_quantised(layer):
         return layer.weight.detach()
-    from peft.utils.integrations import dequantize_module_weight  # a second to import, for quantised bases alone
-
-    weight: Tensor = dequantize_module_weight(layer)
+    unpack = getattr(layer, "dequantised", None)
+    if not callable(unpack):
+        raise UnsupportedError(
+            f"the weight of a {type(layer).__name__} cannot be read back, and DoRA needs its norm. Let the arm quantise "
+            "the base (quantize: nf4 or int8), or use dora: false."
+        )
+    weight: Tensor = unpack(torch.float32)
     return weight.detach()
 
 
