@@ -8,14 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneoff.errors import StoreError
+from pydantic import ValidationError
+
+from tuneoff.errors import StoreError, StudyError
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study as Study
+from tuneoff.study.testing import Decoding
 
 if TYPE_CHECKING:
+    from altair import LayerChart
+
     from tuneoff.analysis.values import Summary
+    from tuneoff.evaluation.scoring import Scoring
+    from tuneoff.planning.modules import Architecture
     from tuneoff.planning.plan import Plan
     from tuneoff.running.events import Event
     from tuneoff.running.preflight import Preflight
@@ -57,6 +64,15 @@ class Result:
         """Return the runs that some process works on now."""
         return frozenset(run_id for run_id in self.store.run_ids() if self.store.is_locked(run_id))
 
+    def charts(self) -> "dict[str, LayerChart]":
+        """Return the report's charts by name (`learning`, `rates`, ...), as Altair: a notebook shows what it is given.
+
+        Charts that have nothing to show are left out.
+        """
+        from tuneoff.report.charts import figures
+
+        return figures(self.summary(), {run_id: self.store.curve(run_id) for run_id in self.records()[0]})
+
     def table(self) -> None:
         """Print the main table."""
         from rich.console import Console
@@ -65,10 +81,15 @@ class Result:
 
         Console().print(study_table(self.summary()))
 
-    def report(self, folder: Path | None = None) -> list[Path]:
+    def report(self, folder: Path | None = None, *, figures: Sequence[str] = ()) -> list[Path]:
         """Write report.html, .md, .csv and .json, and return their paths.
 
+        Args:
+            folder: where to; none is the study's own folder.
+            figures: kinds of file (png, svg, pdf) that every chart is written as, into `figures/`.
+
         Raises:
+            StudyError: a kind of file that charts cannot be written as.
             StoreError: the folder cannot be written to, or none of its finished runs belongs to the study as given.
         """
         from tuneoff.analysis.summary import summarise
@@ -82,20 +103,21 @@ class Result:
             )
         curves = {run_id: self.store.curve(run_id) for run_id in records}
         summary = summarise(self.study, records, tests)
-        return write_report(folder or self.store.folder, self.study, summary, curves, records, tests)
+        return write_report(folder or self.store.folder, self.study, summary, curves, records, tests, figures)
 
 
-def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
+def load(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Study:
     """Read a study file or a recipe.
 
     Args:
         source: path of a YAML file, or the name of a recipe.
-        overrides: `KEY=VALUE` each, such as `budget.steps=100`.
+        overrides: `KEY=VALUE` each, such as `budget.steps=100`; `arms.*.KEY` stands for every arm that gives KEY.
+        smoke: take a recipe's small form, on the demo base and demo data, called `NAME-smoke`.
 
     Raises:
         StudyError: the file cannot be used; the message names the key.
     """
-    return load_study(source, overrides)
+    return load_study(source, overrides, smoke=smoke)
 
 
 def open_result(study: Study, out: Path = DEFAULT_OUT) -> Result:
@@ -164,3 +186,76 @@ def plan(study: Study) -> "Plan":
     from tuneoff.planning.plan import plan as make_plan
 
     return make_plan(study)
+
+
+def modules(
+    model: str, study: str | Path | None = None, *, arms: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> "Architecture":
+    """Return what a model is made of and what a study's arms adapt in it, without loading weights.
+
+    Args:
+        model: hub id, folder, `config.json`, or `demo`; a study file or a recipe stands for its model and its arms.
+        study: a study file or a recipe whose arms are marked in `model`.
+        arms: names of arms, or of families of arms; none is all.
+        overrides: `KEY=VALUE` each, of the study.
+
+    Raises:
+        StudyError: the study cannot be used, it has no such arm, or arms are asked for without a study.
+        ModelError: the model's configuration cannot be had or is not a causal language model.
+        MethodError: an arm whose targets match nothing.
+    """
+    from tuneoff.planning.modules import model_architecture, study_architecture
+
+    source = study if study is not None else model if _is_study(model) else None
+    if source is not None:
+        return study_architecture(_with_model(load(source, overrides), None if source == model else model), arms)
+    if arms or overrides:
+        raise StudyError(f"{model!r} is a model and has no arms; name the study with --study STUDY")
+    return model_architecture(model, Path.cwd())
+
+
+def _is_study(source: str) -> bool:
+    """Whether a text names a study. `demo` is a model, too, and that is meant."""
+    from tuneoff.training.model_files import DEMO
+
+    return source != DEMO and (source in recipe_names() or Path(source).suffix in (".yaml", ".yml"))
+
+
+def _with_model(study: Study, model: str | None) -> Study:
+    """Return the study on another base, whose path starts at the working folder and whose code is not trusted."""
+    if model is None or model == study.model:
+        return study
+    base = str(Path(model).absolute()) if Path(model).exists() else model
+    return study.model_copy(update={"model": base, "revision": None, "trust_remote_code": False})
+
+
+def score(predictions: Path, references: Path | None = None, metrics: Sequence[str] = ()) -> "Scoring":
+    """Score saved predictions of any task, whoever wrote them.
+
+    Args:
+        predictions: JSON (`{id: text}`, a list of texts or classes), JSON lines, CSV, TSV, Parquet, or one text a line.
+        references: the same, or SQuAD's JSON; none takes those that stand beside the predictions.
+        metrics: names as in a study file; none is accuracy and f1 for classes, f1 and exact_match for texts. Modules
+            of functions of your own may lie in the folder that you are in.
+
+    Raises:
+        TuneoffError: a file or a metric that cannot be used, or files that do not belong together.
+    """
+    from tuneoff.evaluation.scoring import score_files
+
+    return score_files(predictions, references, metrics, Path.cwd())
+
+
+def decoding(**options: float | None) -> Decoding:
+    """Return a decoding strategy: greedy, or what departs from it (`temperature`, `top_k`, `top_p`, `beams`).
+
+    Raises:
+        StudyError: a value that no strategy can have.
+    """
+    try:
+        return Decoding.model_validate({name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        found = f"{first['loc'][-1]}: {message}; found {first['input']}" if first["loc"] else message
+        raise StudyError(found) from None

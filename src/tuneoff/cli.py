@@ -29,9 +29,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as budget.steps=100. Can be repeated."),
 ]
+SmokeOption = Annotated[
+    bool, typer.Option("--smoke", help="A recipe's small form, on the demo base and demo data: seconds on a CPU.")
+]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results of all studies lie.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="STUDY/ARM, or the id of a run (`tuneoff status`).")]
 DEFAULT_OUT = Path("runs")
+PIPE_WIDTH = 1000
+"""Columns of a line of a tree where the output is no terminal: more than any needs."""
 
 
 def _print(what: object) -> None:
@@ -59,13 +64,16 @@ def demo(
 
 @app.command(epilog="Example: `tuneoff plan dolly-llama3`")
 def plan(
-    study: StudyArgument, overrides: SetOption = None, as_json: Annotated[bool, typer.Option("--json")] = False
+    study: StudyArgument,
+    overrides: SetOption = None,
+    smoke: SmokeOption = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Show what each arm would train, before anything is trained: matched modules and exact parameter counts."""
     from tuneoff import api
     from tuneoff.planning.render import render
 
-    found = api.plan(api.load(study, overrides or ()))
+    found = api.plan(api.load(study, overrides or (), smoke=smoke))
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
@@ -76,6 +84,7 @@ def plan(
 def run(
     study: StudyArgument,
     overrides: SetOption = None,
+    smoke: SmokeOption = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ARM", help="Work on this arm alone. Can be repeated.")
     ] = None,
@@ -83,16 +92,18 @@ def run(
     out: OutOption = DEFAULT_OUT,
 ) -> None:
     """Train what is missing and nothing that is done. The same command resumes."""
-    _run(study, overrides, out, tuple(only or ()), jobs)
+    _run(study, overrides, out, tuple(only or ()), jobs, smoke=smoke)
 
 
 @app.command()
-def status(study: StudyArgument, overrides: SetOption = None, out: OutOption = DEFAULT_OUT) -> None:
+def status(
+    study: StudyArgument, overrides: SetOption = None, smoke: SmokeOption = False, out: OutOption = DEFAULT_OUT
+) -> None:
     """Show what is done, running, infeasible and left."""
     from tuneoff import api
     from tuneoff.report.status import run_listing, status_table
 
-    result = api.open_result(api.load(study, overrides or ()), out)
+    result = api.open_result(api.load(study, overrides or (), smoke=smoke), out)
     summary = result.summary()
     _print(status_table(summary, result.running()))
     _print(run_listing(summary))
@@ -102,13 +113,21 @@ def status(study: StudyArgument, overrides: SetOption = None, out: OutOption = D
         _print(Text(f"{num_others} other finished runs there have other settings (another --set?).", style="yellow"))
 
 
-@app.command(epilog="Example: `tuneoff report study.yaml`")
-def report(study: StudyArgument, overrides: SetOption = None, out: OutOption = DEFAULT_OUT) -> None:
+@app.command(epilog="Example: `tuneoff report study.yaml`, or with every chart as files `--figures png,svg`")
+def report(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    figures: Annotated[
+        str, typer.Option("--figures", metavar="FORMATS", help="Write every chart as files too: png, svg, pdf.")
+    ] = "",
+    smoke: SmokeOption = False,
+    out: OutOption = DEFAULT_OUT,
+) -> None:
     """Print the table; write the page, Markdown, CSV and JSON. Can be had at any time."""
     from tuneoff import api
 
-    result = api.open_result(api.load(study, overrides or ()), out)
-    paths = result.report()
+    result = api.open_result(api.load(study, overrides or (), smoke=smoke), out)
+    paths = result.report(figures=[form.strip() for form in figures.split(",") if form.strip()])
     result.table()
     _say_report(paths)
 
@@ -133,15 +152,68 @@ def generate(
     run_name: RunArgument,
     prompt: Annotated[str, typer.Argument(help="Text to go on from; instruction studies put it in their template.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Draw tokens; below 1 the likelier.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw among those with this much probability.")] = None,
+    beams: Annotated[int | None, typer.Option("--beams", help="Beam search of this width; nothing is drawn.")] = None,
     out: OutOption = DEFAULT_OUT,
 ) -> None:
-    """Try a trained run against its base, on one prompt."""
+    """Try a trained run against its base, on one prompt; greedily unless told otherwise."""
+    from tuneoff import api
     from tuneoff.running.use import compare_on_prompt
 
     console = Console()
-    for who, text in compare_on_prompt(out, run_name, prompt, max_new_tokens):
+    decoding = api.decoding(temperature=temperature, top_k=top_k, top_p=top_p, beams=beams)
+    for who, text in compare_on_prompt(out, run_name, prompt, max_new_tokens, decoding):
         console.rule(Text(who), align="left")
         console.print(Text(text))
+
+
+@app.command(
+    epilog="Examples: `tuneoff score --predictions predictions.json --references dev-v1.1.json` (SQuAD); "
+    "`tuneoff score --predictions predictions.json --references labels.json` (classes); "
+    "`tuneoff score --predictions generations.jsonl --metric rougeL --metric 'regex:\\d+'` (its own references)"
+)
+def score(
+    predictions: Annotated[
+        Path,
+        typer.Option(
+            "--predictions",
+            metavar="P",
+            help="JSON ({id: text}, a list of texts or classes), JSON lines, CSV, TSV, Parquet, or one text a line.",
+        ),
+    ],
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            "--references",
+            metavar="R",
+            help="The same, or SQuAD's JSON; left out, they are taken from P (generations.jsonl has them).",
+        ),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="accuracy, f1, macro_f1 of classes; exact_match, f1, rouge1, rouge2, rougeL, bleu, regex:PATTERN, "
+            "module:function of texts. Can be repeated.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score saved predictions of any task, whoever wrote them."""
+    from tuneoff import api
+
+    found = api.score(predictions, references, tuple(metrics or ()))
+    if as_json:
+        print(found.model_dump_json(indent=2, exclude_none=True))
+    else:
+        from tuneoff.report.scores import score_table
+
+        _print(score_table(found))
 
 
 @app.command()
@@ -153,15 +225,34 @@ def recipes() -> None:
         _print(Text.assemble((f"{name:<16}", "bold"), api.load(name).about))
 
 
-@app.command(epilog="Example: `tuneoff modules gpt2`")
+@app.command(
+    epilog="Examples: `tuneoff modules gpt2`, `tuneoff modules dolly-llama3 --arm lora-r16`, "
+    "`tuneoff modules gpt2 --study study.yaml`"
+)
 def modules(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, config.json or demo.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|STUDY", help="Hub id, folder, config.json or demo; or a study, whose arms are then marked."
+        ),
+    ],
+    study: Annotated[
+        str | None, typer.Option("--study", metavar="STUDY", help="Mark what its arms adapt in this model.")
+    ] = None,
+    arms: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="ARM", help="Mark this arm alone. Can be repeated.")
+    ] = None,
+    overrides: SetOption = None,
 ) -> None:
-    """List the layers of a model that can be targets."""
-    from tuneoff.planning.modules import list_modules
+    """Draw a model's architecture: its layers, which of them can be targets, and what a study's arms adapt."""
+    from tuneoff import api
+    from tuneoff.planning.tree import architecture_tree
 
-    for line in list_modules(model, Path.cwd()):
-        _print(Text(line))
+    found = api.modules(model, study, arms=arms or (), overrides=overrides or ())
+    console = Console()
+    # A pipe has no width, so nothing is folded there; a terminal's lines are folded within the tree.
+    console = console if console.is_terminal else Console(width=PIPE_WIDTH)
+    console.print(architecture_tree(found))
 
 
 @contextmanager
@@ -175,13 +266,21 @@ def _stoppable() -> Iterator[None]:
 
 
 @_stoppable()
-def _run(source: str, overrides: list[str] | None, out: Path, only: tuple[str, ...], num_jobs: int) -> None:
+def _run(
+    source: str,
+    overrides: list[str] | None,
+    out: Path,
+    only: tuple[str, ...],
+    num_jobs: int,
+    *,
+    smoke: bool = False,
+) -> None:
     from tuneoff import api
     from tuneoff.planning.render import module_listing
     from tuneoff.report.live import Live
 
     console = Console()
-    study = api.load(source, overrides or ())
+    study = api.load(source, overrides or (), smoke=smoke)
     checked = api.check(study)
     for line in checked.lines():
         console.print(Text(line))
@@ -197,11 +296,8 @@ def _run(source: str, overrides: list[str] | None, out: Path, only: tuple[str, .
 
 def _say_report(paths: list[Path]) -> None:
     page = next(path for path in paths if path.suffix == ".html")
-    _print(
-        Text.assemble(
-            "Page: ", (str(page), "bold"), f" (also {', '.join(path.name for path in paths if path != page)})"
-        )
-    )
+    others = ", ".join(str(path.relative_to(page.parent)) for path in paths if path != page)
+    _print(Text.assemble("Page: ", (str(page), "bold"), f" (also {others})"))
 
 
 def main() -> None:

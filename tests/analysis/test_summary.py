@@ -3,7 +3,17 @@
 import math
 
 import pytest
-from fakes import BASE, Fakes, make_infeasible, make_likelihood, make_record, make_study
+from fakes import (
+    BASE,
+    EVERY_METHOD,
+    Fakes,
+    make_classification,
+    make_infeasible,
+    make_likelihood,
+    make_qa,
+    make_record,
+    make_study,
+)
 from scipy import stats
 
 from tuneoff.analysis.estimates import exp_of, over_seeds
@@ -11,7 +21,7 @@ from tuneoff.analysis.selection import choose_rate
 from tuneoff.analysis.summary import summarise
 from tuneoff.analysis.values import Summary
 from tuneoff.study.expand import trials
-from tuneoff.study.records import TestRecord
+from tuneoff.study.records import Parameters, TestRecord
 
 
 def summary_of(fakes: Fakes) -> Summary:
@@ -186,3 +196,121 @@ def test_a_caution_about_the_data_stands_beside_the_verdict() -> None:
         provenance = record.provenance.model_copy(update={"cautions": (caution,)})
         fakes.records[run_id] = record.model_copy(update={"provenance": provenance})
     assert summary_of(fakes).caveats.count(caution) == 1
+
+
+def test_metrics_are_estimates_over_seeds() -> None:
+    fakes = Fakes(make_qa())
+    arm = summary_of(fakes).arm("full")
+    values = [fakes.tests[run_id].metrics["exact_match"] for run_id in arm.chosen_run_ids]
+    low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+    assert arm.test is not None
+    found = arm.test.metrics["exact_match"]
+    assert (found.low, found.high, found.n) == (pytest.approx(low), pytest.approx(high), 3)
+    assert [texts.decoding.name for texts in arm.generated] == ["greedy", "top-p-0.9", "t-0.7"]
+    drawn = [fakes.tests[run_id].generated[1].best_of_n["f1"] for run_id in arm.chosen_run_ids]
+    assert arm.generated[1].best_of_n["f1"].value == pytest.approx(sum(drawn) / 3)
+    assert (arm.generated[0].num_near_ties, arm.generated[1].num_samples) == (9, 5)
+    assert summary_of(fakes).arm("zero-shot").generated[0].metrics["f1"].n == 1
+
+
+def with_metric(fakes: Fakes, name: str, values: dict[str, list[float]]) -> None:
+    """Give the seeds of some arms these values of a metric."""
+    for arm, points in values.items():
+        for run_id, value in zip(summary_of(fakes).arm(arm).chosen_run_ids, points, strict=True):
+            test = fakes.tests[run_id]
+            fakes.tests[run_id] = test.model_copy(update={"metrics": {**test.metrics, name: value}})
+
+
+def test_arms_rank_by_the_primary_metric() -> None:
+    """The loss says otherwise: `a` has the lower one."""
+    arm = {"method": "lora", "rank": 8}
+    arms = {"a": {**arm, "lr": 3e-4}, "b": {**arm, "lr": 1e-5}, "base": {"method": "none"}}
+    fakes = Fakes(make_classification(arms=arms))
+    with_metric(fakes, "accuracy", {"a": [88.0, 88.1, 88.2], "b": [91.1, 91.2, 91.3], "base": [50.0]})
+    summary = summary_of(fakes)
+    first, second = summary.arm("a").test, summary.arm("b").test
+    assert first is not None
+    assert second is not None
+    assert first.loss_nats.value < second.loss_nats.value
+    assert summary.ranking == ("b", "a", "base")
+    assert summary.verdict == (
+        "Highest test accuracy: b (91.2, 95 % interval 91.0 to 91.4, 3 seeds); next: a (88.1, 95 % interval 87.9 to "
+        "88.3, 3 seeds). The intervals do not overlap; they cover seeds alone, not the noise of the test items, and no "
+        "test of the difference was made."
+    )
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        (([91.0, 91.2, 91.4], [90.9, 91.1, 91.3]), "The intervals overlap, so this does not tell them apart."),
+        (([91.0, 91.0, 91.0], [91.0, 91.0, 91.0]), "The two are equal to the last digit."),
+    ],
+)
+def test_verdict_on_points(points: tuple[list[float], list[float]], says: str) -> None:
+    arm = {"method": "lora", "rank": 8}
+    fakes = Fakes(make_classification(arms={"a": {**arm, "lr": 1e-3}, "b": {**arm, "lr": 1e-4}}))
+    with_metric(fakes, "accuracy", {"a": points[0], "b": points[1]})
+    assert summary_of(fakes).verdict.endswith(says)
+
+
+def test_base_inside_and_outside_an_interval_of_points() -> None:
+    arms = {"base": {"method": "none"}, "a": {"method": "lora", "rank": 8, "lr": 1e-3}}
+    for base, where in ((91.0, "inside"), (85.0, "outside"), (97.0, "outside")):
+        fakes = Fakes(make_classification(arms=arms))
+        with_metric(fakes, "accuracy", {"a": [91.0, 91.2, 91.4], "base": [base]})
+        assert f"base lies {where} the interval of a" in summary_of(fakes).verdict
+
+
+def test_a_test_with_other_settings_does_not_count() -> None:
+    fakes = Fakes(make_qa())
+    other = make_qa(generate={"max_new_tokens": 9})
+    summary = summarise(other, fakes.records, fakes.tests)
+    assert summary.ranking == ()
+    assert {arm.status for arm in summary.arms} == {"partly"}
+    assert {arm.num_tested for arm in summary.arms} == {0}
+    assert (
+        "13 runs were tested with other metrics, decoding or limits; `tuneoff run` reads the test split again."
+        in summary.caveats
+    )
+    assert not any("other metrics" in caveat for caveat in summary_of(fakes).caveats)
+
+
+def test_texts_that_were_cut_are_flagged() -> None:
+    fakes = Fakes(make_qa(), share=0.4)
+    for run_id in summary_of(fakes).arm("full").chosen_run_ids:
+        first, *rest = fakes.tests[run_id].generated
+        cut = (first.model_copy(update={"truncated_pct": 21.0}), *rest)
+        fakes.tests[run_id] = fakes.tests[run_id].model_copy(update={"generated": cut})
+    summary = summary_of(fakes)
+    assert [flag.kind for flag in summary.arm("full").flags] == ["truncated"]
+    assert any("more than 20 % of the texts (greedy) reached the limit of 32 new tokens" in c for c in summary.caveats)
+    assert not summary.arm("zero-shot").flags
+
+
+def test_worse_than_guessing_speaks_of_classes() -> None:
+    fakes = Fakes(make_classification(arms={"base": {"method": "none"}}))
+    (run_id,) = fakes.tests
+    fakes.tests[run_id] = fakes.tests[run_id].model_copy(
+        update={"test": fakes.tests[run_id].test.model_copy(update={"nll_nats": 0.7 * 872, "num_target_tokens": 872})}
+    )
+    (flag,) = summary_of(fakes).arm("base").flags
+    assert flag.kind == "worse_than_uniform"
+    assert "guessing evenly among the 2 classes" in flag.message
+
+
+@pytest.mark.parametrize("only", ["houlsby", "prompt", "prefix", "biases", "output", "qlora", "loha"])
+def test_reduction_is_told_by_methods_whose_count_shows_the_base(only: str) -> None:
+    fakes = Fakes(make_study(arms={only: EVERY_METHOD[only]}))
+    trainable = {"prompt": 12_345}.get(only, 777)
+    is_subset = only in ("biases", "output")
+    counts = Parameters(trainable=trainable, total=BASE + (0 if is_subset else trainable))
+    fakes.records = {
+        run_id: record.model_copy(update={"parameters": counts}) for run_id, record in fakes.records.items()
+    }
+    parameters = summary_of(fakes).arm(only).parameters
+    assert parameters is not None
+    if only in ("qlora", "loha"):
+        assert parameters.reduction_pct is None  # packed weights, or PEFT's, do not show the base
+    else:
+        assert parameters.reduction_pct == pytest.approx(100 * (1 - trainable / BASE))

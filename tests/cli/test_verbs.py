@@ -20,11 +20,11 @@ VERBS = {
     "plan": "tuneoff plan dolly-llama3",
     "run": "tuneoff run study.yaml --set budget.steps=200 --only lora",
     "status": None,
-    "report": "tuneoff report study.yaml",
+    "report": "--figures png,svg",
     "export": "tuneoff export demo/lora-rank16 adapter",
     "generate": 'tuneoff generate demo/lora-rank16 "Tell me a story."',
     "recipes": None,
-    "modules": "tuneoff modules gpt2",
+    "modules": "tuneoff modules dolly-llama3 --arm lora-r16",
 }
 
 
@@ -101,8 +101,22 @@ def test_plan(world: Path, tmp_path: Path) -> None:
 
 def test_modules(world: Path) -> None:
     found = tuneoff("modules", str(world / "base"))
-    assert found.code == 0
-    assert "c_attn" in found.text
+    assert (found.code, found.errors) == (0, "")
+    assert "c_attn  2 x Conv1D 16->48" in found.text
+    assert "\x1b" not in found.text
+
+
+def test_modules_of_a_study(world: Path, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(body("m", THREE, model=str(world / "base"))), encoding="utf-8")
+    found = tuneoff("modules", str(path), "--arm", "lora-rank2")
+    assert (found.code, found.errors) == (0, "")
+    assert "+ LoRA r2: " in found.text
+    assert "full" not in found.text
+    with_study = tuneoff("modules", str(world / "base"), "--study", str(path), "--arm", "lora-rank2")
+    assert with_study.text == found.text
+    tuneoff("modules", str(path), "--arm", "lora-rank3").is_one_error("no arm is called 'lora-rank3'; allowed: ")
+    tuneoff("modules", "demo", "--arm", "lora").is_one_error("'demo' is a model and has no arms")
 
 
 class TestFinished:
@@ -124,6 +138,20 @@ class TestFinished:
         assert {row["arm"] for row in rows} == {arm.name for arm in finished.study.arms}
         assert json.loads((tmp_path / "three" / "report.json").read_text("utf-8"))
         assert (tmp_path / "three" / "report.md").stat().st_size > 500
+
+    def test_report_with_figures(self, finished: Result, study_file: str, tmp_path: Path) -> None:
+        shutil.copytree(finished.store.folder, tmp_path / "three")
+        arguments = ("report", study_file, "--out", str(tmp_path), "--figures")
+        tuneoff(*arguments, "png,tiff").is_one_error("figures: found 'tiff'; allowed: pdf, png, svg")
+        assert not (tmp_path / "three" / "figures").exists()
+        found = tuneoff(*arguments, "svg, png")
+        assert (found.code, found.errors) == (0, "")
+        assert "figures/learning.svg" in found.text
+        figures = tmp_path / "three" / "figures"
+        assert (figures / "rates.png").read_bytes().startswith(b"\x89PNG")
+        again = Result(finished.study, type(finished.store)(tmp_path / "three"))
+        paths = again.report(tmp_path / "elsewhere", figures=("pdf",))
+        assert tmp_path / "elsewhere" / "figures" / "memory.pdf" in paths
 
     def test_run_again(self, finished: Result, study_file: str) -> None:
         found = tuneoff("run", study_file, "--out", str(finished.store.folder.parent))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.data.helpers import gpt2_like, llama_like, pairs, run_prepare, write_jsonl
 
-from tuneoff.data import prepare as module
+from tuneoff.data import kinds, prepare
 from tuneoff.data.cache import cache_folder, fingerprint, save_entry
 from tuneoff.data.tokens import PreparedData
 
@@ -29,7 +29,15 @@ def _same(one: PreparedData, other: PreparedData) -> bool:
             return False
         if split.item_names != other.splits()[name].item_names:
             return False
-    rest = ("sha256", "notes", "cautions", "stride_tokens", "samples")
+    if (one.prompts is None) != (other.prompts is None):
+        return False
+    if one.prompts is not None and other.prompts is not None:
+        arrays = other.prompts.arrays()
+        if not all(np.array_equal(array, arrays[key]) for key, array in one.prompts.arrays().items()):
+            return False
+        if (one.prompts.ids, one.prompts.references) != (other.prompts.ids, other.prompts.references):
+            return False
+    rest = ("sha256", "notes", "cautions", "stride_tokens", "samples", "classes", "label_ids")
     return all(getattr(one, field) == getattr(other, field) for field in rest)
 
 
@@ -40,8 +48,46 @@ def rows(tmp_path: Path) -> Path:
 
 def test_the_second_time_nothing_is_tokenised(tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = _run(tmp_path)
-    monkeypatch.setattr(module, "_prepare_instruction", None)
-    assert _same(first, _run(tmp_path))
+    monkeypatch.setattr(kinds, "to_conversations", None)
+    again = _run(tmp_path)
+    assert _same(first, again)
+    assert again.prompts is not None
+    assert again.prompts.prompt(0).dtype == again.prompts.items.dtype == np.int32
+    assert again.prompts.offsets.dtype == np.int64
+
+
+def test_metrics_have_no_entry_of_their_own(tmp_path: Path, rows: Path) -> None:
+    """What is measured on the test split changes no token, and prompts are there whether it is measured or not."""
+    first = _run(tmp_path)
+    assert _same(first, _run(tmp_path, metrics=["rougeL", "exact_match"]))
+    assert len(_entries(tmp_path)) == 1
+
+
+def test_an_entry_of_every_kind_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [
+        {"kind": "qa"},
+        {"kind": "classification"},
+        {"kind": "classification", "labels": ["negative", "positive"]},
+        {"kind": "text"},
+    ]
+    first = [run_prepare(tmp_path, gpt2_like(), data="demo", limit=40, **task) for task in tasks]
+    assert [data.prompts is None for data in first] == [False, True, True, True]
+    assert [data.classes for data in first] == [(), ("negative", "positive"), ("negative", "positive"), ()]
+    assert [len(data.label_ids) for data in first] == [0, 0, 2, 0]
+    monkeypatch.setattr(prepare, "make_preparer", lambda task, tokenizer: None)
+    again = [run_prepare(tmp_path, gpt2_like(), data="demo", limit=40, **task) for task in tasks]
+    assert all(_same(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_references_are_in_the_hash(tmp_path: Path) -> None:
+    """Two data sets with the same tokens and other right answers are not the same."""
+    found = []
+    for more in ("b", "c"):
+        rows = [{"context": f"{n}", "question": "q", "answers": ["a", more]} for n in range(9)]
+        write_jsonl(tmp_path / "qa.jsonl", rows)
+        found.append(run_prepare(tmp_path, gpt2_like(), kind="qa", data="qa.jsonl"))
+    assert np.array_equal(found[0].test.input_ids, found[1].test.input_ids)
+    assert found[0].sha256 != found[1].sha256
 
 
 def test_what_an_entry_depends_on(tmp_path: Path, rows: Path) -> None:

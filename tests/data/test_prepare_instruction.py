@@ -21,11 +21,12 @@ from tests.data.helpers import (
 from transformers import PreTrainedTokenizerFast
 
 from tuneoff.data.conversations import Conversation, Turn
-from tuneoff.data.encoding import Encoder, encode_prompt, render_prompt
+from tuneoff.data.encoding import Encoder, encode_prompt
 from tuneoff.data.fitting import Fitter
 from tuneoff.data.prepare import prepare
+from tuneoff.data.rendering import render_prompt
 from tuneoff.data.templates import make_template
-from tuneoff.data.tokens import PreparedData, TokenSplit
+from tuneoff.data.tokens import PreparedData, PromptBuilder, TokenSplit
 from tuneoff.errors import DataError
 from tuneoff.study.spec import TaskSpec
 
@@ -101,7 +102,9 @@ def test_given_splits_are_used_whole(tmp_path: Path) -> None:
     # the test file's three prompts are taken out of train and validation, not the other way round
     assert sum(len(split) for split in data.splits().values()) == 20
     assert len(data.test) == 3
-    assert any("examples were left out, as their document, tree or prompt is in" in note for note in data.notes)
+    assert any(
+        "examples were left out, as their document, tree, prompt, article or text is in" in note for note in data.notes
+    )
 
 
 def _build(
@@ -174,6 +177,63 @@ def test_every_reply_keeps_its_start(max_length: int, lengths: list[tuple[int, i
     kept = int(split.targets.sum())
     assert kept + cuts.num_target_tokens == sum(replied + 1 for _, replied in lengths)
     assert split.num_target_bytes == sum(shapes.count(letter) for letter in "PQRS")
+
+
+def test_prompts_of_the_test_split(tmp_path: Path) -> None:
+    tokenizer = gpt2_like()
+    write_jsonl(tmp_path / "dev.jsonl", pairs(3, context="the context"))
+    data = _prepare(tmp_path, tokenizer, pairs(20), max_length=400, splits={"test": "dev.jsonl"})
+    assert data.prompts is not None
+    assert data.prompts.ids == ("dev.jsonl:1", "dev.jsonl:2", "dev.jsonl:3")
+    assert data.prompts.references == tuple((f"It is {number}!",) for number in range(3))
+    task = TaskSpec(kind="instruction", data="x")
+    for number in range(3):
+        written = render_prompt(task, tokenizer, f"Say {number}.", "the context")
+        assert data.prompts.prompt(number).tolist() == encode_prompt(tokenizer, written)
+        assert data.test.item_names[data.prompts.items[number]] == f"dev.jsonl:{number + 1}"
+
+
+def test_a_prompt_for_each_reply_that_is_learnt(tmp_path: Path) -> None:
+    tokenizer = chat_like()
+    said = [("system", "S"), ("user", "a"), ("assistant", " b "), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    write_jsonl(tmp_path / "dev.jsonl", [{"messages": messages}])
+    data = _prepare(tmp_path, tokenizer, pairs(9), splits={"test": "dev.jsonl"}, template="chat")
+    assert data.prompts is not None
+    assert len(data.test) == 1
+    assert data.prompts.ids == ("dev.jsonl:1", "dev.jsonl:1 #2")
+    assert data.prompts.references == ((" b ",), ("d",))  # as it stands in the data, without the template's marks
+    assert data.prompts.items.tolist() == [0, 0]
+    first, second = (tokenizer.decode(data.prompts.prompt(number)) for number in range(2))
+    assert first == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert second == f"{first}b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("max_length", "truncation", "prompts"),
+    [
+        (11, "middle", ["ab", "abx.--cd"]),
+        (8, "middle", ["ab", "abxcd"]),  # each as its own sequence has it
+        (8, "end", ["ab"]),  # nothing of the second reply is left, so nothing is asked
+        (10, "end", ["ab", "abx.--cd"]),
+    ],
+)
+def test_prompts_are_cut_as_their_sequences(max_length: int, truncation: str, prompts: list[str]) -> None:
+    turns = [("user", "ab"), ("assistant", "x"), ("user", "cd"), ("assistant", "yz")]
+    tokenizer = gpt2_like()
+    conversation = Conversation(
+        tuple(Turn(role, text, is_target=role == "assistant") for role, text in turns),  # type: ignore[arg-type]
+        ("item",),
+        "rows.jsonl",
+        7,
+    )
+    builder = PromptBuilder()
+    fitter = Fitter(Encoder(tokenizer), make_template("{instruction}", tokenizer), max_length, truncation)
+    fitter.build([conversation], builder)
+    found = builder.build()
+    texts = [tokenizer.decode(found.prompt(number)) for number in range(len(found))]
+    assert [text.replace("<|endoftext|>", ".").replace("\n", "-") for text in texts] == prompts
+    assert [reference for (reference,) in found.references] == ["x", "yz"][: len(prompts)]
 
 
 def test_bytes_of_a_reply_that_was_cut() -> None:

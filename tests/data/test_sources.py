@@ -90,6 +90,18 @@ def test_nothing_there(tmp_path: Path, data: str, message: str) -> None:
     assert message in _message(tmp_path, data)
 
 
+def test_each_kind_has_demo_data_and_folders_of_its_own(tmp_path: Path) -> None:
+    assert _source(tmp_path, "demo", "qa", limit=3).read()[2].values["id"] == "demo-001-2-1"
+    assert set(_source(tmp_path, "demo", "classification").read()[0].values) == {"text", "label"}
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.txt").write_text("a")
+    assert "kind: qa needs rows" in _message(tmp_path, "d", "qa")
+    (tmp_path / "s.tsv").write_text("1\ta\n0\tb\n")
+    for data in ("s.tsv", str(tmp_path / "s.tsv")):
+        source = _source(tmp_path, data, "classification", columns={"text": 1, "label": 0})
+        assert [row.values for row in source.read()] == [{"0": "1", "1": "a"}, {"0": "0", "1": "b"}]
+
+
 def test_digest_follows_the_content(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", pairs(2))
     first = _source(tmp_path, "rows.jsonl").digest()
@@ -100,7 +112,7 @@ def test_digest_follows_the_content(tmp_path: Path) -> None:
 
 def test_demo_data_has_splits_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        demo, "generate_demo_rows", lambda split: [{"instruction": split, "context": "", "response": "x"}]
+        demo, "generate_demo_rows", lambda split, seed: [{"instruction": split, "context": "", "response": "x"}]
     )
     sources = find_sources(TaskSpec(kind="instruction", data="demo", splits={"test": "test"}), tmp_path)
     assert [source.read()[0].values["instruction"] for source in sources.official().values()] == [

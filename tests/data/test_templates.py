@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tests.data.helpers import chat_like, gpt2_like
 
 from tuneoff.data.conversations import Conversation, Turn
-from tuneoff.data.encoding import encode_prompt, render_prompt
+from tuneoff.data.encoding import encode_prompt
+from tuneoff.data.rendering import render_prompt
 from tuneoff.data.templates import Segment, make_template
 from tuneoff.errors import DataError, StudyError
 from tuneoff.study.spec import TaskSpec

@@ -6,14 +6,30 @@ from tests.methods.models import CONFIGS, make_classifier, make_ids, make_model
 from torch import nn
 
 from tuneoff.errors import MethodError
-from tuneoff.methods import Full, LoRA, LoRACohort, Method, NoTraining
+from tuneoff.methods import (
+    BitFit,
+    Bottleneck,
+    Full,
+    HeadOnly,
+    LoRA,
+    LoRACohort,
+    Method,
+    NoTraining,
+    PrefixTuning,
+    PromptTuning,
+)
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.heads import HeadedModel, draw_head, head_names, head_parameters, is_classifier, train_head
 from tuneoff.methods.surgery import match_targets
 
 NUM_CLASSES = 3
 WIDTH = 16
-METHODS: dict[str, Method] = {"lora": LoRA(rank=2, alpha=8.0)}
+METHODS: dict[str, Method] = {
+    "lora": LoRA(rank=2, alpha=8.0),
+    "bottleneck": Bottleneck(size=4),
+    "prompt": PromptTuning(5),
+    "prefix": PrefixTuning(5),
+}
 
 each_architecture = pytest.mark.parametrize("architecture", CONFIGS)
 each_method = pytest.mark.parametrize("name", METHODS)
@@ -84,6 +100,41 @@ def test_stepping_aside_and_removal_give_the_base_and_its_first_head_back(name: 
         assert torch.equal(class_logits(module), base)
     assert torch.equal(class_logits(adapted.module), trained)
     assert torch.equal(class_logits(adapted.remove()), base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each_architecture
+def test_the_head_alone_is_trained_once(architecture: str, dtype: torch.dtype) -> None:
+    model = make_classifier(architecture).to(dtype)
+    base = class_logits(model)
+    adapted = HeadOnly().adapt(model, torch.Generator())
+    assert train_head(adapted) is adapted  # the method trains it already
+    assert adapted.trainable_parameters().keys() == head_parameters(make_classifier(architecture)).keys()
+    train(adapted)
+    assert not torch.equal(class_logits(model), base)
+    with adapted.base_model() as module:
+        assert torch.equal(class_logits(module), base)
+    assert torch.equal(class_logits(adapted.remove()), base)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt-neox"])
+def test_bitfit_leaves_the_heads_own_bias_to_the_head(architecture: str) -> None:
+    model = make_classifier(architecture)
+    (name,) = head_names(model)
+    setattr(model, name, nn.Linear(WIDTH, NUM_CLASSES))
+    base = class_logits(model)
+    adapted = train_head(BitFit().adapt(model, torch.Generator()))
+    assert isinstance(adapted, HeadedModel)
+    assert f"{name}.bias" not in adapted.inner.trainable_parameters()
+    assert f"{name}.bias" in adapted.trainable_parameters()
+    train(adapted)
+    assert torch.equal(class_logits(adapted.remove()), base)
+
+
+@each_architecture
+def test_virtual_tokens_are_known_through_the_head(architecture: str) -> None:
+    assert adapt("prefix", architecture).num_virtual_tokens == 5
+    assert adapt("lora", architecture).num_virtual_tokens == 0
 
 
 @each_architecture

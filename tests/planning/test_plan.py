@@ -23,11 +23,11 @@ GPT2_SMALL = 124_439_808
 LLAMA3_8B = 8_030_261_248
 
 SQUAD = {
-    "r4": (147_456, 124_587_264, "0.1184"),
-    "r8": (294_912, 124_734_720, "0.2364"),
-    "r16": (589_824, 125_029_632, "0.4717"),
-    "r8-mlp": (663_552, 125_103_360, "0.5304"),
-    "r32-mlp": (2_654_208, 127_094_016, "2.0884"),
+    "lora-r4": (147_456, 124_587_264, "0.1184"),
+    "lora-r8": (294_912, 124_734_720, "0.2364"),
+    "lora-r16": (589_824, 125_029_632, "0.4717"),
+    "lora-r8-mlp": (663_552, 125_103_360, "0.5304"),
+    "lora-r32-mlp": (2_654_208, 127_094_016, "2.0884"),
 }
 OASST1 = {"r8-stated": 442_368, "r32-stated": 1_769_472, "r8-counted": 1_179_648, "r32-counted": 4_718_592}
 
@@ -51,7 +51,7 @@ def text(found: Plan, width: int = 160) -> str:
 
 @pytest.fixture(scope="module")
 def squad() -> Plan:
-    return plan(load_study(TOP / "docs" / "studies" / "squad-settings.yaml"))
+    return plan(load_study("squad-gpt2"))
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", SQUAD)
 def test_squad_settings(name: str, squad: Plan) -> None:
-    parameters = by_name(squad)[name].parameters
-    assert (parameters.trainable, parameters.total, f"{parameters.share_pct:.4f}") == SQUAD[name]
+    for arm in (name, f"{name}-published"):
+        parameters = by_name(squad)[arm].parameters
+        assert (parameters.trainable, parameters.total, f"{parameters.share_pct:.4f}") == SQUAD[name]
 
 
 def test_squad_settings_as_text(squad: Plan) -> None:
@@ -82,13 +83,14 @@ def test_squad_settings_as_text(squad: Plan) -> None:
             assert f"{share} %" in shown
     assert "transformer.h.{0-11}.attn.c_attn (12 x Conv1D 768->2304): 147,456 trainable" in shown
     assert squad.num_parameters == GPT2_SMALL
-    assert (squad.num_runs, squad.num_steps) == (15, 12_000)
+    # Zero-shot once, five fixed rates on three seeds, six arms with two more trials each.
+    assert (squad.num_runs, squad.num_steps) == (1 + 5 * 3 + 6 * 5, 45 * 800)
 
 
 def test_llama(dolly: Plan) -> None:
     arms = by_name(dolly)
     assert dolly.num_parameters == LLAMA3_8B
-    for name in ("lora-r16-published", "lora-r16"):
+    for name in ("lora-r16-published", "lora-r16", "qlora-r16-published", "qlora-r16"):
         assert (arms[name].parameters.trainable, arms[name].parameters.total) == (13_631_488, 8_043_892_736)
         assert len(arms[name].parameters.modules) == 128
         assert f"{arms[name].parameters.share_pct:.2f}" == "0.17"
@@ -157,10 +159,81 @@ def test_the_head_is_not_among_all_linear() -> None:
     assert "lm_head" not in arm.parameters.modules
 
 
+OTHERS: dict[str, tuple[dict[str, Any], int, str]] = {
+    # 12 blocks x 2 or 1 places x (2 D m + m + D)
+    "houlsby": (
+        {"method": "bottleneck", "placement": "houlsby", "size": 64},
+        12 * 2 * (2 * 768 * 64 + 64 + 768),
+        "bottleneck houlsby m64 relu",
+    ),
+    "pfeiffer": (
+        {"method": "bottleneck", "size": 48, "activation": "gelu", "dropout": 0.1},
+        12 * (2 * 768 * 48 + 48 + 768),
+        "bottleneck pfeiffer m48 gelu p0.1",
+    ),
+    "prompt": ({"method": "prompt", "num_virtual_tokens": 20}, 20 * 768, "prompt 20 tokens"),
+    "prefix": ({"method": "prefix", "num_virtual_tokens": 10}, 10 * 12 * 2 * 768, "prefix 10 tokens"),
+    "projected": (
+        {"method": "prefix", "num_virtual_tokens": 10, "projection": 512},
+        10 * 768 + 769 * 512 + 513 * 12 * 2 * 768,
+        "prefix 10 tokens mlp512",
+    ),
+    "bitfit": ({"method": "bitfit"}, 12 * 11 * 768 + 768, "bitfit"),
+    "head": ({"method": "head"}, 50257 * 768, "head"),
+}
+
+
+def test_every_method_on_gpt2_small() -> None:
+    found = make_plan({name: spec for name, (spec, _, _) in OTHERS.items()})
+    shown = text(found)
+    for name, arm in by_name(found).items():
+        _, trainable, label = OTHERS[name]
+        assert (arm.parameters.trainable, arm.problem) == (trainable, "")
+        assert arm.parameters.total == GPT2_SMALL + (0 if name == "bitfit" else trainable)  # a tied head gets a copy
+        assert label in shown
+    per_place = 2 * 768 * 64 + 64 + 768
+    assert f"transformer.h.{{0-11}}.attn (12 x GPT2Attention 768->768): {12 * per_place:,} trainable" in shown
+    assert f"lm_head (1 x Linear 768->50257): {50257 * 768:,} trainable" in shown
+
+
+def test_an_arm_that_the_model_cannot_take_is_said_so_and_the_others_are_planned() -> None:
+    arms = {
+        "biases": {"method": "bitfit"},
+        "prefix": {"method": "prefix"},
+        "prompt": {"method": "prompt"},
+        "zero-shot": {"method": "none"},
+    }
+    found = make_plan(arms, model="meta-llama/Meta-Llama-3-8B-Instruct", gradient_checkpointing=True)
+    planned = by_name(found)
+    assert "no bias terms" in planned["biases"].problem
+    assert "gradient checkpointing" in planned["prefix"].problem
+    for name in ("biases", "prefix"):
+        arm = planned[name]
+        assert (arm.parameters.trainable, arm.num_steps, arm.saved_bytes, arm.optimizer_bytes) == (0, 0, 0, 0)
+    assert (planned["prompt"].problem, planned["zero-shot"].problem) == ("", "")
+    shown = text(found, 300)
+    assert "cannot be trained here: biases: LlamaForCausalLM has no bias terms" in shown
+    assert "cannot be trained here: prefix: prefix tuning cannot be trained with gradient checkpointing" in shown
+
+
+def test_grouped_query_prefixes_are_counted_by_key_value_heads() -> None:
+    found = make_plan({"prefix": {"method": "prefix"}}, model="meta-llama/Meta-Llama-3-8B-Instruct")
+    assert found.arms[0].parameters.trainable == 20 * 32 * 2 * 8 * 128
+
+
+def test_virtual_tokens_count_against_the_context() -> None:
+    task = {"kind": "text", "data": "x", "max_length": 1010}
+    for method in ("prompt", "prefix"):
+        (arm,) = make_plan({"soft": {"method": method, "num_virtual_tokens": 14}}, task=task).arms
+        assert arm.parameters.trainable > 0
+        with pytest.raises(StudyError, match=r"arms\.soft: task\.max_length: 1010 with 15 virtual tokens before it"):
+            make_plan({"soft": {"method": method, "num_virtual_tokens": 15}}, task=task)
+
+
 def test_is_json(squad: Plan) -> None:
     back = json.loads(squad.model_dump_json())
     assert Plan.model_validate(back) == squad
-    assert back["arms"][0]["parameters"]["trainable"] == 147_456
+    assert back["arms"][1]["parameters"]["trainable"] == 147_456
 
 
 def test_a_target_that_matches_nothing_names_the_arm() -> None:
@@ -202,3 +275,50 @@ def test_bytes_text() -> None:
     assert [bytes_text(num) for num in (0, 999, 1000, 589_824, 999_999, 16_060_522_496)] == [
         *("-", "999 B", "1 kB", "590 kB", "1 MB", "16.1 GB")
     ]
+
+
+NUM_QUANTISED_LLAMA3 = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+"""Weights of the linear layers of the 32 blocks: the embeddings and the head stay dense."""
+
+
+def test_a_quantised_base_is_counted_by_its_closed_formula_without_weights() -> None:
+    arms = {
+        "qlora": {"method": "lora", "rank": 16, "alpha": 32, "targets": ["q_proj"], "quantize": "nf4"},
+        "int8": {"method": "lora", "rank": 16, "alpha": 32, "targets": ["q_proj"], "quantize": "int8"},
+    }
+    found = make_plan(arms, model="meta-llama/Meta-Llama-3-8B-Instruct", precision="bf16")
+    nf4, int8 = by_name(found)["qlora"], by_name(found)["int8"]
+    trained = 32 * 16 * (4096 + 4096)
+    assert nf4.parameters.trainable == trained
+    assert nf4.parameters.total == LLAMA3_8B + trained
+    dense = 2 * (LLAMA3_8B - NUM_QUANTISED_LLAMA3) + 4 * trained
+    num_scales = NUM_QUANTISED_LLAMA3 // 64
+    assert nf4.weights_bytes == dense + NUM_QUANTISED_LLAMA3 // 2 + num_scales + 4 * num_scales // 256 + 32 * 7 * 1092
+    num_outputs = 32 * (2 * 4096 + 2 * 1024 + 2 * 14336 + 4096)
+    assert int8.weights_bytes == dense + NUM_QUANTISED_LLAMA3 + 4 * num_outputs
+    assert "qlora nf4 r16 a32" in text(found)
+    assert "qlora int8 r16 a32" in text(found)
+
+
+def test_methods_of_peft_are_planned_and_what_the_model_cannot_take_is_said() -> None:
+    arms = {
+        "ia3": {"method": "peft", "peft": {"peft_type": "IA3"}},
+        "vera": {"method": "peft", "peft": {"peft_type": "VERA", "r": 16}},
+        "loha": {"method": "peft", "peft": {"peft_type": "LOHA", "target_modules": ["c_attn"]}},
+    }
+    found = make_plan(arms)
+    plans = by_name(found)
+    assert plans["ia3"].parameters.trainable == 12 * (2304 + 3072)
+    vera = plans["vera"]
+    assert vera.parameters.trainable == 12 * (2304 + 16)
+    assert vera.saved_bytes == 4 * (vera.parameters.trainable + 16 * (768 + 2304))  # with its random projections
+    assert "Conv1D" in plans["loha"].problem
+    assert plans["loha"].num_steps == 0
+    shown = text(found)
+    assert "peft VERA" in shown
+    assert "cannot be trained here: loha: peft_type LOHA" in shown
+
+
+def test_a_slip_in_a_peft_configuration_names_the_arm() -> None:
+    with pytest.raises(MethodError, match=r"arms\.ia3: peft\.target: IA3 has no such option"):
+        make_plan({"ia3": {"method": "peft", "peft": {"peft_type": "IA3", "target": ["c_attn"]}}})

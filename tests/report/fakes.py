@@ -9,8 +9,19 @@ from tuneoff.analysis.selection import choose_rate
 from tuneoff.study.expand import chosen_runs, trials
 from tuneoff.study.identity import Run
 from tuneoff.study.loading import study_from
-from tuneoff.study.records import Costs, Likelihood, Parameters, Provenance, Record, TestRecord, Training
+from tuneoff.study.methods import DEFAULT_RATES
+from tuneoff.study.records import (
+    Costs,
+    Generated,
+    Likelihood,
+    Parameters,
+    Provenance,
+    Record,
+    TestRecord,
+    Training,
+)
 from tuneoff.study.spec import Arm, Study
+from tuneoff.study.testing import Decoding
 
 HOSTILE = "<script>alert('x')</script> \x1b[31mred\x1b[0m [bold]markup[/bold] =cmd() | a_b \u202ereversed"
 BASE = 124_439_808
@@ -38,6 +49,37 @@ def make_study(**changes: Any) -> Study:
         },
     }
     return study_from(raw | changes, Path())
+
+
+EVERY_METHOD: dict[str, dict[str, Any]] = {
+    "zero-shot": {"method": "none"},
+    "full": {"method": "full", "tune": {"lr": [1e-5, 3e-5, 1e-4]}},
+    "lora": {"method": "lora", "rank": 8, "targets": ["c_attn"], "tune": {"lr": [1e-4, 3e-4, 1e-3]}},
+    "qlora": {"method": "lora", "rank": 8, "quantize": "nf4", "lr": 3e-4},
+    "houlsby": {"method": "bottleneck", "placement": "houlsby", "size": 32, "dropout": 0.1, "lr": 3e-4},
+    "prompt": {"method": "prompt", "num_virtual_tokens": 20, "tune": {"lr": [1e-2, 1e-1, 3e-1]}},
+    "prefix": {"method": "prefix", "num_virtual_tokens": 10, "projection": 128, "lr": 1e-2},
+    "biases": {"method": "bitfit", "lr": 1e-3},
+    "output": {"method": "head", "lr": 1e-3},
+    "loha": {"method": "peft", "peft": {"peft_type": "LOHA", "r": 4, "target_modules": ["c_attn"]}, "lr": 1e-3},
+}
+
+
+def make_qa(**changes: Any) -> Study:
+    """A study of question answering, whose texts are written with three strategies."""
+    qa = {
+        "name": "squad-gpt2",
+        "about": "",
+        "task": {"kind": "qa", "data": "squad", "max_length": 384},
+        "decoding": ["greedy", {"top_p": 0.9, "samples": 5}, {"temperature": 0.7, "samples": 5}],
+    }
+    return make_study(**(qa | changes))
+
+
+def make_classification(**changes: Any) -> Study:
+    """A study of two classes."""
+    task = {"kind": "classification", "data": "sst2.tsv", "max_length": 64}
+    return make_study(**({"name": "sst2-gpt2", "about": "", "task": task} | changes))
 
 
 def make_likelihood(loss: float, tokens: int = 61_204) -> Likelihood:
@@ -73,14 +115,14 @@ def final_loss(arm: Arm, run: Run) -> float:
     """Validation loss that this run ends with: a bowl over the logarithm of the rate, and a little luck of the seed."""
     if run.lr is None:
         return 3.42
-    best, lowest = SHAPES.get(arm.name, (3e-4, 2.4))
+    best, lowest = SHAPES.get(arm.name, (DEFAULT_RATES[arm.method.method][1], 2.4 + 0.011 * (len(arm.name) % 5)))
     luck = Random(f"{arm.name}/{run.lr}/{run.seed}").gauss(0, 0.006)
     return lowest + BOWL * math.log10(run.lr / best) ** 2 + luck
 
 
 def make_record(arm: Arm, run: Run, *notes: str) -> Record:
     """A finished run."""
-    rank = getattr(arm.method, "rank", 0)
+    rank = getattr(arm.method, "rank", 0 if arm.method.method in ("none", "full", "load") else 4)
     is_full = arm.method.method == "full"
     trainable = BASE if is_full else 36_864 * rank
     is_trained = run.lr is not None
@@ -140,6 +182,49 @@ def make_curve(arm: Arm, run: Run, steps: int = STEPS) -> list[dict[str, Any]]:
     return lines
 
 
+def make_generated(study: Study, decoding: Decoding, score: float, luck: Random) -> Generated:
+    """What a run wrote with one strategy; texts that are drawn score lower and differ more."""
+    cost = 6.0 + 4.0 * (decoding.top_p or 0.0) if decoding.is_sampled else 0.0
+    metrics = {
+        name: max(1.0, score - cost - 8.0 * place) + luck.gauss(0, 0.2)
+        for place, name in enumerate(study.task.metric_names)
+    }
+    bonus = 9.0 if decoding.samples > 1 else 0.0
+    return Generated(
+        decoding=decoding,
+        num_items=200,
+        num_samples=decoding.samples,
+        metrics=metrics,
+        best_of_n={name: value + bonus for name, value in metrics.items()},
+        distinct_1=(0.58 if decoding.samples > 1 else 0.97) + luck.gauss(0, 0.01),
+        distinct_2=(0.66 + 0.1 * (decoding.top_p or 0.0) if decoding.samples > 1 else 0.99) + luck.gauss(0, 0.005),
+        truncated_pct=4.0,
+        num_near_ties=0 if decoding.is_sampled else 3,
+        mean_new_tokens=7.2,
+        generate_s=31.0,
+    )
+
+
+def make_test(study: Study, arm: Arm, run: Run) -> TestRecord:
+    """The reading of the test split by a finished run."""
+    loss = final_loss(arm, run) + 0.012
+    luck = Random(f"test/{arm.name}/{run.seed}")
+    if study.task.kind == "classification":
+        points = min(99.0, 100.0 - 4.0 * loss)
+        metrics = {name: points + luck.gauss(0, 0.3) for name in study.task.metric_names}
+        test = make_likelihood(loss / 6, 872).model_copy(update={"vocabulary_size": 2, "num_target_bytes": 0})
+        return TestRecord(run_id=run.run_id, test=test, testing=study.testing, metrics=metrics, score_s=12.0)
+    generated = tuple(make_generated(study, one, 140.0 - 40.0 * loss, luck) for one in study.testing.decoding)
+    return TestRecord(
+        run_id=run.run_id,
+        test=make_likelihood(loss, 64_877),
+        testing=study.testing,
+        metrics=generated[0].metrics if generated else {},
+        generated=generated,
+        score_s=12.0,
+    )
+
+
 class Fakes:
     """A study with its records, tests and curves.
 
@@ -163,8 +248,7 @@ class Fakes:
             lr = choose_rate(study, arm, self.records)
             for run in chosen_runs(study, arm, lr) if lr is not None or not arm.is_trained else ():
                 self._add(arm, run, is_lost=False, notes=notes)
-                test = make_likelihood(final_loss(arm, run) + 0.012, 64_877)
-                self.tests[run.run_id] = TestRecord(run_id=run.run_id, test=test, score_s=12.0)
+                self.tests[run.run_id] = make_test(study, arm, run)
 
     def _add(self, arm: Arm, run: Run, *, is_lost: bool, notes: tuple[str, ...]) -> None:
         is_hot = run.lr is not None and run.lr >= 1e-3 and arm.name == "lora-rank32"

@@ -4,23 +4,27 @@ import base64
 import hashlib
 import json
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
+import altair as alt
 import pytest
-from fakes import HOSTILE, Fakes, make_study
+from fakes import EVERY_METHOD, HOSTILE, Fakes, make_classification, make_qa, make_study
 
 from tuneoff.analysis.summary import summarise
-from tuneoff.errors import StoreError
+from tuneoff.errors import StoreError, StudyError
 from tuneoff.report import page
-from tuneoff.report.charts import figures, save_chart
-from tuneoff.report.points import MAX_POINTS_PER_CURVE, learning_points
+from tuneoff.report.charts import figures, picture
+from tuneoff.report.points import MAX_POINTS_PER_CURVE, learning_points, tradeoff_note, tradeoff_points
 from tuneoff.report.reproduce import study_mapping, study_yaml
 from tuneoff.report.write import write_report
 from tuneoff.study.loading import load_study
+from tuneoff.study.spec import Study
 
 BUNDLE = "window.vegaEmbed = () => {};"
 REAL_BUNDLE = page.vega_bundle
@@ -198,12 +202,101 @@ def test_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         write_report(tmp_path / "file" / "below", fakes.study, summary, {}, {}, {})
 
 
-def test_figures_are_files(tmp_path: Path) -> None:
-    fakes = Fakes(make_study(), share=0.5)
+@pytest.mark.parametrize(
+    ("study", "names"),
+    [
+        (make_study(), {"learning", "rates", "parameters", "memory", "time"}),
+        (make_qa(), {"learning", "rates", "parameters", "memory", "time", "tradeoff"}),
+        (make_classification(), {"learning", "rates", "parameters", "memory", "time"}),
+    ],
+    ids=["instruction", "qa", "classification"],
+)
+def test_figures_are_files(study: Study, names: set[str], tmp_path: Path) -> None:
+    fakes = Fakes(study, share=0.5)
+    summary = summarise(fakes.study, fakes.records, fakes.tests)
+    forms = ("png", "svg")
+    paths = write_report(tmp_path, study, summary, fakes.curves, fakes.records, fakes.tests, forms)
+    drawn = [path for path in paths if path.parent == tmp_path / "figures"]
+    assert {path.name for path in drawn} == {f"{name}.{form}" for name in names for form in forms}
+    for path in drawn:
+        content = path.read_bytes()
+        if path.suffix == ".png":
+            assert content.startswith(b"\x89PNG\r\n\x1a\n")
+            width, height = struct.unpack(">II", content[16:24])
+            assert width > 1000 < height
+        else:
+            svg = ElementTree.fromstring(content)
+            assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+            texts = " ".join("".join(svg.itertext()).split())
+            assert "lora-rank2" in texts  # the legend
+            assert "NaN" not in content.decode()
+
+
+def test_axes_say_what_they_count() -> None:
+    fakes = Fakes(make_classification(), share=0.5)
     charts = figures(summarise(fakes.study, fakes.records, fakes.tests), fakes.curves)
-    assert set(charts) == {"learning", "rates", "parameters", "memory", "time"}
-    save_chart(charts["rates"], tmp_path / "rates.svg")
-    assert "lora-rank2" in (tmp_path / "rates.svg").read_text("utf-8")
+    learning, time = picture(charts["learning"], "svg").decode(), picture(charts["time"], "svg").decode()
+    assert "nats per example" in learning
+    assert "nats per token" not in learning
+    assert "test accuracy, points" in time
+
+
+def test_figures_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    fakes = Fakes(make_study(), share=0.0)
+    summary = summarise(fakes.study, {}, {})
+    with pytest.raises(StudyError, match=r"figures: found 'pngg'; allowed: pdf, png, svg\. Did you mean png\?"):
+        write_report(tmp_path, fakes.study, summary, {}, {}, {}, ("pngg",))
+    assert not list(tmp_path.iterdir())
+    assert picture(_small_chart(), "pdf").startswith(b"%PDF")
+
+
+def _small_chart() -> alt.LayerChart:
+    fakes = Fakes(make_study(), share=0.5)
+    return figures(summarise(fakes.study, fakes.records, fakes.tests), {})["rates"]
+
+
+def test_strategies_are_compared_at_one_n() -> None:
+    """Greedy writes one text, whose pairs are nearly all distinct; that is not diversity."""
+    fakes = Fakes(make_qa(decoding=["greedy", {"top_p": 0.9, "samples": 5}, {"top_k": 9}]))
+    summary = summarise(fakes.study, fakes.records, fakes.tests)
+    points = {point["decoding"]: point for point in tradeoff_points(summary) if point["arm"] == "full"}
+    greedy, nucleus = summary.arm("full").generated[:2]
+    assert set(points) == {"greedy", "top-p-0.9"}
+    assert points["greedy"]["diversity"] == pytest.approx(greedy.distinct_2.value / 5, rel=1e-4)
+    assert points["top-p-0.9"]["diversity"] == pytest.approx(nucleus.distinct_2.value, rel=1e-4)
+    assert tradeoff_note(summary) == (
+        "Diversity over n = 5 texts for each prompt; greedy and beam search write the same text 5 times. "
+        "Not drawn, since fewer texts were: top-k-9."
+    )
+
+
+@pytest.mark.parametrize("study", [make_qa(arms=EVERY_METHOD), make_classification(arms=EVERY_METHOD)])
+def test_page_of_every_method(study: Study) -> None:
+    fakes = Fakes(study, lost=("loha",))
+    text = render(fakes)
+    found = Reader(text)
+    assert len(text.encode()) < MAX_BYTES
+    said = found.text
+    for method in ("QLoRA nf4 rank 8", "bottleneck adapter, 32 wide, after attention and MLP, relu, dropout 0.1"):
+        assert method in said
+    for method in ("prompt tuning, 20 virtual tokens", "prefix tuning, 10 virtual tokens, projected through 128"):
+        assert method in said
+    assert "diverged: loss is not a number" in said  # of the arm that gave nothing
+    is_qa = study.task.kind == "qa"
+    assert ("Decoding: score against diversity" in said) == is_qa
+    assert ("perplexity" in said) != (study.task.kind == "classification")
+    best = "F1" if is_qa else "accuracy"
+    assert f"Highest test {best}: full" in said
+    assert f"Test {best} with its interval over seeds. Higher and further left is better." in said
+    assert ("nats per example" in said) != is_qa
+
+
+def test_hostile_metrics_are_shown_as_text() -> None:
+    name = "regex:<script>alert(1)</script>|"
+    task = {"kind": "qa", "data": "squad", "max_length": 384, "metrics": [name, "f1"]}
+    text = render(Fakes(make_qa(task=task), share=0.5))
+    assert text.count("<script") == 3
+    assert "<script>alert(1)</script>" in Reader(text).text
 
 
 def test_real_bundle_has_what_the_page_needs() -> None:

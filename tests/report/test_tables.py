@@ -3,17 +3,21 @@
 import csv
 import io
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
-from fakes import HOSTILE, Fakes, make_study
+from fakes import EVERY_METHOD, HOSTILE, Fakes, make_classification, make_qa, make_study
 from rich.console import Console, RenderableType
 
 from tuneoff.analysis.summary import summarise
 from tuneoff.analysis.values import ArmSummary, Summary
-from tuneoff.report import numbers
+from tuneoff.report import numbers, settings
+from tuneoff.report.decoding import decoding_rows
 from tuneoff.report.status import status_table
 from tuneoff.report.tables import rows, study_table, to_csv, to_json, to_markdown
 from tuneoff.report.text import clean, markdown, spreadsheet
+from tuneoff.report.write import write_report
 
 
 def summary_of(fakes: Fakes) -> Summary:
@@ -80,7 +84,7 @@ def test_hostile_text_is_only_text(whole: Summary) -> None:
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert page.count("\n#") == 0
-    (row,) = csv.DictReader(io.StringIO(to_csv(summary), newline=""))
+    (row,) = csv.DictReader(io.StringIO(to_csv(rows(summary)), newline=""))
     assert row["arm"].startswith("'=<script>")
 
 
@@ -101,7 +105,7 @@ def test_markdown_keeps_names_readable() -> None:
 
 
 def test_csv_and_json_hold_the_same_rows(whole: Summary) -> None:
-    text = to_csv(whole)
+    text = to_csv(rows(whole))
     assert text.count("\r\n") == 6
     read = list(csv.DictReader(io.StringIO(text, newline="")))
     facts = to_json(make_study(), whole, {}, {})
@@ -111,6 +115,124 @@ def test_csv_and_json_hold_the_same_rows(whole: Summary) -> None:
     full = rows(whole)[0]
     assert (full["arm"], full["trainable_parameters"], full["test_loss_nats_n"]) == ("full", 124_439_808, 3)
     assert full["test_loss_nats_low"] < full["test_loss_nats"] < full["test_loss_nats_high"]
+
+
+@pytest.fixture(scope="module")
+def qa() -> Summary:
+    return summary_of(Fakes(make_qa(arms=EVERY_METHOD), lost=("loha",)))
+
+
+@pytest.fixture(scope="module")
+def classified() -> Summary:
+    return summary_of(Fakes(make_classification(arms=EVERY_METHOD), lost=("loha",)))
+
+
+@pytest.mark.parametrize("width", [80, 250])
+def test_terminal_shows_metrics_and_strategies(qa: Summary, width: int) -> None:
+    text = shown(study_table(qa), width)
+    assert max(map(len, text.splitlines())) <= width
+    best = qa.arm("full")
+    assert best.test is not None
+    for expected in (
+        numbers.interval(best.test.metrics["f1"], 1),
+        "best exact match",
+        "top-p-0.9",
+        numbers.interval(best.generated[1].distinct_2, 3),
+        "QLoRA nf4",
+        "Houlsby bottleneck",
+        "32 wide",
+        "20 tokens",
+        "PEFT LOHA",
+        "infeasible",
+        "99.76 %",
+    ):
+        assert expected in text, expected
+
+
+def test_texts_of_one_greedy_strategy_say_what_their_diversity_is() -> None:
+    text = shown(study_table(summary_of(Fakes(make_qa(decoding=["greedy"]), share=0.5))), 100)
+    assert "n is 1: a strategy wrote one text" in text
+    assert "samples: 5" not in text
+    assert "best F1" not in text
+
+
+def test_classes_have_no_perplexity(classified: Summary) -> None:
+    text = shown(study_table(classified), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    for expected in ("accuracy", "F1", "examples/s", "head only"):
+        assert expected in text
+    for strange in ("perplexity", "bits/byte", "tokens/s", "Decoding"):
+        assert strange not in text
+    row = rows(classified)[0]
+    assert row["test_accuracy_low"] < row["test_accuracy"] < row["test_accuracy_high"]
+    assert "test_perplexity" not in row
+    assert "test_loss_nats" in row
+
+
+def test_studies_without_metrics_have_no_columns_of_them(whole: Summary) -> None:
+    assert [key for key in rows(whole)[0] if key.startswith("test_") and not key.endswith(("_low", "_high", "_n"))] == [
+        "test_loss_nats",
+        "test_perplexity",
+        "test_mean_sequence_perplexity",
+        "test_bits_per_byte",
+    ]
+    assert "size" not in rows(whole)[0]
+    assert "Decoding" not in to_markdown(whole)
+
+
+def test_every_file_has_the_strategies(qa: Summary) -> None:
+    found = decoding_rows(qa)
+    assert len(found) == 9 * 3
+    first = found[1]
+    assert (first["arm"], first["decoding"], first["num_samples"]) == ("full", "top-p-0.9", 5)
+    assert first["f1_low"] < first["f1"] < first["f1_high"] < first["best_f1"]
+    read = list(csv.DictReader(io.StringIO(to_csv(found), newline="")))
+    assert [row["decoding"] for row in read[:3]] == ["greedy", "top-p-0.9", "t-0.7"]
+    page = to_markdown(qa)
+    assert "## Decoding" in page
+    assert page.count("| top-p-0.9 |") == 9
+    fakes = Fakes(make_qa())
+    facts = to_json(fakes.study, summary_of(fakes), fakes.records, fakes.tests)
+    assert len(facts["decoding"]) == 5 * 3
+    tested = [run for run in facts["runs"] if run["test"] is not None]
+    assert all(len(run["generated"]) == 3 and set(run["metrics"]) == {"f1", "exact_match"} for run in tested)
+    json.dumps(facts, allow_nan=False)
+
+
+def test_decoding_has_a_file_of_its_own(tmp_path: Path) -> None:
+    fakes = Fakes(make_qa(), share=0.5)
+    paths = write_report(tmp_path, fakes.study, summary_of(fakes), {}, fakes.records, fakes.tests)
+    assert [path.name for path in paths][-1] == "report-decoding.csv"
+    assert (tmp_path / "report-decoding.csv").read_text("utf-8").startswith("arm,decoding,num_samples,f1,f1_low")
+
+
+def test_json_leaves_out_what_was_tested_in_another_way() -> None:
+    fakes = Fakes(make_qa())
+    other = make_qa(generate={"max_new_tokens": 9})
+    facts = to_json(other, summarise(other, fakes.records, fakes.tests), fakes.records, fakes.tests)
+    assert len(facts["runs"]) == 21
+    assert all(run["test"] is None for run in facts["runs"])
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ({"method": "lora", "rank": 4, "rslora": True}, "rsLoRA rank 4, alpha 16, all-linear"),
+        ({"method": "lora", "dora": True, "bias": "all"}, "DoRA rank 8, alpha 16, all biases, all-linear"),
+        ({"method": "lora", "lr_ratio": 16}, "LoRA+ rank 8, alpha 16, B's rate 16 x A's, all-linear"),
+        ({"method": "lora", "quantize": "int8"}, "QLoRA int8 rank 8, alpha 16, all-linear"),
+        ({"method": "bottleneck"}, "bottleneck adapter, 64 wide, after the MLP, relu"),
+        ({"method": "prompt", "init": "random"}, "prompt tuning, 20 virtual tokens, drawn at random"),
+        ({"method": "bitfit"}, "biases alone are trained"),
+        ({"method": "head"}, "the output head alone is trained"),
+        ({"method": "peft", "peft": {"peft_type": "IA3", "target_modules": "c_attn"}}, "PEFT IA3, c_attn"),
+        ({"method": "peft", "peft": {"peft_type": "P_TUNING", "num_virtual_tokens": 9}}, "PEFT P_TUNING, 9 virtual"),
+        ({"method": "load", "path": "x"}, "loaded from x"),
+        ({"method": "full"}, "all weights are trained"),
+    ],
+)
+def test_methods_in_a_line(method: dict[str, Any], says: str) -> None:
+    assert settings.describe(make_study(arms={"a": method}).arms[0].method).startswith(says)
 
 
 def test_json_holds_every_run() -> None:

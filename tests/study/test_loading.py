@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tuneoff.errors import StudyError
 from tuneoff.study.loading import load_study, recipe_names, study_from
+from tuneoff.study.methods import LoraMethod
 from tuneoff.study.spec import Study
 from tuneoff.study.value import plain
 
@@ -85,6 +86,87 @@ def test_a_path_in_an_override_starts_where_it_is_typed(tmp_path: Path, monkeypa
     assert study.task.data == str(tmp_path / "here" / "other.jsonl")
     assert study.about == "other.jsonl"
     assert load(tmp_path, "model=gpt2").model == "gpt2"
+
+
+MANY = """
+name: many
+model: base
+task: {kind: instruction, data: rows.jsonl}
+budget: {steps: 10}
+arms:
+  zero: {method: none}
+  fixed: {method: lora, targets: [c_attn], lr: 1e-4}
+  tuned: {method: lora, rank: [2, 4], targets: [q_proj, v_proj], tune: {lr: [1e-4, 3e-4]}}
+  full: {method: full, tune: {lr: [1e-5]}}
+"""
+
+
+class TestEveryArm:
+    def test_a_key_is_set_where_it_is_given(self, tmp_path: Path) -> None:
+        study = load_study(write(tmp_path, MANY), ["arms.*.targets=[all-linear]"])
+        before = load_study(write(tmp_path, MANY))
+        for arm, old in zip(study.arms, before.arms, strict=True):
+            if isinstance(old.method, LoraMethod):
+                assert arm.method == old.method.model_copy(update={"targets": ("all-linear",)})
+            else:
+                assert arm == old
+
+    def test_a_key_within_a_key(self, tmp_path: Path) -> None:
+        study = load_study(write(tmp_path, MANY), ["arms.*.tune.lr=[5e-5, 5e-4]"])
+        rates = {arm.name: arm.lr for arm in study.arms}
+        assert rates["tuned-rank2"] == rates["tuned-rank4"] == rates["full"] == (5e-5, 5e-4)
+        assert (rates["fixed"], rates["zero"]) == ((1e-4,), ())
+
+    def test_a_later_override_of_one_arm_leaves_the_others(self, tmp_path: Path) -> None:
+        overrides = ["arms.*.tune={lr: [1e-3, 1e-2]}", "arms.full.tune.lr=[1e-6]"]
+        study = load_study(write(tmp_path, MANY), overrides)
+        assert study.arm("full").lr == (1e-6,)
+        assert study.arm("tuned-rank2").lr == (1e-3, 1e-2)
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("arms.*.size=8", r"--set arms\.\*\.size=8: no arm gives 'size', .*write arms\.NAME\.size"),
+            ("arms.*.tune.momentum=8", r"no arm gives 'tune\.momentum'"),
+            ("arms.*.=8", r"no arm gives ''"),
+            ("arms.*.targets=[]", r"arms\.fixed\.targets: .*at least 1"),
+            ("arms.*=8", r"arms\.\*: expected a mapping"),
+        ],
+    )
+    def test_mistakes(self, tmp_path: Path, override: str, message: str) -> None:
+        with pytest.raises(StudyError, match=message):
+            load_study(write(tmp_path, MANY), [override])
+
+    def test_without_arms(self, tmp_path: Path) -> None:
+        with pytest.raises(StudyError, match="no arm gives 'lr'"):
+            load_study(write(tmp_path, "name: none\n"), ["arms.*.lr=1"])
+
+
+class TestSmoke:
+    def test_is_a_study_of_its_own(self) -> None:
+        study = load_study("demo", smoke=True)
+        assert study.name == "demo-smoke"
+        assert study.budget.steps is not None
+        assert study.budget.steps < (load_study("demo").budget.steps or 0)
+
+    def test_goes_before_overrides(self) -> None:
+        study = load_study("demo", ["budget.steps=3", "name=mine"], smoke=True)
+        assert (study.name, study.budget.steps) == ("mine", 3)
+
+    def test_a_folder_called_demo_is_not_meant(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "demo").mkdir()
+        monkeypatch.chdir(tmp_path)
+        study = load_study("squad-gpt2", smoke=True)
+        assert (study.model, study.task.data) == ("demo", "demo")
+
+    def test_a_file_has_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write(tmp_path, GOOD)
+        with pytest.raises(StudyError, match=r"a small form \(--smoke\) was asked for; only recipes have one: book-"):
+            load_study(path, smoke=True)
+        (tmp_path / "demo").write_text(GOOD, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(StudyError, match="only recipes have one"):
+            load_study("demo", smoke=True)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,35 @@ def test_attention_drops_weights_and_its_mask_does_not_depend_on_padding(causal:
     assert torch.allclose(undropped, plain, atol=1e-6)
 
 
+def test_virtual_tokens_stand_before_the_text_and_move_no_mask_with_the_layout() -> None:
+    def draw(slots: list[int], length: int) -> tuple[torch.Tensor, ...]:
+        rows = len(slots)
+        with masked([9] * rows, 2, torch.tensor(slots), length, num_virtual_tokens=3):
+            at_input = F.dropout(torch.ones(rows, 3 + length, 10), 0.3)  # under prompt tuning
+            hidden = F.dropout(torch.ones(rows, length, 10), 0.3)  # under a prefix
+            weights = F.dropout(torch.ones(rows, 2, length, 3 + length), 0.3)  # the text's queries, all keys
+            flat = F.dropout(torch.ones(rows * length, 10), 0.3).view(rows, length, 10)
+        return at_input, hidden, weights, flat
+
+    whole = draw([0, 1, 2, 3], 16)
+    alone = draw([2], 12)  # another micro-batch, less padding
+    assert torch.equal(alone[0][0], whole[0][2, :15])
+    assert torch.equal(alone[1][0], whole[1][2, :12])
+    assert torch.equal(alone[2][0], whole[2][2, :, :12, :15])
+    assert torch.equal(alone[3][0], whole[3][2, :12])
+    keys = token_keys([9] * 4, 2, torch.arange(4), 3 + 16)
+    kept = keep_mask(keys[:, 3:], place=1, num_features=10, threshold=round(0.3 * 65536))
+    assert torch.equal(whole[1] != 0, kept)  # the text's positions come after the virtual ones
+
+
+def test_attention_with_as_many_heads_as_tokens_is_not_taken_for_hidden_states() -> None:
+    with masked([9], 0, torch.tensor([0]), 4):
+        four = F.dropout(torch.ones(1, 4, 4, 4), 0.5)
+    with masked([9], 0, torch.tensor([0]), 6):
+        six = F.dropout(torch.ones(1, 4, 6, 6), 0.5)
+    assert torch.equal(four, six[:, :, :4, :4])
+
+
 def test_evaluation_mode_draws_nothing() -> None:
     x = torch.ones(1, 2, 3)
     with masked([1], 0, torch.tensor([0]), 2):

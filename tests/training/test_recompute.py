@@ -7,7 +7,7 @@ from tests.training.helpers import PAD, Recorder, make_loop, make_split
 from torch import nn
 
 from tuneoff.errors import UnsupportedError
-from tuneoff.methods import Full, LoRA, Method
+from tuneoff.methods import Bottleneck, Full, LoRA, Method, PromptTuning
 from tuneoff.training.recompute import recompute_activations
 from tuneoff.training.steps import to_device
 
@@ -32,7 +32,11 @@ def gradients(method: Method, architecture: str, *, recompute: bool) -> tuple[di
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama-untied"])
-@pytest.mark.parametrize("method", [Full(), LoRA(rank=2, dropout=0.2)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "method",
+    [Full(), LoRA(rank=2, dropout=0.2), Bottleneck("houlsby", size=4, dropout=0.2), PromptTuning(5)],
+    ids=["full", "lora", "bottleneck", "prompt"],
+)
 def test_gradients_are_the_same_bits_with_dropout(method: Method, architecture: str) -> None:
     kept, num_once = gradients(method, architecture, recompute=False)
     again, num_twice = gradients(method, architecture, recompute=True)

@@ -1,15 +1,28 @@
 """From a study and its records to what is known: a pure function, so that a report can be had at any time."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 
+from tuneoff.analysis.decodings import decoding_summaries, metric_estimates
 from tuneoff.analysis.estimates import exp_of, over_seeds
-from tuneoff.analysis.flags import flags_of, reasons_of, uniform_flag
-from tuneoff.analysis.selection import choose_rate, edge_of, tried
+from tuneoff.analysis.flags import flags_of, reasons_of, truncated_flag, uniform_flag
+from tuneoff.analysis.measures import measure
+from tuneoff.analysis.selection import choose_rate, edge_of, is_current, tried
 from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Origins, Scores, Status, Summary
 from tuneoff.analysis.verdict import caveats, verdict
 from tuneoff.study.expand import chosen_runs, num_runs
+from tuneoff.study.methods import (
+    BitfitMethod,
+    BottleneckMethod,
+    FullMethod,
+    HeadMethod,
+    LoraMethod,
+    MethodSpec,
+    NoneMethod,
+    PrefixMethod,
+    PromptMethod,
+)
 from tuneoff.study.records import Costs, Likelihood, Parameters, Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 
@@ -20,11 +33,14 @@ def summarise(study: Study, records: Mapping[str, Record], tests: Mapping[str, T
     Args:
         study: the question.
         records: finished runs by `run_id`; runs of other studies may be among them.
-        tests: the readings of the test split by `run_id`.
+        tests: the readings of the test split by `run_id`; those that were made in another way do not count.
     """
     full_trainable = _full_trainable(study, records)
-    arms = tuple(_summarise_arm(study, arm, records, tests, full_trainable) for arm in study.arms)
-    scored = [(arm.test.loss_nats.value, place, arm.name) for place, arm in enumerate(arms) if arm.test is not None]
+    current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
+    arms = tuple(_summarise_arm(study, arm, records, current, full_trainable) for arm in study.arms)
+    primary = measure(study.primary_metric, study.task.kind)
+    found = [(None if arm.test is None else arm.test.of(primary), place, arm.name) for place, arm in enumerate(arms)]
+    scored = [(primary.badness(score.value), place, name) for score, place, name in found if score is not None]
     ranking = tuple(name for _, _, name in sorted(scored))
     wanted = {run_id for arm in arms for run_id in arm.run_ids}
     finished = [records[run_id] for run_id in wanted if run_id in records]
@@ -32,10 +48,13 @@ def summarise(study: Study, records: Mapping[str, Record], tests: Mapping[str, T
     num_nameless = sum(arm.num_wanted - len(arm.run_ids) for arm in arms)
     return Summary(
         study=study.name,
+        kind=study.task.kind,
+        primary_metric=study.primary_metric,
+        metric_names=study.task.metric_names,
         arms=arms,
         ranking=ranking,
-        verdict=verdict(arms, ranking),
-        caveats=(*caveats(arms, ranking), *_cautions(finished)),
+        verdict=verdict(arms, ranking, primary),
+        caveats=(*caveats(arms, ranking), *_outdated(wanted & tests.keys() - current.keys()), *_cautions(finished)),
         num_wanted=len(wanted) + num_nameless,
         num_done=sum(record.status == "done" for record in finished),
         num_infeasible=sum(record.status == "infeasible" for record in finished),
@@ -58,7 +77,9 @@ def _summarise_arm(
     run_ids = tuple(dict.fromkeys((*(trial.run_id for trial in trials), *chosen)))
     found = [records[run_id] for run_id in run_ids if run_id in records]
     runs = [records[run_id] for run_id in chosen if run_id in records]
-    tested = [tests[run_id].test for run_id in chosen if run_id in tests]
+    tested = [tests[run_id] for run_id in chosen if run_id in tests]
+    likelihoods = [test.test for test in tested]
+    generated = decoding_summaries([test.generated for test in tested], is_drawn=arm.is_trained)
     validated = [record.validation for record in runs if record.validation is not None]
     num_wanted = len(trials) if is_lost else num_runs(study, arm)
     num_done = sum(record.status == "done" for record in found)
@@ -85,10 +106,15 @@ def _summarise_arm(
         is_verified=arm.method.method != "load",
         assumed=arm.assumed,
         parameters=_parameters(found, full_trainable),
-        validation=_scores(validated, is_drawn=arm.is_trained),
-        test=_scores(tested, is_drawn=arm.is_trained),
+        validation=_scores(validated, (), is_drawn=arm.is_trained),
+        test=_scores(likelihoods, tested, is_drawn=arm.is_trained),
+        generated=generated,
         costs=_costs([record.costs for record in runs if record.costs is not None]),
-        flags=(*uniform_flag(tested or validated), *flags),
+        flags=(
+            *uniform_flag(likelihoods or validated, study.task.kind),
+            *truncated_flag(generated, study.generate.max_new_tokens),
+            *flags,
+        ),
     )
 
 
@@ -100,7 +126,7 @@ def _status(found: Sequence[Record], *, is_lost: bool, is_finished: bool) -> Sta
     return "partly" if found else "missing"
 
 
-def _scores(splits: Sequence[Likelihood], *, is_drawn: bool) -> Scores | None:
+def _scores(splits: Sequence[Likelihood], tests: Sequence[TestRecord], *, is_drawn: bool) -> Scores | None:
     loss = over_seeds([split.loss_nats for split in splits], is_drawn=is_drawn)
     by_sequence = over_seeds([split.mean_sequence_loss_nats for split in splits], is_drawn=is_drawn)
     perplexity, sequence_perplexity = exp_of(loss), exp_of(by_sequence)
@@ -113,24 +139,40 @@ def _scores(splits: Sequence[Likelihood], *, is_drawn: bool) -> Scores | None:
         mean_sequence_perplexity=sequence_perplexity,
         bits_per_byte=over_seeds(bits, is_drawn=is_drawn),
         num_target_tokens=splits[0].num_target_tokens,
+        metrics=metric_estimates([test.metrics for test in tests], is_drawn=is_drawn),
     )
 
 
 def _full_trainable(study: Study, records: Mapping[str, Record]) -> int | None:
     """Return how many parameters full fine-tuning trains: counted where it ran, else the base's own."""
-    tells: dict[str, Callable[[Parameters], int]] = {
-        "full": lambda counts: counts.trainable,
-        "none": lambda counts: counts.total,
-        "lora": lambda counts: counts.total - counts.trainable,  # all that is not the adapter
-    }
-    for method, count in tells.items():
-        for arm in study.arms:
-            if arm.method.method != method:
-                continue
-            for trial in tried(study, arm, records):
-                record = records.get(trial.run_id)
-                if record is not None and record.parameters is not None:
-                    return count(record.parameters)
+    found = (
+        _full_count(arm.method, record.parameters, is_classifier=study.task.kind == "classification")
+        for arm in study.arms
+        for trial in tried(study, arm, records)
+        if (record := records.get(trial.run_id)) is not None and record.parameters is not None
+    )
+    return min((count for count in found if count is not None), default=(0, None))[1]
+
+
+def _full_count(method: MethodSpec, counts: Parameters, *, is_classifier: bool) -> tuple[int, int] | None:
+    """Return how many parameters full fine-tuning would train, as another method tells, behind how far to trust it.
+
+    Args:
+        method: the method that was counted.
+        counts: what it trains.
+        is_classifier: whether the model got a new head, which every trained method trains and zero-shot has not.
+    """
+    match method:
+        case FullMethod():
+            return 0, counts.trainable
+        case BitfitMethod() | HeadMethod():
+            return 1, counts.total
+        case NoneMethod() if not is_classifier:
+            return 1, counts.total
+        case LoraMethod(bias="none", quantize="none") if not is_classifier:
+            return 2, counts.total - counts.trainable  # all that is not added
+        case BottleneckMethod() | PromptMethod() | PrefixMethod() if not is_classifier:
+            return 2, counts.total - counts.trainable
     return None
 
 
@@ -164,6 +206,13 @@ def _costs(costs: Sequence[Costs]) -> ArmCosts | None:
         optimizer_bytes=round(median(cost.optimizer_bytes for cost in costs)),
         weights_bytes=round(median(cost.weights_bytes for cost in costs)),
     )
+
+
+def _outdated(run_ids: Collection[str]) -> Iterable[str]:
+    """Return a line on runs whose reading of the test split was made in another way."""
+    if run_ids:
+        runs = "1 run was" if len(run_ids) == 1 else f"{len(run_ids)} runs were"
+        yield f"{runs} tested with other metrics, decoding or limits; `tuneoff run` reads the test split again."
 
 
 def _cautions(records: Sequence[Record]) -> Iterable[str]:

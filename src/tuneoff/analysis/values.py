@@ -1,14 +1,17 @@
 """What is known about a study, as frozen values: one per arm, and the whole."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from tuneoff.analysis.estimates import Estimate
+from tuneoff.analysis.measures import Measure, loss_unit, measure
 from tuneoff.analysis.selection import Edge, Trial
 from tuneoff.study.methods import MethodSpec
+from tuneoff.study.testing import LOSS, Decoding, TaskKind
 from tuneoff.study.value import Value
 
 Status = Literal["done", "partly", "missing", "infeasible"]
-FlagKind = Literal["worse_than_uniform", "edge", "untuned", "assumed", "infeasible_seeds", "unverified"]
+FlagKind = Literal["worse_than_uniform", "truncated", "edge", "untuned", "assumed", "infeasible_seeds", "unverified"]
 
 
 class Flag(Value):
@@ -30,6 +33,37 @@ class Scores(Value):
     bits_per_byte: Estimate | None
     num_target_tokens: int
     """Target tokens of the split, of one seed."""
+    metrics: Mapping[str, Estimate] = {}
+    """By name, in the study's order: points of 100, or as a function of the user's own gives them."""
+
+    def of(self, wanted: Measure) -> Estimate | None:
+        """Return the estimate of one measure; none where it was not measured."""
+        return wanted.of(self.loss_nats, self.metrics)
+
+
+class DecodingSummary(Value):
+    """What an arm wrote on the test split with one decoding strategy, over seeds."""
+
+    decoding: Decoding
+    num_items: int
+    """Prompts that were answered, of one seed."""
+    num_samples: int
+    """Texts for each of them: the n of best of n, over which distinct-1 and distinct-2 are taken."""
+    metrics: Mapping[str, Estimate]
+    """Mean over items of the mean over their texts."""
+    best_of_n: Mapping[str, Estimate]
+    """Mean over items of the best of their n texts; it takes an oracle to pick it."""
+    distinct_1: Estimate
+    """Distinct words over all words of an item's n texts, between 0 and 1, mean over items."""
+    distinct_2: Estimate
+    """The same of pairs of words."""
+    truncated_pct: Estimate
+    """Share of texts that reached the limit of new tokens without ending."""
+    num_near_ties: int
+    """Greedy choices that rounding may turn, over all seeds."""
+    mean_new_tokens: Estimate
+    generate_s: float
+    """Median over seeds."""
 
 
 class ArmParameters(Value):
@@ -93,6 +127,10 @@ class ArmSummary(Value):
     parameters: ArmParameters | None
     validation: Scores | None
     test: Scores | None
+    generated: tuple[DecodingSummary, ...] = ()
+    """One for each decoding strategy, in the study's order, the one that decides first; none where no text is
+    generated or nothing is tested yet.
+    """
     costs: ArmCosts | None
     flags: tuple[Flag, ...]
 
@@ -114,10 +152,15 @@ class Summary(Value):
     """A study's state and answer, from its records alone."""
 
     study: str
+    kind: TaskKind = "text"
+    primary_metric: str = LOSS
+    """What ranks the arms."""
+    metric_names: tuple[str, ...] = ()
+    """Metrics beside the loss, in the study's order."""
     arms: tuple[ArmSummary, ...]
     """In the order of the study file."""
     ranking: tuple[str, ...]
-    """Names of the arms that have a test score, the lowest loss first."""
+    """Names of the arms that have a test score, the best by the primary metric first."""
     verdict: str
     """What is known, in a sentence or two."""
     caveats: tuple[str, ...]
@@ -136,12 +179,27 @@ class Summary(Value):
         raise KeyError(name)
 
     @property
+    def primary(self) -> Measure:
+        """The measure that ranks the arms."""
+        return measure(self.primary_metric, self.kind)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The metrics beside the loss, in the study's order."""
+        return tuple(measure(name, self.kind) for name in self.metric_names)
+
+    @property
+    def loss_unit(self) -> str:
+        """What a loss is counted in."""
+        return loss_unit(self.kind)
+
+    @property
     def num_left(self) -> int:
         """Runs that are still to do."""
         return self.num_wanted - self.num_done - self.num_infeasible
 
     @property
     def ranked(self) -> tuple[ArmSummary, ...]:
-        """The arms as a table shows them: the lowest test loss first, then those without one in the study's order."""
+        """The arms as a table shows them: the best on the test split first, then the rest in the study's order."""
         rest = [arm for arm in self.arms if arm.name not in self.ranking]
         return (*(self.arm(name) for name in self.ranking), *rest)

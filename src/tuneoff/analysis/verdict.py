@@ -4,25 +4,30 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from tuneoff.analysis.estimates import Estimate
-from tuneoff.analysis.values import ArmSummary, Flag
+from tuneoff.analysis.measures import Measure
+from tuneoff.analysis.values import ArmSummary
 
 
-def verdict(arms: Sequence[ArmSummary], ranking: Sequence[str]) -> str:
-    """Return what is known about which arm has the lowest test loss, in a sentence or two.
+def verdict(arms: Sequence[ArmSummary], ranking: Sequence[str], primary: Measure) -> str:
+    """Return what is known about which arm is the best on the test split, in a sentence or two.
 
     Args:
         arms: every arm of the study.
-        ranking: names of those with a test score, the lowest loss first.
+        ranking: names of those with a test score, the best first.
+        primary: what ranks them.
     """
     by_name = {arm.name: arm for arm in arms}
-    first, *others = (by_name[name] for name in ranking) if ranking else (None,)
-    if first is None or first.test is None:
+    scored = [(by_name[name], _estimate(by_name[name], primary)) for name in ranking]
+    if not scored:
         return "No arm has a test score yet, so there is nothing to compare."
-    head = f"Lowest test loss: {first.name} ({_loss(first)})"
-    second = others[0] if others else None
-    if second is None or second.test is None:
+    (first, one), *others = scored
+    best = "Lowest" if primary.is_loss else "Highest"
+    head = f"{best} test {primary.label}: {first.name} ({_said(first, one, primary)})"
+    if not others:
         return f"{head}. No other arm has a test score yet, so there is nothing to compare it with."
-    return f"{head}; next: {second.name} ({_loss(second)}). {_overlap(first, second)}"
+    second, two = others[0]
+    overlap = _overlap((first, one), (second, two), primary)
+    return f"{head}; next: {second.name} ({_said(second, two, primary)}). {overlap}"
 
 
 def caveats(arms: Sequence[ArmSummary], ranking: Sequence[str]) -> tuple[str, ...]:
@@ -30,30 +35,34 @@ def caveats(arms: Sequence[ArmSummary], ranking: Sequence[str]) -> tuple[str, ..
     return tuple(_caveats(arms, ranking))
 
 
-def _loss(arm: ArmSummary) -> str:
-    assert arm.test is not None
-    loss = arm.test.loss_nats
+def _estimate(arm: ArmSummary, primary: Measure) -> Estimate:
+    found = None if arm.test is None else arm.test.of(primary)
+    assert found is not None
+    return found
+
+
+def _said(arm: ArmSummary, estimate: Estimate, primary: Measure) -> str:
+    value = primary.write(estimate.value) + (f" {primary.unit}" if primary.is_loss else "")
     if not arm.is_trained:
-        return f"{loss.value:.3f} nats per token, not trained here"
-    seeds = "1 seed" if loss.n == 1 else f"{loss.n} seeds"
-    if loss.low is None or loss.high is None:
-        return f"{loss.value:.3f} nats per token, {seeds}"
-    return f"{loss.value:.3f} nats per token, 95 % interval {loss.low:.3f} to {loss.high:.3f}, {seeds}"
+        return f"{value}, not trained here"
+    seeds = "1 seed" if estimate.n == 1 else f"{estimate.n} seeds"
+    if estimate.low is None or estimate.high is None:
+        return f"{value}, {seeds}"
+    return f"{value}, 95 % interval {primary.write(estimate.low)} to {primary.write(estimate.high)}, {seeds}"
 
 
-def _overlap(first: ArmSummary, second: ArmSummary) -> str:
-    assert first.test is not None
-    assert second.test is not None
-    one, two = first.test.loss_nats, second.test.loss_nats
+def _overlap(best: tuple[ArmSummary, Estimate], next_one: tuple[ArmSummary, Estimate], primary: Measure) -> str:
+    (first, one), (second, two) = best, next_one
     if one.value == two.value:
         return "The two are equal to the last digit."
-    single = [arm for arm, loss in ((first, one), (second, two)) if arm.is_trained and not loss.has_interval]
+    single = [arm for arm, estimate in (best, next_one) if arm.is_trained and not estimate.has_interval]
     if single:
         who = "Both have" if len(single) == 2 else f"{single[0].name} has"
         return f"{who} one seed only, so how far another seed would move this is not known."
     if not (one.has_interval or two.has_interval):
         return "Neither was trained here, so seeds cannot move this; the noise of the test items is not measured yet."
-    is_apart = _top(one) < _bottom(two)
+    lower, upper = (one, two) if primary.is_loss else (two, one)
+    is_apart = _top(lower) < _bottom(upper)
     limits = "seeds alone, not the noise of the test items, and no test of the difference was made."
     if one.has_interval and two.has_interval:
         if is_apart:
@@ -86,8 +95,3 @@ def _caveats(arms: Sequence[ArmSummary], ranking: Sequence[str]) -> Iterator[str
     found = [(flag.label, flag.message, arm.name) for arm in arms for flag in arm.flags]
     for (_, message), group in groupby(sorted(found, key=lambda item: item[:2]), key=lambda item: item[:2]):
         yield f"{', '.join(name for _, _, name in group)}: {message}."
-
-
-def labels(flags: Sequence[Flag]) -> str:
-    """Return the flags' labels, for a cell of a table."""
-    return ", ".join(flag.label for flag in flags)

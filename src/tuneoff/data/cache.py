@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from tuneoff.data.tokens import ARRAYS, PreparedData, TokenSplit, hash_splits
+from tuneoff.data.tokens import ARRAYS, PROMPT_ARRAYS, PreparedData, Prompts, TokenSplit, hash_splits
 from tuneoff.files import write_synced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 3
+VERSION = 4
 """Raised when the same input would give other tokens, or an entry another form."""
 
 SPLITS = ("train", "validation", "test")
+PROMPTS = "prompts"
 EXTRA = "extra"
 """Name under which an entry holds its JSON, as bytes: a safetensors header is limited to 100 MB, item names are not."""
 
@@ -69,7 +70,8 @@ def load_entry(path: Path) -> PreparedData | None:
         arrays = load(content)
         extra = json.loads(arrays.pop(EXTRA).tobytes())
         splits = {name: _split(name, arrays, extra) for name in SPLITS}
-        if hash_splits(list(splits.values())) != extra["sha256"] or _checksum(extra) != extra["checksum"]:
+        prompts = _prompts(arrays, extra)
+        if hash_splits(list(splits.values()), prompts) != extra["sha256"] or _checksum(extra) != extra["checksum"]:
             raise ValueError("the checksum differs")
         samples = tuple((prompt, reference) for prompt, reference in extra["samples"])
         return PreparedData(
@@ -81,6 +83,9 @@ def load_entry(path: Path) -> PreparedData | None:
             cautions=tuple(extra["cautions"]),
             stride_tokens=extra["stride_tokens"],
             samples=samples,
+            prompts=prompts,
+            classes=tuple(extra["classes"]),
+            label_ids=tuple(tuple(ids) for ids in extra["label_ids"]),
         )
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         log.warning("%s is damaged (%s): the data is tokenised again", path, error)
@@ -90,6 +95,16 @@ def load_entry(path: Path) -> PreparedData | None:
 def _split(name: str, arrays: dict[str, NDArray[Any]], extra: dict[str, Any]) -> TokenSplit:
     return TokenSplit(
         **{array: arrays[f"{name}.{array}"] for array in ARRAYS}, item_names=tuple(extra["item_names"][name])
+    )
+
+
+def _prompts(arrays: dict[str, NDArray[Any]], extra: dict[str, Any]) -> Prompts | None:
+    if extra["prompts"] is None:
+        return None
+    return Prompts(
+        **{array: arrays[f"{PROMPTS}.{array}"] for array in PROMPT_ARRAYS},
+        ids=tuple(extra["prompts"]["ids"]),
+        references=tuple(tuple(texts) for texts in extra["prompts"]["references"]),
     )
 
 
@@ -107,12 +122,17 @@ def save_entry(path: Path, data: PreparedData) -> None:
         "cautions": data.cautions,
         "stride_tokens": data.stride_tokens,
         "samples": data.samples,
+        "prompts": None if data.prompts is None else {"ids": data.prompts.ids, "references": data.prompts.references},
+        "classes": data.classes,
+        "label_ids": data.label_ids,
         "item_names": {name: split.item_names for name, split in data.splits().items()},
     }
     extra["checksum"] = _checksum(extra)
     arrays: dict[str, NDArray[Any]] = {
         f"{name}.{array}": values for name, split in data.splits().items() for array, values in split.arrays().items()
     }
+    if data.prompts is not None:
+        arrays |= {f"{PROMPTS}.{array}": values for array, values in data.prompts.arrays().items()}
     arrays[EXTRA] = np.frombuffer(json.dumps(extra).encode(), dtype=np.uint8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,16 +55,16 @@ def text_of(row: Row, column: str, problems: Problems, *, may_be_empty: bool = F
 def checked_text(value: Any, column: str, row: Row, problems: Problems, *, may_be_empty: bool = False) -> str | None:
     """Return `value` where it is text, else note what is wrong with it and return none."""
     if not isinstance(value, str):
-        problems.add(f"expected text, found {shown(value)}", file=row.file, line=row.line, column=column)
+        problems.add_at(row, f"expected text, found {shown(value)}", column)
         return None
     if not value.strip() and not may_be_empty:
-        problems.add(f"expected text, found {shown(value)}", file=row.file, line=row.line, column=column)
+        problems.add_at(row, f"expected text, found {shown(value)}", column)
         return None
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         found = f"half of a surrogate pair (\\u{ord(value[error.start]):04x})"
-        problems.add(f"expected text, found {found}", file=row.file, line=row.line, column=column)
+        problems.add_at(row, f"expected text, found {found}", column)
         return None
     return value
 

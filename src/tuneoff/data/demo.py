@@ -31,13 +31,13 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-_NOUNS = _words(
+NOUNS = _words(
     "captain doctor king mother brother sister stranger boy girl horse dog ship boat letter book table window door"
     " garden river house church tree stone story secret"
 )
-_VERBS = _words("carried followed watched found lost loved opened passed reached left saw wanted took kept")
-_ADJECTIVES = _words("old young little great dark white black red green happy poor strange cold warm")
-_TIMES = _words("yesterday again often early late now")
+VERBS = _words("carried followed watched found lost loved opened passed reached left saw wanted took kept")
+ADJECTIVES = _words("old young little great dark white black red green happy poor strange cold warm")
+TIMES = _words("yesterday again often early late now")
 _ONSETS = ("b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "sh")
 _VOWELS = ("a", "e", "i", "o", "u")
 _CODAS = ("l", "m", "n", "r", "s", "k", "t", "sh")
@@ -46,34 +46,46 @@ _CODAS = ("l", "m", "n", "r", "s", "k", "t", "sh")
 @cache
 def lexicon() -> dict[str, str]:
     """The Ossal word for every English word of the grammar but the article; no two share one."""
-    english = [*_NOUNS, *_VERBS, *_ADJECTIVES, *_TIMES]
+    english = [*NOUNS, *VERBS, *ADJECTIVES, *TIMES]
     syllables = ["".join(letters) for letters in itertools.product(_ONSETS, _VOWELS, _CODAS)]
     return dict(zip(english, random.Random(LEXICON_SEED).sample(syllables, len(english)), strict=True))
 
 
 def _noun_phrase(rng: random.Random) -> list[str]:
     """Draw a noun with or without an adjective, in English order."""
-    adjectives = [rng.choice(_ADJECTIVES)] if rng.random() < 0.6 else []
-    return [*adjectives, rng.choice(_NOUNS)]
+    adjectives = [rng.choice(ADJECTIVES)] if rng.random() < 0.6 else []
+    return [*adjectives, rng.choice(NOUNS)]
+
+
+def _draw(rng: random.Random) -> tuple[list[str], list[str], str, list[str]]:
+    """Draw a sentence's subject, object, verb and time (which it may lack)."""
+    subject, thing = _noun_phrase(rng), _noun_phrase(rng)
+    verb = rng.choice(VERBS)
+    times = [rng.choice(TIMES)] if rng.random() < 0.4 else []
+    return subject, thing, verb, times
+
+
+def draw_sentence(rng: random.Random) -> str:
+    """Draw one sentence of plain English."""
+    subject, thing, verb, times = _draw(rng)
+    return write_sentence(["the", *subject, verb, "the", *thing, *times])
 
 
 def _row(rng: random.Random) -> dict[str, str]:
     """Draw one sentence, and say it in Ossal."""
-    subject, thing = _noun_phrase(rng), _noun_phrase(rng)
-    verb = rng.choice(_VERBS)
-    times = [rng.choice(_TIMES)] if rng.random() < 0.4 else []
+    subject, thing, verb, times = _draw(rng)
     english = ["the", *subject, verb, "the", *thing, *times]
     ossal = [*reversed(subject), *reversed(thing), *times, verb]
     words = lexicon()
     return {
-        "instruction": _sentence(english),
+        "instruction": write_sentence(english),
         "context": "",
-        "response": _sentence([words[word] for word in ossal]),
+        "response": write_sentence([words[word] for word in ossal]),
     }
 
 
-def _sentence(words: list[str]) -> str:
-    """Write words as a sentence."""
+def write_sentence(words: list[str]) -> str:
+    """Return words as a sentence."""
     return " ".join(words).capitalize() + "."
 
 

@@ -6,15 +6,14 @@ it is scored and when something is generated after it.
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneoff.data.conversations import Turn
-from tuneoff.data.templates import CHAT, make_template
+from tuneoff.data.templates import CHAT
 from tuneoff.errors import ModelError
-from tuneoff.study.spec import TaskSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,6 +78,19 @@ class Encoder:
         # it unsaid forks.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+    def space_before(self, text: str) -> str:
+        """Return what is written between `text` and a word that is tokenised apart from it: a space, or nothing.
+
+        Nothing where the text ends in white space, and where the tokenizer itself puts a space before whatever it is
+        given (Llama 2 does, GPT-2 and Llama 3 do not). So the word has the tokens that it has in running text.
+        """
+        return "" if not text or text[-1].isspace() or self._puts_space else " "
+
+    @cached_property
+    def _puts_space(self) -> bool:
+        first = self._tokenizer.convert_ids_to_tokens(self.encode(["a"])[0])[0]
+        return bool(first[0] in "▁Ġ")
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
         return [ids for batch in _batches(texts) for ids in self._call(batch)["input_ids"]]
@@ -94,6 +106,13 @@ class Encoder:
             encoded = self._call(batch, return_offsets_mapping=True)
             for text, ids, offsets in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
                 yield np.array(ids, dtype=np.int32), _byte_ends(text, offsets)
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        """Yield for each text its ids, and which characters each token stands for, (num_tokens, 2): start and end."""
+        for batch in _batches(texts):
+            encoded = self._call(batch, return_offsets_mapping=True)
+            for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+                yield np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int64).reshape(-1, 2)
 
     def _call(self, texts: Sequence[str], **options: Any) -> Any:
         return self._tokenizer(
@@ -144,10 +163,3 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, template: s
     """
     encoder = Encoder(tokenizer, parses_special=template == CHAT)
     return encoder.bos + encoder.encode([prompt])[0]
-
-
-def render_prompt(task: TaskSpec, tokenizer: "PreTrainedTokenizerBase", instruction: str, context: str = "") -> str:
-    """Return an instruction as the task's template writes it; for `kind: text` it is the text itself."""
-    if task.kind == "text":
-        return instruction
-    return make_template(task.template, tokenizer).prompt([Turn("user", instruction, context)])

@@ -11,7 +11,7 @@ What an over-long conversation loses, by `task.truncation`:
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from tuneoff.data.conversations import Conversation
 from tuneoff.data.encoding import Encoder
 from tuneoff.data.problems import Problems
 from tuneoff.data.templates import Segment, Template
-from tuneoff.data.tokens import SplitBuilder, TokenSplit
+from tuneoff.data.tokens import PromptBuilder, SplitBuilder, TokenSplit
 from tuneoff.errors import DataError
 
 CHUNK = 1024
@@ -64,6 +64,8 @@ class _Span:
     end: int
     num_text_tokens: int
     """Without the end-of-sequence token."""
+    reply: str
+    """What the data says, without a chat template's marks."""
 
     @property
     def num_bytes(self) -> int:
@@ -99,8 +101,15 @@ class Fitter:
         self._max_length = max_length
         self._truncation = truncation
 
-    def build(self, conversations: Sequence[Conversation]) -> tuple[TokenSplit, Cuts]:
+    def build(
+        self, conversations: Sequence[Conversation], prompts: PromptBuilder | None = None
+    ) -> tuple[TokenSplit, Cuts]:
         """Return the split's sequences and what had to be cut.
+
+        Args:
+            conversations: the split's conversations.
+            prompts: takes what stands before each reply that is learnt, as its sequence holds it (cut where that is
+                cut), with the reply as it stands in the data.
 
         Raises:
             DataError: a conversation that is too long where none may be cut, or one without a target token.
@@ -118,9 +127,14 @@ class Fitter:
             num_bytes = self._num_bytes([sequence for _, sequence in fitted])
             for (conversation, sequence), target_bytes in zip(fitted, num_bytes, strict=True):
                 name = f"{conversation.file}:{conversation.line}"
-                builder.add(
+                item = builder.add(
                     sequence.ids, sequence.targets, target_bytes=target_bytes, item=conversation.item, item_name=name
                 )
+                if prompts is not None:
+                    for span in sequence.spans:
+                        if span.start < len(sequence.ids):
+                            ids = sequence.ids[: span.start]
+                            prompts.add(ids, name=name, references=(span.reply,), item=item)
         problems.check()
         if self._truncation == "error" and cuts.first_long is not None:
             raise DataError(
@@ -135,15 +149,16 @@ class Fitter:
     def _encoded(self, conversations: Sequence[Conversation]) -> Iterator[_Sequence]:
         written = [self._template.segments(conversation) for conversation in conversations]
         encoded = iter(self._encoder.encode([segment.text for segments in written for segment in segments]))
-        for segments in written:
+        for conversation, segments in zip(conversations, written, strict=True):
             ids = list(self._encoder.bos)
             spans = []
+            replies = iter([turn.text for turn in conversation.turns if turn.is_target])
             for segment in segments:
                 piece = next(encoded)
                 start = len(ids)
                 ids += piece + (self._encoder.eos if segment.ends else [])
                 if segment.is_target:
-                    spans.append(_Span(segment, start, len(ids), len(piece)))
+                    spans.append(_Span(segment, start, len(ids), len(piece), next(replies)))
             yield _marked(np.array(ids, dtype=np.int32), spans)
 
     def _fitted(
@@ -233,8 +248,5 @@ def _without_middle(sequence: _Sequence, num_prompt: int, num_dropped: int) -> _
     """Return the sequence without `num_dropped` tokens from the middle of its first `num_prompt` ones."""
     head = (num_prompt - num_dropped + 1) // 2
     kept = np.r_[0:head, head + num_dropped : len(sequence.ids)]
-    spans = tuple(
-        _Span(span.segment, span.start - num_dropped, span.end - num_dropped, span.num_text_tokens)
-        for span in sequence.spans
-    )
+    spans = tuple(replace(span, start=span.start - num_dropped, end=span.end - num_dropped) for span in sequence.spans)
     return _Sequence(sequence.ids[kept], sequence.targets[kept], spans)

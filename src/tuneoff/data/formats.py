@@ -1,7 +1,7 @@
-"""Rows of local files, each with its place: JSON lines, JSON, CSV, TSV, Parquet, and plain text (one document a file).
+"""Rows of local files, each with its place: JSON lines, JSON (SQuAD's too), CSV, TSV, Parquet, and plain text.
 
-Text is UTF-8, with or without a byte order mark. TSV has no quoting (GLUE's files hold bare quotation marks); CSV has
-that of RFC 4180.
+Plain text is one document a file. Text is UTF-8, with or without a byte order mark. TSV has no quoting (GLUE's files
+hold bare quotation marks); CSV has that of RFC 4180.
 """
 
 import csv
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneoff.data import squad
 from tuneoff.data.problems import Problems, shown
 from tuneoff.errors import DataError, did_you_mean
 
@@ -30,28 +31,34 @@ class Row:
     file: str
     line: int
     """Line where the row starts, from 1; the row's number where the format has no lines (Parquet, JSON, the hub)."""
+    place: str = ""
+    """What messages say instead of the line, where rows are nested: article, paragraph and question of SQuAD."""
 
 
-def read_rows(path: Path, file: str, limit: int | None = None) -> list[Row]:
+def read_rows(path: Path, file: str, limit: int | None = None, positions: frozenset[str] = frozenset()) -> list[Row]:
     """Read the rows of one local file.
 
     Args:
         path: the file; its suffix says the format.
         file: how errors name it.
         limit: rows read at most.
+        positions: columns that the study names by number; a CSV or TSV file whose first row does not hold these numbers
+            has no header, and its columns are called 0, 1, ...
 
     Raises:
         DataError: an unknown suffix, a file that cannot be read or holds no rows, or rows unlike what the format asks.
     """
-    reader = _READERS.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    reader = _READERS.get(suffix)
     if reader is None:
         allowed = ", ".join(_READERS)
-        hint = did_you_mean(path.suffix.lower(), _READERS)
+        hint = did_you_mean(suffix, _READERS)
         raise DataError(f"files of kind {path.suffix or 'none'!r} are not read; allowed: {allowed}.{hint}", file=file)
     problems = Problems()
     rows: list[Row] = []
     try:
-        for row in reader(path, file, problems):
+        read = reader(path, file, problems) if suffix not in TABLES else TABLES[suffix](path, file, problems, positions)
+        for row in read:
             rows.append(row)
             if limit is not None and len(rows) + len(problems) >= limit:
                 break
@@ -131,27 +138,31 @@ def _read_json(path: Path, file: str, problems: Problems) -> Iterator[Row]:
         raise DataError(
             f'expected a JSON array of objects, or {{"data": [...]}}; found {type(value).__name__}{keys}', file=file
         )
+    if squad.holds_articles(rows):
+        for number, (values, place) in enumerate(squad.questions(rows, file, problems), start=1):
+            yield Row(values, file, number, place)
+        return
     for number, row in enumerate(rows, start=1):
         yield from _object_row(row, file, number, problems)
 
 
-def _read_csv(path: Path, file: str, problems: Problems) -> Iterator[Row]:
+def _read_csv(path: Path, file: str, problems: Problems, positions: frozenset[str] = frozenset()) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default refuses a field above 128 kB: one long document
-    return _read_table(csv.reader(_text_lines(path, file), strict=True), file, problems)
+    return _read_table(csv.reader(_text_lines(path, file), strict=True), file, problems, positions)
 
 
-def _read_tsv(path: Path, file: str, problems: Problems) -> Iterator[Row]:
+def _read_tsv(path: Path, file: str, problems: Problems, positions: frozenset[str] = frozenset()) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(_text_lines(path, file), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
-    return _read_table(reader, file, problems)
+    return _read_table(reader, file, problems, positions)
 
 
 def _text_lines(path: Path, file: str) -> io.StringIO:
     return io.StringIO(decode(path.read_bytes(), file), newline="")
 
 
-def _read_table(reader: Any, file: str, problems: Problems) -> Iterator[Row]:
-    """Yield the rows below the header. `reader` is a `csv.reader`, whose type has no name."""
+def _read_table(reader: Any, file: str, problems: Problems, positions: frozenset[str]) -> Iterator[Row]:
+    """Yield the rows below the header, if there is one. `reader` is a `csv.reader`, whose type has no name."""
     start = 1
     header: list[str] | None = None
     while True:
@@ -164,8 +175,11 @@ def _read_table(reader: Any, file: str, problems: Problems) -> Iterator[Row]:
             return
         if not cells:
             pass  # a blank line
-        elif header is None:
+        elif header is None and positions <= set(cells):
             header = _checked_header(cells, file, start)
+        elif header is None:
+            header = [str(place) for place in range(len(cells))]
+            yield Row(dict(zip(header, cells, strict=True)), file, start)
         elif len(cells) != len(header):
             expected = f"expected {len(header)} columns ({', '.join(header)})"
             problems.add(f"{expected}, found {len(cells)}", file=file, line=start)
@@ -214,6 +228,12 @@ _READERS: dict[str, Callable[[Path, str, Problems], Iterator[Row]]] = {
     ".parquet": _read_parquet,
     **dict.fromkeys(TEXT_SUFFIXES, _read_document),
 }
+
+TABLES: dict[str, Callable[[Path, str, Problems, frozenset[str]], Iterator[Row]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+}
+"""Readers of files that may lack a header."""
 
 TABLE_SUFFIXES = tuple(suffix for suffix in _READERS if suffix not in TEXT_SUFFIXES)
 """Files that hold rows."""

@@ -42,6 +42,17 @@ def read_hub(source: str, split: str, limit: int | None, trust_remote_code: bool
     return found
 
 
+def read_class_names(source: str, split: str, column: str, trust_remote_code: bool = False) -> tuple[str, ...]:
+    """Return the names that the hub gives to the integers 0, 1, ... of a column; none where it gives none.
+
+    Raises:
+        DataError: the data set or the split cannot be had.
+    """
+    name, _, configuration = source.partition(":")
+    rows = _load(name, configuration or None, split, source, trust_remote_code)
+    return tuple(getattr(rows.features.get(column), "names", None) or ())
+
+
 def _load(name: str, configuration: str | None, split: str, source: str, trust_remote_code: bool) -> "Dataset":
     import datasets
     from huggingface_hub.errors import HfHubHTTPError

@@ -1,6 +1,6 @@
 """Bad rows, gathered over a whole file and told in one error: the first few with their places, and the count of all."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from tuneoff.errors import DataError
 
@@ -9,6 +9,22 @@ NUM_SHOWN = 5
 
 MAX_SHOWN_CHARS = 60
 """Length at which a value from the data is cut in a message."""
+
+
+class Placed(Protocol):
+    """What came from the data, and where from."""
+
+    @property
+    def file(self) -> str:
+        """What errors call the file."""
+
+    @property
+    def line(self) -> int:
+        """Line or row, from 1."""
+
+    @property
+    def place(self) -> str:
+        """What is said instead of the line, where rows are nested; else empty."""
 
 
 class Problems:
@@ -23,6 +39,13 @@ class Problems:
         self._num_found += 1
         if len(self._shown) < NUM_SHOWN:
             self._shown.append(DataError(message, file=file, line=line, column=column))
+
+    def add_at(self, placed: Placed, message: str, column: str | None = None) -> None:
+        """Note that a row, or what was made of it, is bad; where rows are nested, their place stands for the line."""
+        if placed.place:
+            self.add(f"{placed.place}: {message}", file=placed.file, column=column)
+        else:
+            self.add(message, file=placed.file, line=placed.line, column=column)
 
     def __len__(self) -> int:
         return self._num_found

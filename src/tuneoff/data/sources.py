@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from tuneoff.data.formats import TABLE_SUFFIXES, TEXT_SUFFIXES, Row, read_rows
-from tuneoff.data.hub import HUB_ID, read_hub
+from tuneoff.data.hub import HUB_ID, read_class_names, read_hub
 from tuneoff.errors import DataError, did_you_mean
 from tuneoff.study.spec import TaskSpec
+from tuneoff.study.testing import TaskKind
 
 DEMO = "demo"
 SPLITS = ("train", "validation", "test")
@@ -38,6 +39,10 @@ class Source:
     """What of a folder was read."""
     limit: int | None = None
     trust_remote_code: bool = False
+    task_kind: TaskKind = "instruction"
+    """Which of the demo data."""
+    positions: frozenset[str] = frozenset()
+    """Columns that the study names by number, as in a file without a header."""
 
     @property
     def is_text(self) -> bool:
@@ -56,7 +61,13 @@ class Source:
         if self.kind == "demo":
             return self._read_demo()
         files = self.files[: self.limit] if self.is_text else self.files
-        return [row for path, label in files for row in read_rows(path, label, self.limit)]
+        return [row for path, label in files for row in read_rows(path, label, self.limit, self.positions)]
+
+    def class_names(self, column: str) -> tuple[str, ...]:
+        """Return the names of a column's integers 0, 1, ..., where the source has them."""
+        if self.kind != "hub":
+            return ()
+        return read_class_names(self.name, self.split, column, self.trust_remote_code)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of what is read: of the files' bytes and names, or else of the rows."""
@@ -67,9 +78,9 @@ class Source:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
 
     def _read_demo(self) -> list[Row]:
-        from tuneoff.data.demo import generate_demo_rows
+        from tuneoff.data.demo_tasks import generate_rows
 
-        rows = generate_demo_rows(self.split)[: self.limit]
+        rows = generate_rows(self.task_kind, self.split)[: self.limit]
         return [Row(dict(row), self.label, number) for number, row in enumerate(rows, start=1)]
 
 
@@ -144,7 +155,7 @@ class _Finder:
         if name not in SPLITS:
             hint = did_you_mean(name, SPLITS)
             raise DataError(f"task.splits.{split}: the demo data has {', '.join(SPLITS)}; found {name!r}.{hint}")
-        return Source("demo", DEMO, split=name, limit=self._task.limit)
+        return Source("demo", DEMO, split=name, limit=self._task.limit, task_kind=self._task.kind)
 
     def _beside(self, split: str, name: str, data: str, local: Path) -> Source:
         folder = local if local.is_dir() else local.parent
@@ -155,18 +166,21 @@ class _Finder:
 
     def _local(self, name: str, path: Path) -> Source:
         limit = self._task.limit
+        positions = self._task.columns.positions
         if path.is_file():
-            return Source("files", name, files=((path, name),), limit=limit)
+            return Source("files", name, files=((path, name),), limit=limit, positions=positions)
         documents, tables, others = _sorted_out(path)
         if documents and (self._task.kind == "text" or not tables):
             if self._task.kind != "text":
-                raise DataError("is a folder of text; kind: instruction needs rows (or set kind: text)", file=name)
+                raise DataError(
+                    f"is a folder of text; kind: {self._task.kind} needs rows (or set kind: text)", file=name
+                )
             files = tuple((document, f"{name.rstrip('/')}/{_below(path, document)}") for document in documents)
             left_out = [_below(path, other) for other in sorted([*tables, *others])]
             return Source("files", name, files=files, note=_folder_note(name, len(files), left_out), limit=limit)
         if len(tables) == 1:
             label = f"{name.rstrip('/')}/{_below(path, tables[0])}"
-            return Source("files", label, files=((tables[0], label),), limit=limit)
+            return Source("files", label, files=((tables[0], label),), limit=limit, positions=positions)
         raise DataError(_no_choice(path, tables), file=name)
 
 

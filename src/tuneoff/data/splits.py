@@ -1,6 +1,7 @@
 """Which examples train, choose and test: units that repeat stay on one side, and the cut is the same for every seed.
 
-A unit is the largest thing that repeats: a document with its exact copies, a message tree, all rows of one prompt. The
+A unit is the largest thing that repeats: a document with its exact copies, a message tree, all rows of one prompt, all
+questions on one article. The
 units are shuffled by a generator of fixed seed and test and validation take the first shares. One document alone is cut
 at paragraphs: its head trains, the stretch after it validates, its tail tests.
 """
@@ -50,8 +51,8 @@ def cut(examples: Sequence[E], shares: Mapping[str, float]) -> dict[str, list[E]
         asked = " and ".join(f"{share:g} for {name}" for name, share in shares.items())
         raise DataError(
             f"the train split would be empty: the data has {len(units)} independent unit{'s' * (len(units) != 1)}"
-            " (documents,"
-            f" conversation trees or distinct prompts), and the study asks for {asked} of them. Give more data,"
+            " (documents, conversation trees, articles, or distinct prompts or texts),"
+            f" and the study asks for {asked} of them. Give more data,"
             " smaller shares, or"
             " files of their own under task.splits"
         )
@@ -129,8 +130,7 @@ def keep_apart(parts: Mapping[str, list[E]]) -> tuple[dict[str, list[E]], tuple[
             )
         if num_taken:
             notes.append(
-                f"{num_taken} of {len(parts[name])} {name} examples were left out, as their document, tree or prompt"
-                " is in"
-                f" {' or '.join(later)} too."
+                f"{num_taken} of {len(parts[name])} {name} examples were left out, as their document, tree, prompt,"
+                f" article or text is in {' or '.join(later)} too."
             )
     return apart, tuple(notes)

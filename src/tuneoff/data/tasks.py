@@ -18,6 +18,8 @@ MESSAGES = ("messages", "conversations")
 PROMPT = ("instruction", "prompt")
 CONTEXT = ("context", "input")
 RESPONSE = ("response", "output", "completion")
+PARTS = ("prompt", "context", "response", "messages")
+"""Of `task.columns`, what instructions have."""
 LAYOUTS = (
     "messages; prompt and completion; instruction, response (or output) and perhaps context (or input);"
     f" or message trees with {', '.join(oasst.COLUMNS)}"
@@ -54,7 +56,7 @@ def to_documents(rows: Sequence[Row], columns: ColumnsSpec) -> Examples[Document
         DataError: no such column, a value that is not text, or nothing but empty texts.
     """
     column = columns.text or TEXT
-    _check_columns(rows, {"text": column})
+    check_columns(rows, {"text": column})
     problems = Problems()
     documents = []
     for row in rows:
@@ -78,19 +80,19 @@ def to_conversations(rows: Sequence[Row], columns: ColumnsSpec) -> Examples[Conv
     Raises:
         DataError: a layout that is not known, a named column that is missing, or rows that cannot be used.
     """
-    present = _columns(rows)
-    named = {part: name for part, name in columns.model_dump().items() if name is not None and part != "text"}
-    _check_columns(rows, named)
+    present = columns_of(rows)
+    named = {part: name for part in PARTS if (name := getattr(columns, part)) is not None}
+    check_columns(rows, named)
     problems = Problems()
     notes: list[str] = []
     if not named and set(oasst.COLUMNS) <= set(present):
         found, notes = oasst.to_threads(rows, problems)
-    elif messages := columns.messages or (None if named else _first(MESSAGES, present)):
+    elif messages := columns.messages or (None if named else first_of(MESSAGES, present)):
         made = [from_messages(row, messages, problems) for row in rows]
         found = [conversation for conversation in made if conversation is not None]
     else:
-        prompt, response = columns.prompt or _first(PROMPT, present), columns.response or _first(RESPONSE, present)
-        context = columns.context or (None if named else _first(CONTEXT, present))
+        prompt, response = columns.prompt or first_of(PROMPT, present), columns.response or first_of(RESPONSE, present)
+        context = columns.context or (None if named else first_of(CONTEXT, present))
         if present == [TEXT]:
             raise DataError("is plain text; kind: instruction needs rows (or set task.kind: text)", file=rows[0].file)
         if prompt is None or response is None:
@@ -103,7 +105,7 @@ def to_conversations(rows: Sequence[Row], columns: ColumnsSpec) -> Examples[Conv
     return Examples(found, tuple(notes))
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
+def columns_of(rows: Sequence[Row]) -> list[str]:
     """Return the names of all columns, in the order in which they are first seen; rows of JSON may differ in theirs."""
     names: dict[str, None] = {}
     for row in rows:
@@ -111,12 +113,14 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return list(names)
 
 
-def _first(names: Sequence[str], present: Sequence[str]) -> str | None:
+def first_of(names: Sequence[str], present: Sequence[str]) -> str | None:
+    """Return the first of the known names that is present."""
     return next((name for name in names if name in present), None)
 
 
-def _check_columns(rows: Sequence[Row], named: dict[str, str]) -> None:
-    present = _columns(rows)
+def check_columns(rows: Sequence[Row], named: dict[str, str]) -> None:
+    """Raise `DataError` where a column that the study names, by part, is not in the data."""
+    present = columns_of(rows)
     for part, column in named.items():
         if column not in present:
             hint = did_you_mean(column, present)

@@ -65,30 +65,26 @@ def make_template(name: str | None, tokenizer: "PreTrainedTokenizerBase") -> Tem
             template.
     """
     if name == CHAT:
-        if not tokenizer.chat_template:
-            raise StudyError(
-                "task.template: chat was asked for, but the model's tokenizer has no chat template; leave"
-                " task.template out"
-                " for the plain one, or write your own with {instruction} and {context}"
-            )
         return ChatTemplate(tokenizer)
     if name is None:
         return TextTemplate(PLAIN, PLAIN_WITH_CONTEXT)
-    _check_placeholders(name)
+    found = check_placeholders(name, PLACEHOLDERS)
+    if "instruction" not in found:
+        hint = " For the tokenizer's own template write: chat." if len(name) < 20 else ""
+        raise StudyError(f"task.template: expected the placeholder {{instruction}}, found {name!r}.{hint}")
     return TextTemplate(name, name)
 
 
-def _check_placeholders(text: str) -> None:
+def check_placeholders(text: str, allowed: Sequence[str]) -> list[str]:
+    """Return the placeholders of a template in order; raises `StudyError` where one is not among the allowed."""
     found = re.findall(r"\{(\w*)\}", text)
     for name in found:
-        if name not in PLACEHOLDERS:
-            hint = did_you_mean(name, PLACEHOLDERS)
+        if name not in allowed:
+            names = ", ".join(f"{{{one}}}" for one in allowed)
             raise StudyError(
-                f"task.template: unknown placeholder {{{name}}}; allowed: {{instruction}}, {{context}}.{hint}"
+                f"task.template: unknown placeholder {{{name}}}; allowed: {names}.{did_you_mean(name, allowed)}"
             )
-    if "instruction" not in found:
-        hint = " For the tokenizer's own template write: chat." if len(text) < 20 else ""
-        raise StudyError(f"task.template: expected the placeholder {{instruction}}, found {text!r}.{hint}")
+    return found
 
 
 class TextTemplate:
@@ -144,12 +140,20 @@ class ChatTemplate:
     """The tokenizer's own chat template.
 
     Args:
-        tokenizer: the tokenizer, whose `chat_template` is set.
+        tokenizer: the tokenizer.
+
+    Raises:
+        StudyError: the tokenizer has no chat template.
     """
 
     parses_special = True
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        if not tokenizer.chat_template:
+            raise StudyError(
+                "task.template: chat was asked for, but the model's tokenizer has no chat template; leave"
+                " task.template out for the plain one, or write your own with placeholders such as {context}"
+            )
         self._tokenizer = tokenizer
 
     def segments(self, conversation: Conversation) -> list[Segment]:

@@ -1,6 +1,7 @@
 """Tokenised splits as flat arrays."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -78,7 +79,7 @@ class Prompts:
     offsets: NDArray[np.int64]
     """(num_prompts + 1,): prompt i is `input_ids[offsets[i]:offsets[i + 1]]`."""
     ids: tuple[str, ...]
-    """Name of each prompt: SQuAD's question id, else FILE:LINE."""
+    """Name of each prompt, no two alike: SQuAD's question id, else FILE:LINE."""
     references: tuple[tuple[str, ...], ...]
     """Right answers of each prompt, one at least."""
     items: NDArray[np.int32]
@@ -91,6 +92,13 @@ class Prompts:
         """Return the ids of one prompt."""
         return self.input_ids[self.offsets[index] : self.offsets[index + 1]]
 
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays by name."""
+        return {name: getattr(self, name) for name in PROMPT_ARRAYS}
+
+
+PROMPT_ARRAYS = tuple(field.name for field in fields(Prompts) if field.name not in ("ids", "references"))
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -100,7 +108,7 @@ class PreparedData:
     validation: TokenSplit
     test: TokenSplit
     sha256: str
-    """Hash over all arrays."""
+    """Hash over all arrays, and over the prompts with their references."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know, one plain sentence each."""
     cautions: tuple[str, ...] = ()
@@ -121,13 +129,16 @@ class PreparedData:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
-def hash_splits(splits: Sequence[TokenSplit]) -> str:
-    """Return the sha256 (hex) over the splits' arrays: their types, lengths and bytes, in order."""
+def hash_splits(splits: Sequence[TokenSplit], prompts: Prompts | None = None) -> str:
+    """Return the sha256 (hex) over the arrays, their types, lengths and bytes in order, and over ids and references."""
     digest = hashlib.sha256()
-    for split in splits:
-        for name, array in split.arrays().items():
+    holders: list[TokenSplit | Prompts] = [*splits] if prompts is None else [*splits, prompts]
+    for holder in holders:
+        for name, array in holder.arrays().items():
             digest.update(f"{name} {array.dtype.str} {len(array)};".encode())
             digest.update(np.ascontiguousarray(array).data)
+    if prompts is not None:
+        digest.update(json.dumps([prompts.ids, prompts.references]).encode())
     return digest.hexdigest()
 
 
@@ -155,8 +166,11 @@ class SplitBuilder:
         item: tuple[object, ...],
         item_name: str,
         label: int | None = None,
-    ) -> None:
-        """Add one sequence. `item_name` counts where `item` is new; `label` is its class, given for all or for none."""
+    ) -> int:
+        """Add one sequence and return the index of its item.
+
+        `item_name` counts where `item` is new; `label` is the sequence's class, given for all or for none.
+        """
         assert len(ids) == len(targets), "one flag for each token"
         assert targets.any(), "a sequence without a target teaches nothing and scores nothing"
         assert label is not None or not targets[0], "the first token of a sequence has nothing to be predicted from"
@@ -169,17 +183,54 @@ class SplitBuilder:
         self._items.append(self._index_of[item])
         if label is not None:
             self._labels.append(label)
+        return self._index_of[item]
 
     def build(self) -> TokenSplit:
         """Return what was added, as flat arrays."""
         assert len(self._labels) in (0, len(self._ids)), "a class for every sequence, or for none"
-        lengths = [len(ids) for ids in self._ids]
         return TokenSplit(
             input_ids=np.concatenate([np.zeros(0, np.int32), *self._ids]),
             targets=np.concatenate([np.zeros(0, np.bool_), *self._targets]),
-            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            offsets=_offsets(self._ids),
             target_bytes=np.array(self._target_bytes, dtype=np.int64),
             items=np.array(self._items, dtype=np.int32),
             labels=np.array(self._labels, dtype=np.int32),
             item_names=tuple(self._names),
         )
+
+
+class PromptBuilder:
+    """Gathers prompts into `Prompts`."""
+
+    def __init__(self) -> None:
+        self._ids: list[NDArray[np.int32]] = []
+        self._names: dict[str, None] = {}
+        self._references: list[tuple[str, ...]] = []
+        self._items: list[int] = []
+        self._num_named: dict[str, int] = {}
+
+    def add(self, ids: NDArray[np.int32], *, name: str, references: Sequence[str], item: int) -> None:
+        """Add one prompt; a name that is taken (replies of one row, an id given twice) gets a number."""
+        assert references, "a text that is compared with nothing says nothing"
+        unique = name
+        while unique in self._names:
+            self._num_named[name] = self._num_named.get(name, 1) + 1
+            unique = f"{name} #{self._num_named[name]}"
+        self._names[unique] = None
+        self._ids.append(ids)
+        self._references.append(tuple(dict.fromkeys(references)))
+        self._items.append(item)
+
+    def build(self) -> Prompts:
+        """Return what was added."""
+        return Prompts(
+            input_ids=np.concatenate([np.zeros(0, np.int32), *self._ids]),
+            offsets=_offsets(self._ids),
+            ids=tuple(self._names),
+            references=tuple(self._references),
+            items=np.array(self._items, dtype=np.int32),
+        )
+
+
+def _offsets(pieces: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum([len(ids) for ids in pieces], dtype=np.int64)]).astype(np.int64)

@@ -57,12 +57,7 @@ class AdaptedModel(ABC):
         """
         own = self.trainable_parameters(member)
         check_same_names(own, state)
-        with torch.no_grad():
-            for name, parameter in own.items():
-                if parameter.shape != state[name].shape:
-                    found, wanted = tuple(state[name].shape), tuple(parameter.shape)
-                    raise MethodError(f"{name}: the saved tensor has shape {found}; this model's has {wanted}")
-                parameter.copy_(state[name])
+        copy_tensors(own, state)
 
     @contextmanager
     def member(self, index: int) -> Iterator[nn.Module]:
@@ -79,6 +74,30 @@ class AdaptedModel(ABC):
             MethodError: the method overwrote the base.
         """
         yield self.module
+
+    def before_training(self, num_steps: int) -> None:  # noqa: B027  # most methods have nothing to do here
+        """Learn how many optimizer steps there will be; called once, also before a resumed run goes on."""
+
+    def after_optimizer_step(self, step: int, num_steps: int) -> None:  # noqa: B027  # nor here
+        """Do what the method does between steps; the gradients that were applied are still there.
+
+        Called for each member that made a step; methods that do something here have one.
+
+        Args:
+            step: optimizer steps done, from 1.
+            num_steps: of the whole run.
+        """
+
+    def extra_loss(self, member: int = 0) -> Tensor | None:
+        """Return what the method adds to the loss of an optimizer step, once however it is cut up; or nothing."""
+        return None
+
+    def training_state(self, member: int = 0) -> dict[str, Tensor]:
+        """Return what a resumed run needs beside the weights."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Tensor], member: int = 0) -> None:  # noqa: B027  # nor here
+        """Put back what `training_state` gave."""
 
     def merge(self, member: int = 0) -> nn.Module:
         """Fold a member into the base's own weights, in place, and return the plain model.
@@ -140,11 +159,32 @@ def check_same_names(own: Mapping[str, object], given: Mapping[str, object]) -> 
         raise MethodError(f"the saved weights are not of this model and method: {'; '.join(parts)}")
 
 
+@torch.no_grad()
+def copy_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy tensors into those of the same name.
+
+    Raises:
+        MethodError: another shape.
+    """
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape:
+            found, wanted = tuple(given[name].shape), tuple(tensor.shape)
+            raise MethodError(f"{name}: the saved tensor has shape {found}; this model's has {wanted}")
+        tensor.copy_(given[name])
+
+
 def unique_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the module's parameters by name, storage that is shared (tied embeddings) once, under its first name."""
     return dict(module.named_parameters(remove_duplicate=True))
 
 
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether a linear layer's weight is held in integers of few bits: nothing can be added to it exactly."""
+    return isinstance(layer, nn.Linear) and not layer.weight.is_floating_point()
+
+
 def num_parameters(module: nn.Module) -> int:
-    """Return the number of parameters, those that share storage once."""
-    return sum(parameter.numel() for parameter in unique_parameters(module).values())
+    """Return the number of parameters, those that share storage once; of a quantised weight, those it stands for."""
+    held = sum(parameter.numel() for parameter in unique_parameters(module).values())
+    quantised = [layer for layer in module.modules() if isinstance(layer, nn.Linear) and is_quantised(layer)]
+    return held + sum(layer.in_features * layer.out_features - layer.weight.numel() for layer in quantised)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneoff.errors import MethodError
-from tuneoff.methods.base import AdaptedModel
+from tuneoff.methods.base import AdaptedModel, check_same_names, copy_tensors
 
 CLASSIFIER = "ForSequenceClassification"
 
@@ -101,6 +101,16 @@ class HeadedModel(AdaptedModel):
         """Return what the method says; the head has the plain rate."""
         return {**self.inner.rate_factors(member), **dict.fromkeys(self._head, 1.0)}
 
+    def state_dict(self, member: int = 0) -> dict[str, Tensor]:
+        """Return what the method keeps, and the head."""
+        return self.inner.state_dict(member) | {name: parameter.detach() for name, parameter in self._head.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], member: int = 0) -> None:
+        """Copy saved tensors into the method and the head."""
+        own = self.state_dict(member)
+        check_same_names(own, state)
+        copy_tensors(own, state)
+
     @contextmanager
     def base_model(self) -> Iterator[nn.Module]:
         """Within the context the trunk is the base's and the head is as it started."""
@@ -111,6 +121,26 @@ class HeadedModel(AdaptedModel):
                 yield module
             finally:
                 self._write(trained)
+
+    def before_training(self, num_steps: int) -> None:
+        """Tell the method how many steps there will be."""
+        self.inner.before_training(num_steps)
+
+    def after_optimizer_step(self, step: int, num_steps: int) -> None:
+        """Let the method do what it does between steps."""
+        self.inner.after_optimizer_step(step, num_steps)
+
+    def extra_loss(self, member: int = 0) -> Tensor | None:
+        """Return what the method adds to the loss."""
+        return self.inner.extra_loss(member)
+
+    def training_state(self, member: int = 0) -> dict[str, Tensor]:
+        """Return what the method needs to go on."""
+        return self.inner.training_state(member)
+
+    def load_training_state(self, state: Mapping[str, Tensor], member: int = 0) -> None:
+        """Put back what the method needs to go on."""
+        self.inner.load_training_state(state, member)
 
     def merge(self, member: int = 0) -> nn.Module:
         """Fold the method into the trunk's weights; the head is the model's own already."""

@@ -104,6 +104,7 @@ def read_peft(folder: Path) -> tuple[Method, dict[str, Tensor]]:
     """
     config = read_config(folder)
     state = _read_weights(folder)
+    method: Method
     if config["peft_type"] == "LORA":
         state = from_peft_state(state)
         method, own = _lora(folder, config, state)

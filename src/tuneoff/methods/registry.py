@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from tuneoff.errors import MethodError
 from tuneoff.methods.base import Method
 from tuneoff.methods.bottleneck import Bottleneck
+from tuneoff.methods.external import ExternalPeft
 from tuneoff.methods.lora import LoRA, LoRACohort
 from tuneoff.methods.selective import BitFit, Full, HeadOnly, NoTraining
 from tuneoff.methods.soft_prompt import PrefixTuning, PromptTuning
@@ -16,6 +17,7 @@ from tuneoff.study.methods import (
     LoraMethod,
     MethodSpec,
     NoneMethod,
+    PeftMethod,
     PrefixMethod,
     PromptMethod,
 )
@@ -53,6 +55,8 @@ def method_from_spec(spec: MethodSpec) -> Method:
             return BitFit()
         case HeadMethod():
             return HeadOnly()
+        case PeftMethod():
+            return ExternalPeft(spec.peft)
     raise MethodError(f"{spec.method!r} is not a method that adapts a model")
 
 

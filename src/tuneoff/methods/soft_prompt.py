@@ -12,6 +12,7 @@ the authors' code keeps for its low-data runs), so that at step 0 it is the same
 Virtual tokens are invisible to callers. Hooks on the model's trunk put them in front of the first call's text, shift
 positions and attention masks, and take their positions off the hidden states, so that callers, and `generate`, count
 the text's own positions alone. They stand left of any padding, at positions 0 to V - 1, and are always attended to.
+What the last virtual token predicts is taken off with them: a text's first token is no target, as under every method.
 
 Shapes: R rows, T positions of the text, V virtual tokens, D width of the embeddings, L layers, H key-value heads (fewer
 than the query heads in grouped-query attention), d width of one head.

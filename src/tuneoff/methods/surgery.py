@@ -41,8 +41,8 @@ def dense_weight(layer: AdaptableLayer) -> Tensor:
     unpack = getattr(layer, "dequantised", None)
     if not callable(unpack):
         raise UnsupportedError(
-            f"the weight of a {type(layer).__name__} cannot be read back, and DoRA needs its norm. Let the arm quantise "
-            "the base (quantize: nf4 or int8), or use dora: false."
+            f"the weight of a {type(layer).__name__} cannot be read back, and DoRA needs its norm. Let the arm hold "
+            "the base in few bits (quantize: nf4 or int8), or use dora: false."
         )
     weight: Tensor = unpack(torch.float32)
     return weight.detach()

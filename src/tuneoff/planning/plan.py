@@ -5,6 +5,7 @@ the run cannot disagree.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from tuneoff.study.records import Parameters
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value, plain
 from tuneoff.training.models import check_context, load_config, shape_only
+from tuneoff.training.quantise import check_quantisable, quantised_bytes
 from tuneoff.training.recompute import recompute_activations
 
 if TYPE_CHECKING:
@@ -66,11 +68,15 @@ class ArmPlan(Value):
     steps_per_run: int | None
     """None where the data decide (epochs, target tokens), 0 where nothing is trained."""
     saved_bytes: int
-    """Tensors in the file that a run leaves behind, in fp32; the file's header (a few kB) is not counted."""
+    """Tensors in the file that a run leaves behind, what was trained in fp32; the file's header (a few kB) is not
+    counted.
+    """
     optimizer_bytes: int
     """Adam's two moments of every trainable weight, in fp32."""
     weights_bytes: int
-    """The model in memory: what is trained in fp32, the rest in the compute type."""
+    """The model in memory: what is trained in fp32, the rest in the compute type, what is quantised in its few bits."""
+    num_virtual_tokens: int = 0
+    """Positions that the method puts before every sequence."""
     problem: str = ""
     """Why this model cannot take the method: the arm becomes an infeasible row. Empty where it can."""
 
@@ -115,13 +121,7 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
         MethodError: an arm whose targets match nothing, or whose rank is above a layer's size.
         StudyError: sequences longer than the model's context.
     """
-    config = load_config(study.model, study.root, study.revision, study.trust_remote_code, allow_shape=True)
-    check_context(config, study.task.max_length)
-    if study.task.kind != "classification":
-        num_classes = 0
-    elif num_classes is None:
-        num_classes = len(study.task.labels or ()) or 2
-    base = shape_only(config, study.trust_remote_code, num_classes=num_classes)
+    base = study_shape(study, num_classes)
     seen: dict[str, _Measured] = {}
     arms = []
     for arm in study.arms:
@@ -139,34 +139,98 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
     )
 
 
+def study_shape(study: Study, num_classes: int | None = None) -> "PreTrainedModel":
+    """Return a study's base on the meta device.
+
+    Args:
+        study: the study.
+        num_classes: as in `plan`.
+
+    Raises:
+        ModelError: its configuration cannot be had or is not a causal language model.
+        StudyError: sequences longer than the model's context.
+    """
+    config = load_config(study.model, study.root, study.revision, study.trust_remote_code, allow_shape=True)
+    check_context(config, study.task.max_length)
+    if study.task.kind != "classification":
+        num_classes = 0
+    elif num_classes is None:
+        num_classes = len(study.task.labels or ()) or 2
+    return shape_only(config, study.trust_remote_code, num_classes=num_classes)
+
+
+def adapt_shape(study: Study, arm: Arm, model: "PreTrainedModel") -> tuple[AdaptedModel, tuple[str, ...]]:
+    """Put an arm's method on its base's shape, in place, as a run puts it on the base.
+
+    Args:
+        study: the study.
+        arm: one of its arms.
+        model: a copy of its shape.
+
+    Returns:
+        The adapted model, and the target patterns as the user wrote them.
+
+    Raises:
+        UnsupportedError: this model cannot take the method.
+        MethodError: targets that match nothing, or a rank above a layer's size.
+    """
+    try:
+        method, patterns = _method(study, arm)
+        if study.gradient_checkpointing and arm.is_trained:
+            recompute_activations(model)
+        adapted = train_head(method.adapt(model, torch.Generator()))
+        check_context(model.config, study.task.max_length, adapted.num_virtual_tokens)
+    except UnsupportedError:
+        raise
+    except TuneoffError as error:
+        raise type(error)(f"arms.{arm.name}: {error}") from None
+    return adapted, patterns
+
+
 @dataclass(frozen=True)
 class _Measured:
     """What putting a method on the base's shape showed."""
 
     parameters: Parameters
     targets: tuple[TargetMatch, ...] = ()
+    num_virtual_tokens: int = 0
     problem: str = ""
+    kept_bytes: int = 0
+    """Of what is saved and not trained (random projections)."""
+    num_quantised: int = 0
+    """Weights of the base that are held in few bits."""
+    quantised_bytes: int = 0
 
 
 def _measure(study: Study, arm: Arm, base: "PreTrainedModel") -> _Measured:
     """Put the arm's method on a copy of the base's shape and count."""
     try:
-        method, patterns = _method(study, arm)
-        model = copy.deepcopy(base)
-        if study.gradient_checkpointing and arm.is_trained:
-            recompute_activations(model)
-        adapted = train_head(method.adapt(model, torch.Generator()))
-        check_context(base.config, study.task.max_length, adapted.num_virtual_tokens)
-        targets = tuple(_target_matches(base, patterns, adapted))
-        targets = targets or tuple(_place_matches(base, arm.method, adapted))
+        adapted, patterns = adapt_shape(study, arm, copy.deepcopy(base))
+        sizes, num_bytes = _quantised(base, arm.method)
     except UnsupportedError as error:
         return _Measured(Parameters(trainable=0, total=num_parameters(base)), problem=str(error))
-    except TuneoffError as error:
-        raise type(error)(f"arms.{arm.name}: {error}") from None
+    targets = tuple(_target_matches(base, patterns, adapted))
+    targets = targets or tuple(_place_matches(base, arm.method, adapted))
     trained = adapted.trainable_parameters()
     trainable = sum(parameter.numel() for parameter in trained.values())
     total = num_parameters(adapted.module)
-    return _Measured(Parameters(trainable=trainable, total=total, modules=adapted.matched), targets)
+    kept = [tensor for name, tensor in adapted.state_dict().items() if name not in trained]
+    return _Measured(
+        parameters=Parameters(trainable=trainable, total=total, modules=adapted.matched),
+        targets=targets,
+        num_virtual_tokens=adapted.num_virtual_tokens,
+        kept_bytes=sum(tensor.numel() * tensor.element_size() for tensor in kept),
+        num_quantised=sum(sizes),
+        quantised_bytes=num_bytes,
+    )
+
+
+def _quantised(base: nn.Module, spec: MethodSpec) -> tuple[list[int], int]:
+    """Return the sizes of the layers that the arm holds in few bits, and the bytes of all of them."""
+    if not isinstance(spec, LoraMethod) or spec.quantize == "none":
+        return [], 0
+    shapes = [features(layer) for layer in check_quantisable(base, spec.quantize).values()]
+    return [math.prod(shape) for shape in shapes], sum(quantised_bytes(spec.quantize, *shape) for shape in shapes)
 
 
 def _method(study: Study, arm: Arm) -> tuple[Method, tuple[str, ...]]:
@@ -223,7 +287,7 @@ def _arm_plan(study: Study, arm: Arm, base_total: int, measured: _Measured) -> A
     parameters = measured.parameters
     trainable = parameters.trainable
     in_fp32 = trainable if arm.is_trained else 0
-    frozen = parameters.total - in_fp32
+    dense = parameters.total - in_fp32 - measured.num_quantised
     return ArmPlan(
         name=arm.name,
         method=arm.method,
@@ -234,8 +298,9 @@ def _arm_plan(study: Study, arm: Arm, base_total: int, measured: _Measured) -> A
         targets=measured.targets,
         num_runs=num_runs(study, arm),
         steps_per_run=study.budget.steps if arm.is_trained and not measured.problem else 0,
-        saved_bytes=FP32_BYTES * in_fp32 if study.keep != "none" else 0,
+        saved_bytes=FP32_BYTES * in_fp32 + measured.kept_bytes if study.keep != "none" and arm.is_trained else 0,
+        num_virtual_tokens=measured.num_virtual_tokens,
         problem=measured.problem,
         optimizer_bytes=NUM_MOMENTS * FP32_BYTES * in_fp32,
-        weights_bytes=FP32_BYTES * in_fp32 + COMPUTE_BYTES[study.precision] * frozen,
+        weights_bytes=FP32_BYTES * in_fp32 + COMPUTE_BYTES[study.precision] * dense + measured.quantised_bytes,
     )

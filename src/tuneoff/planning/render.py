@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneoff.planning.plan import ArmPlan, Plan, TargetMatch
-from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, PrefixMethod, PromptMethod
+from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, PeftMethod, PrefixMethod, PromptMethod
 
 NOTHING = "-"
 V = TypeVar("V")
@@ -85,7 +85,8 @@ def method_label(arm: ArmPlan) -> str:
     spec = arm.method
     if isinstance(spec, LoraMethod):
         dropout = f" p{spec.dropout:g}" if spec.dropout else ""
-        return f"lora r{spec.rank} a{spec.alpha:g}{dropout}"
+        kind = "lora" if spec.quantize == "none" else f"qlora {spec.quantize}"
+        return f"{kind} r{spec.rank} a{spec.alpha:g}{dropout}"
     if isinstance(spec, BottleneckMethod):
         dropout = f" p{spec.dropout:g}" if spec.dropout else ""
         return f"bottleneck {spec.placement} m{spec.size} {spec.activation}{dropout}"
@@ -93,6 +94,8 @@ def method_label(arm: ArmPlan) -> str:
         return f"prompt {spec.num_virtual_tokens} tokens"
     if isinstance(spec, PrefixMethod):
         return f"prefix {spec.num_virtual_tokens} tokens" + (f" mlp{spec.projection}" if spec.projection else "")
+    if isinstance(spec, PeftMethod):
+        return f"peft {spec.peft['peft_type']}"
     if isinstance(spec, LoadMethod):
         return f"load {spec.path} (training not verified)"
     return spec.method

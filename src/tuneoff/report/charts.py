@@ -1,14 +1,24 @@
 """The charts, as Altair: one definition serves the page, where they can be worked with, and figures in files."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import altair as alt
+import vl_convert
 
+from tuneoff.analysis.measures import Measure
 from tuneoff.analysis.values import Summary
-from tuneoff.report.look import PAPER, Arms, Look, finished
-from tuneoff.report.points import Point, cost_points, learning_points, rate_points
+from tuneoff.report.look import PAPER, SHAPES, Arms, Look, finished
+from tuneoff.report.points import (
+    Point,
+    cost_points,
+    learning_points,
+    rate_points,
+    tradeoff_measure,
+    tradeoff_points,
+    tradeoff_texts,
+)
+from tuneoff.report.text import clean
 
 ROWS = "rows"
 """Name of the data set that a chart is drawn from. It is given beside the chart, so that variants share it."""
@@ -24,6 +34,9 @@ COSTS: dict[Cost, tuple[str, Axis]] = {
 }
 """What quality is set against: title and usual axis."""
 
+FigureFormat = Literal["pdf", "png", "svg"]
+FORMATS: tuple[FigureFormat, ...] = ("pdf", "png", "svg")
+"""Kinds of file that a chart can be written as."""
 
 HIT_AREA = 420
 """Square pixels around a point that show its tooltip: a fingertip's worth."""
@@ -40,13 +53,13 @@ def learning_chart(
         x: what runs along the bottom.
         scale: of both axes.
     """
-    title = {"step": "optimizer steps", "tokens": "target tokens"}[x]
+    title = {"step": "optimizer steps", "tokens": targets_word(arms.summary)}[x]
     chart = alt.Chart(alt.NamedData(ROWS))
     placed = chart.transform_filter(f"isValid(datum.{x})" + (f" && datum.{x} > 0" if scale == "log" else ""))
     train, validation = (placed.transform_filter(f"datum.kind == '{kind}'") for kind in ("train", "validation"))
     axis = alt.Axis(format="~s", grid=False, tickCount=8, tickMinStep=1)
     across = alt.X(f"{x}:Q", title=title, scale=_scale(scale, nice=False), axis=axis)
-    up = alt.Y("loss:Q", title="loss, nats per token", scale=_scale(scale))
+    up = alt.Y("loss:Q", title=f"loss, {arms.summary.loss_unit}", scale=_scale(scale))
     arm = arms.channels()
     shown = {"arm": ("arm", ""), title: (x, ","), "validation loss": ("loss", ".4f")}
     shown |= {"lowest seed": ("low", ".4f"), "highest seed": ("high", ".4f")}
@@ -60,6 +73,7 @@ def learning_chart(
         validation.mark_line(strokeWidth=2).encode(x=across, y=up, **arm.colour, **arm.dash),
         validation.mark_point(filled=True, size=48, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
         _nearest(validation, arms.look, shown).encode(x=across, y=up),
+        key="thick, with points: validation; thin: training",
     )
 
 
@@ -79,7 +93,7 @@ def rate_chart(points: Sequence[Point], arms: Arms, *, scale: Axis = "linear") -
     rates = sorted({point["lr"] for point in points})
     axis = alt.Axis(format=".2~e", grid=False, values=rates if len(rates) <= 12 else alt.Undefined)
     across = alt.X("lr:Q", title="learning rate", scale=alt.Scale(type="log", nice=False, padding=24), axis=axis)
-    up = alt.Y("loss:Q", title="validation loss, nats per token", scale=_scale(scale, padding=14))
+    up = alt.Y("loss:Q", title=f"validation loss, {arms.summary.loss_unit}", scale=_scale(scale, padding=14))
     arm = arms.channels()
     about = [alt.Tooltip("arm:N"), alt.Tooltip("lr:Q", title="learning rate", format=".3~e")]
     tooltip = [*about, alt.Tooltip("loss:Q", title="validation loss", format=".4f"), alt.Tooltip("state:N")]
@@ -95,11 +109,12 @@ def rate_chart(points: Sequence[Point], arms: Arms, *, scale: Axis = "linear") -
         scored.mark_point(filled=True, size=60, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
         *([cross] if _has(points, state="infeasible") else ()),
         scored.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
+        key="ring: chosen; cross: no result",
     )
 
 
 def cost_chart(points: Sequence[Point], arms: Arms, cost: Cost, *, scale: Axis | None = None) -> alt.LayerChart:
-    """Return the test loss against one cost, with the intervals over seeds; lower and further left is better.
+    """Return the test score against one cost, with the intervals over seeds; further left is better.
 
     Args:
         points: from `cost_points`.
@@ -115,29 +130,90 @@ def cost_chart(points: Sequence[Point], arms: Arms, cost: Cost, *, scale: Axis |
     # From zero, since a cost is compared by its ratio: 425 and 431 MiB are the same.
     spread = alt.Scale(type=kind, zero=True, nice=True) if kind == "linear" else _scale(kind, padding=24)
     across = alt.X(f"{cost}:Q", title=title, scale=spread, axis=axis)
-    up = alt.Y("loss:Q", title="test loss, nats per token", scale=_scale("linear", padding=14))
+    up = alt.Y("score:Q", title=score_title(arms.summary.primary), scale=_scale("linear", nice=False, padding=14))
     arm = arms.channels()
     tooltip = [
         alt.Tooltip("arm:N"),
-        alt.Tooltip("loss:Q", title="test loss", format=".4f"),
-        alt.Tooltip("low:Q", title="95 % from", format=".4f"),
-        alt.Tooltip("high:Q", title="95 % to", format=".4f"),
+        *_score_tips(arms.summary.primary),
         alt.Tooltip(f"{cost}:Q", title=title, format=","),
     ]
-    whiskers = (
-        chart.transform_filter("isValid(datum.low)")
-        .mark_rule(strokeWidth=2)
-        .encode(x=across, y=alt.Y("low:Q"), y2="high:Q", **arm.colour)
-    )
-    # Vega warns of a layer without points, so those that may have none are left out.
-    has_whiskers = any(point["low"] is not None for point in points)
     return finished(
         arms.look,
         260,
-        *([whiskers] if has_whiskers else ()),
+        *_whiskers(chart, points, across, arm.colour["color"]),
         chart.mark_point(filled=True, size=90, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
         chart.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tooltip),
     )
+
+
+def tradeoff_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
+    """Return the score of generated text against its diversity; one point for each arm and decoding strategy.
+
+    The colour and the dash of the line through an arm's points say which arm, the shape which strategy. Further up and
+    further right is better.
+
+    Args:
+        points: from `tradeoff_points`.
+        arms: the study's arms.
+    """
+    measure = tradeoff_measure(arms.summary)
+    assert measure is not None  # else there is no point
+    strategies = list(dict.fromkeys(point["decoding"] for point in points))
+    chart = alt.Chart(alt.NamedData(ROWS))
+    n = tradeoff_texts(arms.summary)
+    over = "one text" if n == 1 else f"{n} texts"
+    across = alt.X(
+        "diversity:Q",
+        title=f"diversity: distinct-2 over {over} for each prompt",
+        scale=_scale("linear", padding=14),
+        axis=alt.Axis(format=".2f", grid=False, tickCount=6),
+    )
+    up = alt.Y("score:Q", title=score_title(measure), scale=_scale("linear", nice=False, padding=14))
+    colour, dash = arms.lines()
+    shape = alt.Shape(
+        "decoding:N",
+        scale=alt.Scale(domain=strategies, range=[SHAPES[place % len(SHAPES)] for place in range(len(strategies))]),
+        legend=alt.Legend(
+            title=None, orient="top", symbolFillColor=arms.look.muted, symbolStrokeWidth=0, symbolOpacity=1
+        ),
+    )
+    tips = [alt.Tooltip("arm:N"), alt.Tooltip("decoding:N"), *_score_tips(measure)]
+    tips += [alt.Tooltip("diversity:Q", format=".4f"), alt.Tooltip("n:Q", title="texts written for each prompt")]
+    return finished(
+        arms.look,
+        320,
+        *_whiskers(chart, points, across, colour),
+        chart.mark_line(strokeWidth=1.5, opacity=0.7).encode(x=across, y=up, color=colour, strokeDash=dash),
+        chart.mark_point(filled=True, size=90, opacity=1).encode(x=across, y=up, color=colour, shape=shape),
+        chart.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tips),
+    )
+
+
+def targets_word(summary: Summary) -> str:
+    """Return what a run is trained on, as its curve counts it."""
+    return "training examples" if summary.kind == "classification" else "target tokens"
+
+
+def score_title(measure: Measure) -> str:
+    """Return the title of an axis of test scores."""
+    return f"test {clean(measure.label)}{measure.unit and ', '}{measure.unit}"
+
+
+def _score_tips(measure: Measure) -> list[alt.Tooltip]:
+    form = f".{measure.decimals + 1}f"
+    return [
+        alt.Tooltip("score:Q", title=f"test {clean(measure.label)}", format=form),
+        alt.Tooltip("low:Q", title="95 % from", format=form),
+        alt.Tooltip("high:Q", title="95 % to", format=form),
+    ]
+
+
+def _whiskers(chart: alt.Chart, points: Sequence[Point], across: alt.X, colour: alt.Color) -> tuple[alt.Chart, ...]:
+    """Return the intervals of the scores; nothing where there are none, since Vega warns of a layer without points."""
+    if all(point["low"] is None for point in points):
+        return ()
+    drawn = chart.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    return (drawn.encode(x=across, y=alt.Y("low:Q"), y2="high:Q", color=colour),)
 
 
 def figures(summary: Summary, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, alt.LayerChart]:
@@ -157,12 +233,24 @@ def figures(summary: Summary, curves: Mapping[str, Sequence[Mapping[str, Any]]])
     for cost in COSTS:
         if any(point[cost] is not None for point in costs):
             found[cost] = _drawn(cost_chart(costs, arms, cost), costs)
+    texts = tradeoff_points(summary)
+    if len({point["decoding"] for point in texts}) > 1:
+        found["tradeoff"] = _drawn(tradeoff_chart(texts, arms), texts)
     return found
 
 
-def save_chart(chart: alt.LayerChart, path: Path) -> None:
-    """Write a chart as a picture; the ending of `path` (png, svg, pdf) says which kind."""
-    chart.save(str(path), scale_factor=2)
+def picture(chart: alt.LayerChart, form: FigureFormat) -> bytes:
+    """Return a chart as a picture file.
+
+    Args:
+        chart: from `figures`, its data in it.
+        form: the kind of file.
+    """
+    spec = chart.to_dict(validate=False)
+    if form == "svg":
+        return vl_convert.vegalite_to_svg(spec).encode()
+    drawn: bytes = vl_convert.vegalite_to_pdf(spec) if form == "pdf" else vl_convert.vegalite_to_png(spec, scale=3)
+    return drawn
 
 
 def _has(points: Sequence[Point], **fields: Any) -> bool:

@@ -1,16 +1,20 @@
 """The columns of every table: one definition, from which the terminal, the page, Markdown, CSV and JSON are written."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, TypeVar
 
 from tuneoff.analysis.estimates import Estimate
-from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Scores
-from tuneoff.report import numbers
-from tuneoff.study.methods import LoraMethod
+from tuneoff.analysis.measures import Measure
+from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Scores, Summary
+from tuneoff.report import numbers, settings
+from tuneoff.report.text import clean
+from tuneoff.study.labels import method_label
+from tuneoff.study.methods import MethodSpec
 
 Raw = str | int | float | None
 Group = Literal["arm", "method", "results", "costs"]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -28,18 +32,28 @@ class Cell:
     text: str = numbers.NONE
     title: str = ""
     estimate: Estimate | None = None
+    spread: str = ""
+    """The value with its interval, as people read it; empty where tables give the value alone."""
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column: its key in CSV and JSON (with the unit), its heading for people, and the cell of an arm."""
+class Column(Generic[Row]):
+    """A column: its key in CSV and JSON (with the unit), its heading for people, and the cell of a row."""
 
     key: str
     heading: str
     group: Group
-    cell: Callable[[ArmSummary], Cell]
+    cell: Callable[[Row], Cell]
     about: str = ""
     is_number: bool = True
+
+    def shown(self, row: Row) -> str:
+        """Return the cell as people read it, with its interval where the column gives one."""
+        cell = self.cell(row)
+        return cell.spread or cell.text
+
+
+ArmColumn = Column[ArmSummary]
 
 
 def _name(arm: ArmSummary) -> Cell:
@@ -47,12 +61,25 @@ def _name(arm: ArmSummary) -> Cell:
 
 
 def _method(arm: ArmSummary) -> Cell:
-    shown = {"none": "zero-shot", "full": "full", "lora": "LoRA", "load": "loaded"}
-    return Cell(arm.method.method, shown[arm.method.method])
+    return Cell(arm.method.method, clean(method_label(arm.method)))
 
 
-def _lora(read: Callable[[LoraMethod], Cell]) -> Callable[[ArmSummary], Cell]:
-    return lambda arm: read(arm.method) if isinstance(arm.method, LoraMethod) else Cell()
+def _setting(read: Callable[[MethodSpec], float | None]) -> Callable[[ArmSummary], Cell]:
+    def cell(arm: ArmSummary) -> Cell:
+        value = read(arm.method)
+        return Cell() if value is None else Cell(value, numbers.plain(value))
+
+    return cell
+
+
+def _size(arm: ArmSummary) -> Cell:
+    found = settings.size(arm.method)
+    return Cell() if found is None else Cell(found[0], " ".join(map(str, found)))
+
+
+def _targets(arm: ArmSummary) -> Cell:
+    found = settings.targets(arm.method)
+    return Cell(" ".join(found), ", ".join(found)) if found else Cell()
 
 
 def _rate(arm: ArmSummary) -> Cell:
@@ -81,14 +108,18 @@ def _percent(read: Callable[[ArmParameters], float | None]) -> Callable[[ArmSumm
 
 
 def _score(
-    split: Literal["test", "validation"], read: Callable[[Scores], Estimate | None], write: Callable[[float], str]
+    split: Literal["test", "validation"],
+    read: Callable[[Scores], Estimate | None],
+    write: Callable[[float], str],
+    spread: Callable[[Estimate], str] = lambda estimate: "",
 ) -> Callable[[ArmSummary], Cell]:
     def cell(arm: ArmSummary) -> Cell:
         scores = arm.test if split == "test" else arm.validation
         estimate = None if scores is None else read(scores)
         if estimate is None:
             return Cell()
-        return Cell(estimate.value, write(estimate.value), f"{estimate.value:.6f}; {estimate.how}", estimate)
+        title = f"{estimate.value:.6f}; {estimate.how}"
+        return Cell(estimate.value, write(estimate.value), title, estimate, spread(estimate))
 
     return cell
 
@@ -120,77 +151,143 @@ def _flags(arm: ArmSummary) -> Cell:
     return Cell("; ".join(labels) or None, ", ".join(labels), " ".join(f"{flag.message}." for flag in arm.flags))
 
 
-NAME = Column("arm", "arm", "arm", _name, is_number=False)
-METHOD = Column("method", "method", "method", _method, is_number=False)
-RANK = Column("rank", "rank", "method", _lora(lambda m: Cell(m.rank, str(m.rank))))
-ALPHA = Column("alpha", "alpha", "method", _lora(lambda m: Cell(m.alpha, numbers.plain(m.alpha))))
-DROPOUT = Column("dropout", "dropout", "method", _lora(lambda m: Cell(m.dropout, numbers.plain(m.dropout))))
-RATE = Column("lr", "rate", "method", _rate, "learning rate, chosen on the validation split of the first seed")
-TARGETS = Column(
-    "targets",
-    "targets",
-    "method",
-    _lora(lambda m: Cell(" ".join(m.targets), ", ".join(m.targets))),
-    "modules that are adapted",
-    is_number=False,
+NAME = ArmColumn("arm", "arm", "arm", _name, is_number=False)
+METHOD = ArmColumn("method", "method", "method", _method, is_number=False)
+RANK = ArmColumn("rank", "rank", "method", _setting(settings.rank))
+SIZE = ArmColumn("size", "size", "method", _size, "width of a bottleneck, or virtual tokens")
+ALPHA = ArmColumn("alpha", "alpha", "method", _setting(settings.alpha))
+DROPOUT = ArmColumn("dropout", "dropout", "method", _setting(settings.dropout))
+RATE = ArmColumn("lr", "rate", "method", _rate, "learning rate, chosen on the validation split of the first seed")
+TARGETS = ArmColumn("targets", "targets", "method", _targets, "modules that are adapted", is_number=False)
+TRAINABLE = ArmColumn(
+    "trainable_parameters", "trainable", "method", _count(lambda p: p.trainable), "trainable parameters"
 )
-TRAINABLE = Column("trainable_parameters", "trainable", "method", _count(lambda p: p.trainable), "trainable parameters")
-TOTAL = Column("total_parameters", "all", "method", _count(lambda p: p.total), "all parameters, adapter included")
-SHARE = Column("trainable_pct", "share", "method", _percent(lambda p: p.share_pct), "trainable in per cent of all")
-REDUCTION = Column(
+TOTAL = ArmColumn("total_parameters", "all", "method", _count(lambda p: p.total), "all parameters, adapter included")
+SHARE = ArmColumn("trainable_pct", "share", "method", _percent(lambda p: p.share_pct), "trainable in per cent of all")
+REDUCTION = ArmColumn(
     "reduction_vs_full_pct",
     "vs full",
     "method",
     _percent(lambda p: p.reduction_pct),
     "how many fewer parameters are trained than by full fine-tuning",
 )
-SEEDS = Column("seeds_tested", "seeds", "results", _progress, "seeds whose test split was scored", is_number=False)
-LOSS = Column(
-    "test_loss_nats", "loss", "results", _score("test", lambda s: s.loss_nats, numbers.loss), "test, nats/token"
+SEEDS = ArmColumn("seeds_tested", "seeds", "results", _progress, "seeds whose test split was scored", is_number=False)
+LOSS = ArmColumn(
+    "test_loss_nats",
+    "loss",
+    "results",
+    _score("test", lambda s: s.loss_nats, numbers.loss, numbers.loss_interval),
+    "test, nats/token",
 )
-PERPLEXITY = Column(
+PERPLEXITY = ArmColumn(
     "test_perplexity",
     "perplexity",
     "results",
-    _score("test", lambda s: s.perplexity, numbers.significant),
+    _score("test", lambda s: s.perplexity, numbers.significant, numbers.perplexity_interval),
     "test; exp of the loss",
 )
-SEQUENCE_PERPLEXITY = Column(
+SEQUENCE_PERPLEXITY = ArmColumn(
     "test_mean_sequence_perplexity",
     "mean-seq. ppl",
     "results",
     _score("test", lambda s: s.mean_sequence_perplexity, numbers.significant),
     "test; every sequence counts the same, however short",
 )
-BITS = Column(
+BITS = ArmColumn(
     "test_bits_per_byte",
     "bits/byte",
     "results",
     _score("test", lambda s: s.bits_per_byte, numbers.loss),
     "test; compares across tokenizers",
 )
-VALIDATION = Column(
+VALIDATION = ArmColumn(
     "validation_loss_nats",
     "val. loss",
     "results",
     _score("validation", lambda s: s.loss_nats, numbers.loss),
     "validation, nats per token; rates are chosen on it",
 )
-FLAGS = Column("flags", "notes", "results", _flags, is_number=False)
-TIME = Column("train_s", "time", "costs", _cost(lambda c: c.train_s, numbers.duration, "s"), "training time of a run")
-STEP = Column("step_s", "step", "costs", _cost(lambda c: c.step_s, numbers.duration, "s"), "median optimizer step")
-SPEED = Column(
+FLAGS = ArmColumn("flags", "notes", "results", _flags, is_number=False)
+TIME = ArmColumn(
+    "train_s", "time", "costs", _cost(lambda c: c.train_s, numbers.duration, "s"), "training time of a run"
+)
+STEP = ArmColumn("step_s", "step", "costs", _cost(lambda c: c.step_s, numbers.duration, "s"), "median optimizer step")
+SPEED = ArmColumn(
     "target_tokens_per_s",
     "tokens/s",
     "costs",
     _cost(lambda c: c.target_tokens_per_s, numbers.significant, "target tokens per second"),
     "target tokens per second of training",
 )
-MEMORY = Column("peak_bytes", "memory", "costs", _bytes(lambda c: c.train_peak_bytes), "peak while training")
-OPTIMIZER = Column("optimizer_bytes", "optimizer", "costs", _bytes(lambda c: c.optimizer_bytes), "optimizer state")
-DISK = Column("weights_bytes", "disk", "costs", _bytes(lambda c: c.weights_bytes), "size of the saved weights")
+MEMORY = ArmColumn("peak_bytes", "memory", "costs", _bytes(lambda c: c.train_peak_bytes), "peak while training")
+OPTIMIZER = ArmColumn("optimizer_bytes", "optimizer", "costs", _bytes(lambda c: c.optimizer_bytes), "optimizer state")
+DISK = ArmColumn("weights_bytes", "disk", "costs", _bytes(lambda c: c.weights_bytes), "size of the saved weights")
 
-METHOD_COLUMNS = (METHOD, RANK, ALPHA, DROPOUT, RATE, TARGETS, TRAINABLE, TOTAL, SHARE, REDUCTION)
-RESULT_COLUMNS = (SEEDS, LOSS, PERPLEXITY, SEQUENCE_PERPLEXITY, BITS, VALIDATION)
+COUNT_COLUMNS = (TRAINABLE, TOTAL, SHARE, REDUCTION)
 COST_COLUMNS = (TIME, STEP, SPEED, MEMORY, OPTIMIZER, DISK)
-COLUMNS = (NAME, *METHOD_COLUMNS, *RESULT_COLUMNS, FLAGS, *COST_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one study, by what they are about."""
+
+    method: tuple[ArmColumn, ...]
+    scores: tuple[ArmColumn, ...]
+    """Of the test split, what ranks the arms first."""
+    metric_keys: frozenset[str]
+    """Keys of those scores that are not losses."""
+    validation: ArmColumn
+    costs: tuple[ArmColumn, ...]
+
+    @property
+    def results(self) -> tuple[ArmColumn, ...]:
+        """How many seeds there are, and all scores."""
+        return (SEEDS, *self.scores, self.validation)
+
+    @property
+    def all(self) -> tuple[ArmColumn, ...]:
+        """Every column, as a wide table has them."""
+        return (NAME, *self.method, *self.results, FLAGS, *self.costs)
+
+
+def columns_of(summary: Summary) -> Columns:
+    """Return the columns that a study has a use for: its own metrics, and no perplexity of classes.
+
+    Args:
+        summary: what is known of the study.
+    """
+    is_classified = summary.kind == "classification"
+    loss = (replace(LOSS, about=f"test, {summary.loss_unit}") if is_classified else LOSS,)
+    losses = loss if is_classified else (*loss, PERPLEXITY, SEQUENCE_PERPLEXITY, BITS)
+    speed = replace(SPEED, heading="examples/s", about="examples per second of training") if is_classified else SPEED
+    metrics = tuple(metric_column(measure) for measure in summary.measures)
+    has_size = any(settings.size(arm.method) is not None for arm in summary.arms)
+    return Columns(
+        method=(METHOD, RANK, *((SIZE,) if has_size else ()), *(ALPHA, DROPOUT, RATE, TARGETS), *COUNT_COLUMNS),
+        metric_keys=frozenset(column.key for column in metrics),
+        scores=(*losses, *metrics) if summary.primary.is_loss else (*metrics, *losses),
+        validation=replace(VALIDATION, about=VALIDATION.about.replace("nats per token", summary.loss_unit)),
+        costs=tuple(speed if column is SPEED else column for column in COST_COLUMNS),
+    )
+
+
+def metric_column(measure: Measure) -> ArmColumn:
+    """Return the column of a metric on the test split."""
+    unit = f", {measure.unit} of 100" if measure.unit else ""
+    return ArmColumn(
+        f"test_{clean(measure.name)}",
+        clean(measure.label),
+        "results",
+        _score(
+            "test",
+            lambda s: s.of(measure),
+            measure.write,
+            lambda estimate: numbers.interval(estimate, measure.decimals),
+        ),
+        f"test{unit}; higher is better",
+    )
+
+
+def shown_columns(columns: Sequence[Column[Row]], rows: Sequence[Row]) -> tuple[Column[Row], ...]:
+    """Return the columns in which a row has a value."""
+    return tuple(column for column in columns if any(column.cell(row).raw is not None for row in rows))

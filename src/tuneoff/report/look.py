@@ -5,7 +5,7 @@ vanishes on white. Shapes and dashes differ too, so that nothing is said by colo
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import altair as alt
 
@@ -44,9 +44,9 @@ PAGE = Look(
 )
 """On the page, whose style sheet knows whether it is dark or light."""
 PAPER = Look(
-    colours=COLOURS, ink="#1b1f24", muted="#5b6470", line="#e3e6ea", background="#ffffff", width=640, has_legend=True
+    colours=COLOURS, ink="#1b1f24", muted="#5b6470", line="#e3e6ea", background="#ffffff", width=360, has_legend=True
 )
-"""In a file."""
+"""In a file. So narrow that at the width of a paper's column (84 mm) its type is still 7 points high."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,27 @@ class Arms:
 
     def __init__(self, summary: Summary, look: Look) -> None:
         self.look = look
+        self.summary = summary
         self.names = [arm.name for arm in summary.arms if arm.is_trained]
+        self.bases = [arm.name for arm in summary.arms if not arm.is_trained]
 
     def colour(self, name: str) -> str:
-        """Return the colour of an arm."""
+        """Return the colour of an arm; grey for one that is not trained."""
+        if name in self.bases:
+            return self.look.muted
         return self.look.colours[self.names.index(name) % len(self.look.colours)]
 
     def shape(self, name: str) -> str:
         """Return the shape of an arm's points."""
-        return SHAPES[self.names.index(name) % len(SHAPES)]
+        return SHAPES[0] if name in self.bases else SHAPES[self.names.index(name) % len(SHAPES)]
 
     def dash(self, name: str) -> list[int]:
         """Return the dashes of an arm's line."""
-        return list(DASHES[self.names.index(name) % len(DASHES)])
+        return list(DASHES[0] if name in self.bases else DASHES[self.names.index(name) % len(DASHES)])
 
     def channels(self) -> Channels:
         """Return the encodings of the arm."""
-        legend = alt.Legend(title=None, symbolOpacity=1, symbolStrokeWidth=0) if self.look.has_legend else None
+        legend = self.legend() if self.look.has_legend else None
         colours, shapes, dashes = (
             alt.Scale(domain=self.names, range=[style(name) for name in self.names])
             for style in (self.colour, self.shape, self.dash)
@@ -95,9 +99,38 @@ class Arms:
             dash={"strokeDash": alt.StrokeDash("arm:N", scale=dashes, legend=None)},
         )
 
+    def lines(self) -> tuple[alt.Color, alt.StrokeDash]:
+        """Return the colour and the dash of every arm, those that are not trained too, where shapes say something else.
 
-def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart) -> alt.LayerChart:
-    """Return the layers as one chart of `height` pixels, in the type and the colours of the look."""
+        The legend shows lines, since colours alone begin again after a few arms.
+        """
+        names = [*self.names, *self.bases]
+        legend = self.legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=260) if self.look.has_legend else None
+        colours = alt.Scale(domain=names, range=[self.colour(name) for name in names])
+        dashes = alt.Scale(domain=names, range=[self.dash(name) for name in names])
+        return alt.Color("arm:N", scale=colours, legend=legend), alt.StrokeDash("arm:N", scale=dashes, legend=legend)
+
+    def legend(self, **symbols: Any) -> alt.Legend:
+        """Return a legend below the chart, in as many columns as fit.
+
+        Args:
+            **symbols: how its symbols look; points by default.
+        """
+        longest = max(map(len, self.names), default=0)
+        columns = 3 if longest <= 14 else 2 if longest <= 24 else 1
+        look = {"symbolOpacity": 1, "symbolStrokeWidth": 0} | symbols
+        return alt.Legend(title=None, orient="bottom", columns=columns, **look)
+
+
+def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart, key: str = "") -> alt.LayerChart:
+    """Return the layers as one chart in the type and the colours of the look.
+
+    Args:
+        look: where it is shown.
+        height: in pixels.
+        *layers: from the back to the front.
+        key: what its marks mean; set above a chart that stands alone.
+    """
     config = alt.Config(
         background=look.background,
         font=FONT,
@@ -114,6 +147,10 @@ def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart) -> al
             titleFontWeight="normal",
             titlePadding=10,
         ),
-        legend=alt.LegendConfig(labelColor=look.ink, labelFontSize=12, symbolSize=80),
+        legend=alt.LegendConfig(labelColor=look.ink, labelFontSize=12, symbolSize=80, labelLimit=340),
     )
-    return alt.LayerChart(layer=list(layers), config=config, width=look.width, height=height)
+    chart = alt.LayerChart(layer=list(layers), config=config, width=look.width, height=height)
+    if not (key and look.has_legend):
+        return chart
+    title = alt.TitleParams(text=key, anchor="start", fontSize=12, fontWeight="normal", color=look.muted, offset=10)
+    return chart.properties(title=title)

@@ -93,10 +93,15 @@ def percent(value: float) -> str:
     return "> 99.99 %" if value > 99.995 else f"{value:.2f} %"
 
 
+def interval(estimate: Estimate, decimals: int) -> str:
+    """Return a value with half the width of its interval, which is symmetrical: `41.2 ± 0.6`."""
+    half = "" if estimate.low is None else f" ± {estimate.value - estimate.low:.{decimals}f}"
+    return f"{estimate.value:.{decimals}f}{half}"
+
+
 def loss_interval(estimate: Estimate) -> str:
-    """Return a loss with half the width of its interval, which is symmetrical: `2.325 ± 0.006`."""
-    half = "" if estimate.low is None else f" ± {estimate.value - estimate.low:.3f}"
-    return loss(estimate.value) + half
+    """Return a loss with half the width of its interval: `2.325 ± 0.006`."""
+    return interval(estimate, 3)
 
 
 def perplexity_interval(estimate: Estimate) -> str:

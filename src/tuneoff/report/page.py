@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -18,30 +18,21 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from tuneoff.analysis.values import ArmSummary, Summary
+from tuneoff.analysis.values import Summary
 from tuneoff.report import columns as col
-from tuneoff.report import numbers
+from tuneoff.report.charts import targets_word
+from tuneoff.report.decoding import decoding_columns, texts_note, texts_of
 from tuneoff.report.look import PAGE, Arms
 from tuneoff.report.panels import learning_numbers, panels, trial_numbers
-from tuneoff.report.points import CurveLine
+from tuneoff.report.points import CurveLine, score_of, tradeoff_note
 from tuneoff.report.reproduce import commands, study_yaml
-from tuneoff.report.tables import progress, shown_with_interval
+from tuneoff.report.settings import describe
+from tuneoff.report.tables import progress
+from tuneoff.report.terms import meaning
 from tuneoff.report.text import clean
-from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod
 from tuneoff.study.spec import Study
 
 FILES = resources.files("tuneoff.report")
-MAIN_COLUMNS = (
-    col.LOSS,
-    col.PERPLEXITY,
-    col.BITS,
-    col.RATE,
-    col.TRAINABLE,
-    col.REDUCTION,
-    col.TIME,
-    col.MEMORY,
-    col.DISK,
-)
 SHAPE_PATHS = {
     "circle": "M8 3.5a4.5 4.5 0 1 0 .01 0z",
     "square": "M4 4h8v8H4z",
@@ -67,6 +58,8 @@ class Span:
     high: float | None
     is_beyond: bool
     """Whether it lies off the axis, to the right."""
+    is_before: bool
+    """Whether it lies off the axis, to the left."""
 
 
 def render_page(study: Study, summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> str:
@@ -95,33 +88,33 @@ def render_page(study: Study, summary: Summary, curves: Mapping[str, Sequence[Cu
         arms=Arms(summary, PAGE),
         shapes=SHAPE_PATHS,
         progress=progress(summary),
-        columns=MAIN_COLUMNS,
-        all_columns=col.COLUMNS,
-        cost_columns=col.COST_COLUMNS,
-        text_of=shown_with_interval,
+        columns=main_columns(summary),
+        all_columns=col.columns_of(summary).all[1:],
+        cost_columns=col.columns_of(summary).costs,
         describe=describe,
         verdict=emphasised(summary),
-        spans=spans(summary.arms),
+        primary=summary.primary,
+        meaning=partial(meaning, is_classification=summary.kind == "classification"),
+        score_of=score_of,
+        spans=spans(summary),
+        targets_word=targets_word(summary),
+        texts=texts_of(summary),
+        text_columns=decoding_columns(summary),
+        texts_note=texts_note(summary),
+        tradeoff_note=tradeoff_note(summary),
         learning_numbers=learning_numbers(found["learning"].points) if "learning" in found else None,
         trial_numbers=trial_numbers(summary),
         facts=list(facts(study)),
-        untrained=[arm for arm in summary.arms if not arm.is_trained and arm.test is not None],
-        numbers=numbers,
+        untrained=[arm for arm in summary.arms if not arm.is_trained and score_of(arm, summary) is not None],
         yaml=study_yaml(study),
         commands=commands(study),
     )
 
 
-def describe(arm: ArmSummary) -> str:
-    """Return the method and its scientific hyperparameters, for the line under an arm's name."""
-    method = arm.method
-    if isinstance(method, LoraMethod):
-        parts = [f"LoRA rank {method.rank}", f"alpha {numbers.plain(method.alpha)}"]
-        parts += [f"dropout {numbers.plain(method.dropout)}"] if method.dropout else []
-        return ", ".join((*parts, " ".join(method.targets)))
-    if isinstance(method, LoadMethod):
-        return f"loaded from {method.path}"
-    return "all weights are trained" if isinstance(method, FullMethod) else "nothing is trained"
+def main_columns(summary: Summary) -> tuple[col.ArmColumn, ...]:
+    """Return the columns of the page's first table; the rest are in the one that has them all."""
+    scores = (column for column in col.columns_of(summary).scores if column is not col.SEQUENCE_PERPLEXITY)
+    return (*scores, col.RATE, col.TRAINABLE, col.REDUCTION, col.TIME, col.MEMORY, col.DISK)
 
 
 def emphasised(summary: Summary) -> Markup:
@@ -133,11 +126,12 @@ def emphasised(summary: Summary) -> Markup:
     return Markup(text)
 
 
-def spans(arms: Sequence[ArmSummary]) -> dict[str, Span]:
-    """Return where each arm's test loss lies on a common axis that runs over the trained arms and their intervals."""
-    scored = [(arm, arm.test.loss_nats) for arm in arms if arm.test is not None]
-    shown = [loss for arm, loss in scored if arm.is_trained] or [loss for _, loss in scored]
-    ends = [end for loss in shown for end in (loss.value, loss.low, loss.high) if end is not None]
+def spans(summary: Summary) -> dict[str, Span]:
+    """Return where each arm's test score lies on a common axis that runs over the trained arms and their intervals."""
+    found = [(arm, score_of(arm, summary)) for arm in summary.arms]
+    scored = [(arm, score) for arm, score in found if score is not None]
+    shown = [score for arm, score in scored if arm.is_trained] or [score for _, score in scored]
+    ends = [end for score in shown for end in (score.value, score.low, score.high) if end is not None]
     if not ends:
         return {}
     start, width = min(ends), max(max(ends) - min(ends), 1e-9)
@@ -145,11 +139,13 @@ def spans(arms: Sequence[ArmSummary]) -> dict[str, Span]:
     def place(value: float | None) -> float | None:
         return None if value is None else round(4 + 92 * (value - start) / width, 2)
 
-    found = {}
-    for arm, loss in scored:
-        at = place(loss.value) or 0.0
-        found[arm.name] = Span(min(at, 96.0), place(loss.low), place(loss.high), is_beyond=at > 100)
-    return found
+    places = {}
+    for arm, score in scored:
+        at = place(score.value) or 0.0
+        places[arm.name] = Span(
+            min(max(at, 4.0), 96.0), place(score.low), place(score.high), is_beyond=at > 100, is_before=at < 0
+        )
+    return places
 
 
 def facts(study: Study) -> Iterator[tuple[str, str]]:
@@ -161,6 +157,9 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     yield "task", study.task.kind
     yield "budget", " ".join(f"{value:,} {unit}" for unit, value in length.items() if value is not None)
     yield "effective batch", f"{budget.batch_size} sequences of up to {study.task.max_length:,} tokens"
+    if study.task.generates:
+        yield "decoding", ", ".join(decoding.name for decoding in study.decoding)
+        yield "new tokens", f"at most {study.generate.max_new_tokens:,}"
     yield "seeds", ", ".join(map(str, study.seeds))
     yield "precision", study.precision
     warmup = study.optimizer.warmup

@@ -14,7 +14,15 @@ from tuneoff.analysis.values import Summary
 from tuneoff.report import charts, numbers
 from tuneoff.report.charts import Across, Axis
 from tuneoff.report.look import PAGE, Arms
-from tuneoff.report.points import CurveLine, Point, arms_in, cost_points, learning_points, rate_points
+from tuneoff.report.points import (
+    CurveLine,
+    Point,
+    arms_in,
+    cost_points,
+    learning_points,
+    rate_points,
+    tradeoff_points,
+)
 from tuneoff.report.text import clean
 
 MAX_TABLE_STEPS = 12
@@ -93,7 +101,8 @@ def panels(summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> dict[
     """
     arms = Arms(summary, PAGE)
     found = (*_learning(arms, learning_points(summary, curves)), *_rates(arms, rate_points(summary)))
-    return {panel.key: panel for panel in (*found, *_costs(arms, cost_points(summary)))}
+    found += (*_tradeoff(arms, tradeoff_points(summary)), *_costs(arms, cost_points(summary)))
+    return {panel.key: panel for panel in found}
 
 
 def _learning(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
@@ -107,7 +116,7 @@ def _learning(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
             label="Loss while training, for every arm",
             variants=tuple(charts.learning_chart(points, arms, x=x, scale=scale) for x, scale in product(ways, scales)),
             points=points,
-            controls=(Control("against", ("steps", "target tokens")), Control("axes", scales)),
+            controls=(Control("against", ("steps", charts.targets_word(arms.summary))), Control("axes", scales)),
         ),
     )
 
@@ -128,6 +137,14 @@ def _rates(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
     )
 
 
+def _tradeoff(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
+    # One strategy trades nothing; its numbers are in the table.
+    if len({point["decoding"] for point in points}) < 2:
+        return ()
+    label = "Score of generated text against its diversity, for every arm and decoding strategy"
+    return (Panel(key="tradeoff", label=label, variants=(charts.tradeoff_chart(points, arms),), points=points),)
+
+
 def _costs(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
     found = []
     for cost, (title, usual) in charts.COSTS.items():
@@ -136,7 +153,7 @@ def _costs(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
         scales: tuple[Axis, ...] = ("log", "linear") if usual == "log" else ("linear", "log")
         panel = Panel(
             key=cost,
-            label=f"Test loss against {title}",
+            label=f"Test {clean(arms.summary.primary.label)} against {title}",
             variants=tuple(charts.cost_chart(points, arms, cost, scale=scale) for scale in scales),
             points=points,
             width=NARROW,

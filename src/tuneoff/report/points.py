@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from tuneoff.analysis.estimates import Estimate
+from tuneoff.analysis.measures import Measure
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import numbers
 
@@ -55,30 +57,88 @@ def rate_points(summary: Summary) -> list[Point]:
 
 
 def cost_points(summary: Summary) -> list[Point]:
-    """Return one point for each trained arm with a test score: the loss with its interval, and what it cost.
+    """Return one point for each trained arm with a test score: the score with its interval, and what it cost.
 
-    Arms that are not trained cost nothing and mostly lie far above the others, which they would press into one line.
+    Arms that are not trained cost nothing and mostly lie far from the others, which they would press into one line.
     """
-    arms = [arm for arm in summary.arms if arm.is_trained and arm.test is not None]
-    costs = [arm.costs for arm in arms if arm.costs is not None]
+    arms = [(arm, score_of(arm, summary)) for arm in summary.arms if arm.is_trained]
+    scored = [(arm, score) for arm, score in arms if score is not None]
+    costs = [arm.costs for arm, _ in scored if arm.costs is not None]
     memory = numbers.size_unit(max((cost.train_peak_bytes for cost in costs), default=0))
     time = numbers.time_unit(max((cost.train_s for cost in costs), default=0.0))
-    return [_cost_point(arm, memory, time) for arm in arms]
+    return [_cost_point(arm, score, memory, time) for arm, score in scored]
 
 
-def _cost_point(arm: ArmSummary, memory: tuple[float, str], time: tuple[float, str]) -> Point:
-    assert arm.test is not None
-    loss = arm.test.loss_nats
+def score_of(arm: ArmSummary, summary: Summary) -> Estimate | None:
+    """Return an arm's test score by the measure that ranks the arms."""
+    return None if arm.test is None else arm.test.of(summary.primary)
+
+
+def _cost_point(arm: ArmSummary, score: Estimate, memory: tuple[float, str], time: tuple[float, str]) -> Point:
     return {
         "arm": arm.name,
-        "loss": _rounded(loss.value),
-        "low": _rounded(loss.low),
-        "high": _rounded(loss.high),
+        **_spread(score),
         "parameters": arm.parameters.trainable if arm.parameters else None,
         "memory": _rounded(arm.costs.train_peak_bytes / memory[0]) if arm.costs else None,
         "time": _rounded(arm.costs.train_s / time[0]) if arm.costs else None,
         "units": {"parameters": "", "memory": memory[1], "time": time[1]},
     }
+
+
+def _spread(score: Estimate) -> Point:
+    return {"score": _rounded(score.value), "low": _rounded(score.low), "high": _rounded(score.high)}
+
+
+def tradeoff_points(summary: Summary) -> list[Point]:
+    """Return one point for each arm and decoding strategy: its score, and how much its texts differ.
+
+    Distinct-2 falls with the number of texts it is taken over, so all points are brought to the same n, the largest in
+    the study. A strategy that draws nothing writes the same text n times, whose distinct pairs are those of one text
+    over n times as many: its distinct-2 divided by n, exactly. Strategies that drew fewer texts than n are left out.
+    """
+    measure, n = tradeoff_measure(summary), tradeoff_texts(summary)
+    points = []
+    for arm in summary.arms:
+        for found in arm.generated:
+            score = None if measure is None else found.metrics.get(measure.name)
+            is_drawn = found.decoding.is_sampled
+            if score is None or (is_drawn and found.num_samples < n):
+                continue
+            diversity = found.distinct_2.value * (1.0 if is_drawn else found.num_samples / n)
+            points.append(
+                {
+                    "arm": arm.name,
+                    "decoding": found.decoding.name,
+                    "diversity": _rounded(diversity),
+                    **_spread(score),
+                    "n": found.num_samples,
+                }
+            )
+    return points
+
+
+def tradeoff_measure(summary: Summary) -> Measure | None:
+    """Return what texts are scored by against their diversity: the first metric of generated text."""
+    return summary.measures[0] if summary.measures and summary.kind != "classification" else None
+
+
+def tradeoff_texts(summary: Summary) -> int:
+    """Return the number of texts for each prompt at which strategies are compared: the largest in the study."""
+    return max((found.num_samples for arm in summary.arms for found in arm.generated), default=1)
+
+
+def tradeoff_note(summary: Summary) -> str:
+    """Return how the strategies were brought to one n, and which could not be."""
+    n = tradeoff_texts(summary)
+    found = [texts for arm in summary.arms for texts in arm.generated]
+    if n == 1:
+        return "n = 1 text for each prompt, so this is how little a text repeats itself."
+    fewer = dict.fromkeys(texts.decoding.name for texts in found if texts.decoding.is_sampled and texts.num_samples < n)
+    parts = [f"Diversity over n = {n} texts for each prompt"]
+    if any(not texts.decoding.is_sampled for texts in found):
+        parts.append(f"; greedy and beam search write the same text {n} times")
+    left = f" Not drawn, since fewer texts were: {', '.join(fewer)}." if fewer else ""
+    return f"{''.join(parts)}.{left}"
 
 
 def _base_point(arm: ArmSummary) -> Point:

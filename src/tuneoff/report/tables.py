@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from rich import box
@@ -10,29 +10,18 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import columns as col
-from tuneoff.report import numbers
-from tuneoff.report.columns import Cell, Column, Raw
+from tuneoff.report.columns import ArmColumn, Cell, Column, Raw, Row, columns_of, shown_columns
+from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, narrow_columns, texts_note, texts_of
 from tuneoff.report.text import clean, markdown, spreadsheet
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study
 from tuneoff.study.value import plain
 
-_METHOD_TABLE = (
-    col.NAME,
-    col.RANK,
-    col.ALPHA,
-    col.DROPOUT,
-    col.RATE,
-    col.TRAINABLE,
-    col.TOTAL,
-    col.SHARE,
-    col.REDUCTION,
-)
-_RESULT_TABLE = (col.NAME, col.SEEDS, col.LOSS, col.PERPLEXITY, col.BITS, col.VALIDATION)
-_COST_TABLE = (col.NAME, *col.COST_COLUMNS)
-_WITH_INTERVAL = {col.LOSS.key: numbers.loss_interval, col.PERPLEXITY.key: numbers.perplexity_interval}
+_PLAIN_METHODS = ("none", "full", "lora", "load")
+"""Methods that a rank, or its lack, and the arm's name tell well enough apart where there is little room."""
 
 
 class StudyTable:
@@ -46,26 +35,75 @@ class StudyTable:
         self.summary = summary
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def fits(table: Table) -> bool:
+            unlimited = options.update(max_width=10_000)
+            return console.measure(table, options=unlimited).maximum <= options.max_width
+
         yield Text(progress(self.summary), style="dim")
-        best = self.summary.ranking[0] if self.summary.ranking else ""
-        wide = rich_table(col.COLUMNS, self.summary.ranked, best)
-        fits = console.measure(wide, options=options.update(max_width=10_000)).maximum <= options.max_width
-        yield from [wide] if fits else self._narrow(best)
+        wide = self._table(columns_of(self.summary).all)
+        yield from [wide] if fits(wide) else self._narrow(fits)
+        yield from self._texts(fits)
         yield Text("")
         yield Text(clean(self.summary.verdict), style="bold")
         for caveat in self.summary.caveats:
             yield Text(f"- {clean(caveat)}")
 
-    def _narrow(self, best: str) -> Iterable[RenderableType]:
-        arms = self.summary.ranked
-        yield rich_table(_RESULT_TABLE, arms, best, title="Results on the test split")
-        yield rich_table(_METHOD_TABLE, arms, best, title="Methods")
+    def _table(self, shown: Sequence[ArmColumn], title: str = "") -> Table:
+        best = self.summary.ranking[0] if self.summary.ranking else ""
+        return rich_table(shown, self.summary.ranked, lambda arm: arm.name == best, title)
+
+    def _narrow(self, fits: Callable[[Table], bool]) -> Iterator[RenderableType]:
+        arms, found = self.summary.ranked, columns_of(self.summary)
+        scores = [column for column in found.scores if column is not col.SEQUENCE_PERPLEXITY]
+        losses = [column for column in scores if column.key not in found.metric_keys]
+        metrics = [column for column in scores if column.key in found.metric_keys]
+        yield from self._fitted(
+            fits,
+            "Results on the test split",
+            (col.SEEDS, *scores, found.validation),
+            (col.SEEDS, *metrics),
+            (col.SEEDS, *losses, found.validation),
+        )
+        named = any(arm.method.method not in _PLAIN_METHODS for arm in arms)
+        left_out = (col.TARGETS,) if named else (col.TARGETS, col.METHOD)
+        methods = [column for column in found.method if column not in left_out]
+        settings = [column for column in methods if column not in col.COUNT_COLUMNS]
+        yield from self._fitted(fits, "Methods", methods, settings, col.COUNT_COLUMNS)
         targets = {arm.name: col.TARGETS.cell(arm).text for arm in arms if col.TARGETS.cell(arm).raw}
         for shown in dict.fromkeys(targets.values()):
             names = [name for name, text in targets.items() if text == shown]
             yield Text(clean(f"targets of {', '.join(names)}: {shown}"), style="dim")
         if any(arm.costs for arm in arms):
-            yield rich_table(_COST_TABLE, arms, best, title="Costs (medians over seeds)")
+            yield self._table((col.NAME, *found.costs), "Costs (medians over seeds)")
+
+    def _fitted(
+        self, fits: Callable[[Table], bool], title: str, whole: Sequence[ArmColumn], *parts: Sequence[ArmColumn]
+    ) -> Iterator[Table]:
+        """Yield one table where it fits or cannot be parted, else one for each part."""
+        table = self._table((col.NAME, *whole), title)
+        if fits(table) or not all(set(part) - {col.SEEDS} for part in parts):
+            yield table
+        else:
+            yield from (self._table((col.NAME, *part), title if not place else "") for place, part in enumerate(parts))
+
+    def _texts(self, fits: Callable[[Table], bool]) -> Iterator[RenderableType]:
+        """Yield the table of decoding strategies; where there is little room, the scores and the rest apart."""
+        rows = texts_of(self.summary)
+        if not rows:
+            return
+        best = self.summary.ranking[0] if self.summary.ranking else ""
+
+        def table(shown: Sequence[Column[Texts]], title: str = "") -> Table:
+            return rich_table(shown, rows, lambda row: row.name == best, title)
+
+        title = "Decoding: scores and diversity of texts"
+        wide = table(decoding_columns(self.summary), title)
+        if fits(wide):
+            yield wide
+        else:
+            scores, texts = narrow_columns(self.summary)
+            yield from (table(scores, title), table(texts))
+        yield Text(clean(texts_note(self.summary)), style="dim")
 
 
 def study_table(summary: Summary) -> RenderableType:
@@ -79,13 +117,15 @@ def progress(summary: Summary) -> str:
     return f"{summary.num_done} of {summary.num_wanted} runs done{lost}"
 
 
-def rich_table(shown: Sequence[Column], arms: Sequence[ArmSummary], best: str, title: str = "") -> Table:
+def rich_table(
+    shown: Sequence[Column[Row]], rows: Sequence[Row], is_best: Callable[[Row], bool], title: str = ""
+) -> Table:
     """Return a table for the terminal. Text is never read as markup, and control characters are taken out.
 
     Args:
         shown: the columns.
-        arms: the rows.
-        best: name of the arm with the lowest test loss, which is set in bold.
+        rows: what each row shows, such as an arm.
+        is_best: tells the rows that are set in bold.
         title: what stands above it.
     """
     table = Table(
@@ -100,28 +140,22 @@ def rich_table(shown: Sequence[Column], arms: Sequence[ArmSummary], best: str, t
         # A long name may break; a number may not.
         justify: Literal["left", "right"] = "right" if column.is_number else "left"
         table.add_column(Text(column.heading), justify=justify, no_wrap=column.is_number, overflow="fold")
-    for arm in arms:
-        cells = [Text(clean(shown_with_interval(column, arm))) for column in shown]
-        table.add_row(*cells, style="bold green" if arm.name == best else None)
+    for row in rows:
+        cells = [Text(clean(column.shown(row))) for column in shown]
+        table.add_row(*cells, style="bold green" if is_best(row) else None)
     return table
-
-
-def shown_with_interval(column: Column, arm: ArmSummary) -> str:
-    """Return the cell as people read it, with its interval behind it for the loss and the perplexity."""
-    cell = column.cell(arm)
-    write = _WITH_INTERVAL.get(column.key)
-    return cell.text if write is None or cell.estimate is None else write(cell.estimate)
 
 
 def rows(summary: Summary) -> list[dict[str, Raw]]:
     """Return the table as one mapping per arm, full precision, ends of intervals beside their values."""
+    shown = columns_of(summary).all
     return [
-        {key: value for column in col.COLUMNS for key, value in _fields(column, column.cell(arm)).items()}
+        {key: value for column in shown for key, value in _fields(column, column.cell(arm)).items()}
         for arm in summary.ranked
     ]
 
 
-def _fields(column: Column, cell: Cell) -> dict[str, Raw]:
+def _fields(column: ArmColumn, cell: Cell) -> dict[str, Raw]:
     if column.group != "results" or not column.is_number:
         return {column.key: cell.raw}
     ends = cell.estimate
@@ -133,10 +167,13 @@ def _fields(column: Column, cell: Cell) -> dict[str, Raw]:
     }
 
 
-def to_csv(summary: Summary) -> str:
-    """Return the rows as CSV (RFC 4180: CRLF, quotes doubled), with text that would run as a formula made harmless."""
+def to_csv(table: Sequence[Mapping[str, Raw]]) -> str:
+    """Return rows as CSV (RFC 4180: CRLF, quotes doubled), with text that would run as a formula made harmless.
+
+    Args:
+        table: at least one row, from `rows` or `decoding_rows`.
+    """
     buffer = io.StringIO()
-    table = rows(summary)
     writer = csv.DictWriter(buffer, fieldnames=list(table[0]), lineterminator="\r\n")
     writer.writeheader()
     for row in table:
@@ -145,19 +182,25 @@ def to_csv(summary: Summary) -> str:
 
 
 def to_markdown(summary: Summary) -> str:
-    """Return the verdict and the table as Markdown."""
-    arms = summary.ranked
-    candidates = (col.NAME, *col.RESULT_COLUMNS, col.FLAGS, *col.METHOD_COLUMNS, *col.COST_COLUMNS)
-    shown = [column for column in candidates if any(column.cell(arm).raw is not None for arm in arms)]
+    """Return the verdict and the tables as Markdown."""
+    arms, found = summary.ranked, columns_of(summary)
+    candidates = (col.NAME, *found.results, col.FLAGS, *found.method, *found.costs)
     lines = [f"# {markdown(summary.study)}", "", f"**{markdown(summary.verdict)}**", "", f"{progress(summary)}.", ""]
     lines += [f"- {markdown(caveat)}" for caveat in summary.caveats]
     lines += [""] if summary.caveats else []
-    lines.append("| " + " | ".join(markdown(column.heading) for column in shown) + " |")
-    lines.append("|" + "|".join("---:" if column.is_number else "---" for column in shown) + "|")
-    for arm in arms:
-        cells = (markdown(shown_with_interval(column, arm)) for column in shown)
-        lines.append("| " + " | ".join(cells) + " |")
+    lines += _markdown_table(shown_columns(candidates, arms), arms)
+    texts = texts_of(summary)
+    if texts:
+        lines += ["", "## Decoding", "", markdown(texts_note(summary)), ""]
+        lines += _markdown_table(decoding_columns(summary), texts)
     return "\n".join(lines) + "\n"
+
+
+def _markdown_table(shown: Sequence[Column[Row]], rows: Sequence[Row]) -> Iterator[str]:
+    yield "| " + " | ".join(markdown(column.heading) for column in shown) + " |"
+    yield "|" + "|".join("---:" if column.is_number else "---" for column in shown) + "|"
+    for row in rows:
+        yield "| " + " | ".join(markdown(column.shown(row)) for column in shown) + " |"
 
 
 def to_json(
@@ -169,10 +212,11 @@ def to_json(
         study: the question.
         summary: what is known.
         records: finished runs by `run_id`.
-        tests: the readings of the test split by `run_id`.
+        tests: the readings of the test split by `run_id`; those that were made in another way are left out.
     """
+    current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
     runs = [
-        _run(arm, records[run_id], tests.get(run_id))
+        _run(arm, records[run_id], current.get(run_id))
         for arm in summary.arms
         for run_id in arm.run_ids
         if run_id in records
@@ -182,6 +226,7 @@ def to_json(
         "study": plain(study),
         "summary": summary.model_dump(mode="json"),
         "rows": rows(summary),
+        **({"decoding": decoding_rows(summary)} if texts_of(summary) else {}),
         "runs": runs,
     }
 
@@ -196,4 +241,12 @@ def _run(arm: ArmSummary, record: Record, test: TestRecord | None) -> dict[str, 
         "reason": record.reason,
         "validation": None if record.validation is None else plain(record.validation),
         "test": None if test is None else plain(test.test),
+        **_measured(test),
     }
+
+
+def _measured(test: TestRecord | None) -> dict[str, Any]:
+    """Return what was measured beside the loss, where anything was."""
+    if test is None or not (test.metrics or test.generated):
+        return {}
+    return {"metrics": dict(test.metrics), "generated": [plain(texts) for texts in test.generated]}

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneoff.analysis.values import Summary
-from tuneoff.errors import StoreError
+from tuneoff.errors import StoreError, StudyError, did_you_mean
 from tuneoff.files import write_synced
+from tuneoff.report.charts import FORMATS, FigureFormat, figures, picture
+from tuneoff.report.decoding import decoding_rows, texts_of
 from tuneoff.report.page import render_page
 from tuneoff.report.points import CurveLine
-from tuneoff.report.tables import to_csv, to_json, to_markdown
+from tuneoff.report.tables import rows, to_csv, to_json, to_markdown
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study
 
@@ -21,8 +23,11 @@ def write_report(
     curves: Mapping[str, Sequence[CurveLine]],
     records: Mapping[str, Record],
     tests: Mapping[str, TestRecord],
+    forms: Sequence[str] = (),
 ) -> list[Path]:
     """Write `report.html`, `report.md`, `report.csv` and `report.json` into `folder`, and return their paths.
+
+    Studies that generate text also get `report-decoding.csv`, and `forms` asks for `figures/NAME.FORM`.
 
     Args:
         folder: where they go; made where it is not there.
@@ -31,26 +36,48 @@ def write_report(
         curves: the lines of each run's `curve.jsonl`, by `run_id`; runs may be missing.
         records: finished runs by `run_id`. Curves of other runs, and of infeasible ones, are not drawn.
         tests: the readings of the test split by `run_id`.
+        forms: kinds of file that each chart is written as: png, svg, pdf.
 
     Raises:
+        StudyError: a kind of file that charts cannot be written as; nothing is written then.
         StoreError: the folder cannot be written to.
     """
+    wanted = figure_formats(forms)
     done = {run_id: lines for run_id, lines in curves.items() if _is_done(records.get(run_id))}
     facts = to_json(study, summary, records, tests)
     texts = {
         "report.html": render_page(study, summary, done),
         "report.md": to_markdown(summary),
-        "report.csv": to_csv(summary),
+        "report.csv": to_csv(rows(summary)),
         "report.json": json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }
+    texts |= {"report-decoding.csv": to_csv(decoding_rows(summary))} if texts_of(summary) else {}
+    files = {name: text.encode() for name, text in texts.items()}
+    drawn = figures(summary, done) if wanted else {}
+    files |= {f"figures/{name}.{form}": picture(chart, form) for form in wanted for name, chart in drawn.items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            write_synced(folder / name, text.encode())
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_synced(folder / name, content)
     except OSError as error:
         reason = error.strerror or error
         raise StoreError(f"{folder}: the report cannot be written there ({reason}). Give another folder.") from None
-    return [folder / name for name in texts]
+    return [folder / name for name in files]
+
+
+def figure_formats(forms: Sequence[str]) -> tuple[FigureFormat, ...]:
+    """Return the kinds of file that are asked for, each once.
+
+    Raises:
+        StudyError: one that charts cannot be written as.
+    """
+    wanted: dict[FigureFormat, None] = {}
+    for form in forms:
+        known = next((known for known in FORMATS if known == form), None)
+        if known is None:
+            raise StudyError(f"figures: found {form!r}; allowed: {', '.join(FORMATS)}.{did_you_mean(form, FORMATS)}")
+        wanted[known] = None
+    return tuple(wanted)
 
 
 def _is_done(record: Record | None) -> bool:

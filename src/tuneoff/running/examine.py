@@ -7,15 +7,16 @@ predictions.json, labels.json     of classification: the two lists, for other to
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from tuneoff.data.metrics import class_metrics
+from tuneoff.data.metrics import score_classes
+from tuneoff.evaluation.generated import Written, generations_jsonl, predictions_json, write_and_score
 from tuneoff.evaluation.likelihood import Scores
 from tuneoff.files import file_sha256, write_synced
 from tuneoff.running.session import Session, score
-from tuneoff.running.store import LABELS_FILE, PREDICTED_FILE, PREDICTIONS_FILE
+from tuneoff.running.store import GENERATIONS_FILE, LABELS_FILE, PREDICTED_FILE, PREDICTIONS_FILE
 from tuneoff.study.records import TestRecord
+from tuneoff.study.streams import GENERATION, stream_seed
 from tuneoff.study.testing import Testing
 
 Tell = Callable[[str, dict[str, Any]], None]
@@ -38,24 +39,53 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
         scores = score(session, "test")
     taken = time.perf_counter() - start
     folder = store.run_folder(run.run_id)
-    written = [_write_lines(folder / PREDICTIONS_FILE, _lines(session, scores))]
+    files = {PREDICTIONS_FILE: _json_lines(_lines(session, scores))}
     metrics: Mapping[str, float] = {}
     if scores.predictions is not None:
         labels, predicted = session.data.test.labels.tolist(), scores.predictions.tolist()
-        metrics = class_metrics(predicted, labels, testing.metrics, len(session.data.classes))
-        for name, values in ((PREDICTED_FILE, predicted), (LABELS_FILE, labels)):
-            write_synced(folder / name, json.dumps(values).encode())
-            written.append(folder / name)
+        metrics = score_classes(labels, predicted, len(session.data.classes), testing.metrics)
+        files |= {PREDICTED_FILE: json.dumps(predicted).encode(), LABELS_FILE: json.dumps(labels).encode()}
+    written = _write_texts(session, index, testing, tell)
+    if written:
+        metrics = written[0].generated.metrics
+        files[GENERATIONS_FILE] = generations_jsonl(written)
+        if run.task.kind == "qa":
+            files |= {f"predictions-{one.generated.decoding.name}.json": predictions_json(one) for one in written}
+    for name, content in files.items():
+        write_synced(folder / name, content)
     store.write_test(
         TestRecord(
             run_id=run.run_id,
             test=scores.likelihood,
             testing=testing,
             metrics=metrics,
+            generated=tuple(one.generated for one in written),
             score_s=taken,
-            files={path.name: file_sha256(path) for path in written},
+            files={name: file_sha256(folder / name) for name in files},
         )
     )
+
+
+def _write_texts(session: Session, index: int, testing: Testing, tell: Tell) -> tuple[Written, ...]:
+    """Write on after the test split's prompts with each decoding strategy; nothing where none is asked for."""
+    prompts = session.data.prompts
+    if prompts is None or not testing.decoding:
+        return ()
+    num_prompts = min(len(prompts), testing.generate.limit or len(prompts))
+    names = ", ".join(decoding.name for decoding in testing.decoding)
+    tell("phase", {"what": f"writing after {num_prompts:,} prompts ({names})"})
+    with session.adapted.member(index) as module:
+        return write_and_score(
+            module,
+            prompts,
+            testing,
+            session.tokenizer,
+            seed=stream_seed(session.runs[index].seed or 0, GENERATION),
+            context_length=session.context_length,
+            autocast=session.runtime.autocast,
+            root=session.place.root,
+            num_virtual_tokens=session.adapted.num_virtual_tokens,
+        )
 
 
 def _lines(session: Session, scores: Scores) -> Iterator[dict[str, Any]]:
@@ -74,6 +104,5 @@ def _lines(session: Session, scores: Scores) -> Iterator[dict[str, Any]]:
         yield line
 
 
-def _write_lines(path: Path, lines: Iterator[dict[str, Any]]) -> Path:
-    write_synced(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    return path
+def _json_lines(lines: Iterator[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()

@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from tuneoff.data.batching import num_steps
+from tuneoff.data.metrics import check_metrics
 from tuneoff.data.prepare import prepare
+from tuneoff.evaluation.generation import check_lengths
 from tuneoff.planning.plan import Plan, plan
 from tuneoff.study.spec import Study
 from tuneoff.study.value import Value
@@ -46,6 +50,7 @@ def preflight(study: Study) -> Preflight:
     """
     check_precision(study.precision)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
+    check_metrics(study.testing.metrics, study.root)
     plan(study)  # what is wrong with the arms is said before the data are read
     model_sha256 = fingerprint(
         study.model, study.root, study.revision
@@ -55,6 +60,9 @@ def preflight(study: Study) -> Preflight:
     data = prepare(study.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
     planned = plan(study, len(data.classes) or None)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    if data.prompts is not None and study.testing.decoding:
+        num_virtual = max((arm.num_virtual_tokens for arm in planned.arms), default=0)
+        check_lengths(np.diff(data.prompts.offsets).tolist(), study.generate, context, num_virtual)
     steps = num_steps(study.budget, data.train)
     return Preflight(
         plan=planned,

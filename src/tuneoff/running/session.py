@@ -30,7 +30,7 @@ from tuneoff.training.runtime import Runtime, open_runtime
 from tuneoff.training.steps import Forward
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,13 @@ class Session:
     place: Place
     runtime: Runtime
     data: PreparedData
+    tokenizer: "PreTrainedTokenizerBase"
     pad_id: int
     adapted: AdaptedModel
     meter: Meter
     setup: dict[str, Any]
-    eos_id: int | None = None
+    context_length: int | None = None
+    """Tokens that the base sees in all; none where it does not say."""
     notes: tuple[str, ...] = ()
     problem: str = ""
     """Why this model cannot take the method; empty where it can."""
@@ -81,13 +83,8 @@ def open_session(runs: Sequence[Run], place: Place) -> Session:
     meter = Meter(runtime)
     tokenizer = load_tokenizer(first.model, place.root, first.revision, first.trust_remote_code)
     config = load_config(first.model, place.root, first.revision, first.trust_remote_code)
-    data = prepare(
-        first.task,
-        tokenizer,
-        place.root,
-        getattr(config.get_text_config(), "max_position_embeddings", None),
-        trust_remote_code=first.trust_remote_code,
-    )
+    context_length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    data = prepare(first.task, tokenizer, place.root, context_length, trust_remote_code=first.trust_remote_code)
     _guard_checkpoint(runs, place, setup, data.sha256)
     problem = ""
     with meter.phase("load"):
@@ -101,7 +98,8 @@ def open_session(runs: Sequence[Run], place: Place) -> Session:
         runtime=runtime,
         data=data,
         pad_id=tokenizer.pad_token_id,
-        eos_id=tokenizer.eos_token_id,
+        tokenizer=tokenizer,
+        context_length=context_length,
         adapted=adapted,
         meter=meter,
         setup=setup,
@@ -185,7 +183,15 @@ def _adapt(runs: Sequence[Run], place: Place, runtime: Runtime, num_classes: int
 
 
 def _base(run: Run, place: Place, dtype: torch.dtype, num_classes: int) -> "PreTrainedModel":
-    return load_base(run.model, place.root, run.revision, run.trust_remote_code, dtype, num_classes=num_classes)
+    return load_base(
+        run.model,
+        place.root,
+        run.revision,
+        run.trust_remote_code,
+        dtype,
+        num_classes=num_classes,
+        quantize=run.method.quantize if isinstance(run.method, LoraMethod) else "none",
+    )
 
 
 def _load_existing(run: Run, method: LoadMethod, place: Place, runtime: Runtime, num_classes: int) -> AdaptedModel:

@@ -1,6 +1,7 @@
 """What a finished run is good for: an adapter folder or a plain model for other tools, and a look at what it writes."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,15 +10,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuneoff.analysis.selection import choose_rate
 from tuneoff.data.prepare import encode_prompt, render_prompt
 from tuneoff.errors import DataError, StoreError, did_you_mean
+from tuneoff.evaluation.generated import text_of
+from tuneoff.evaluation.generation import generate
 from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
-from tuneoff.methods.lora import LoRAModel
+from tuneoff.methods.external import ExternalModel, ExternalPrompt
 from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import STUDY_FILE, Store
 from tuneoff.study.expand import chosen_runs
-from tuneoff.study.methods import FullMethod, NoneMethod
+from tuneoff.study.methods import BitfitMethod, FullMethod, HeadMethod, NoneMethod
 from tuneoff.study.records import Record
 from tuneoff.study.spec import Arm, Study
+from tuneoff.study.streams import GENERATION, stream_seed
+from tuneoff.study.testing import Decoding, GenerateSpec
 from tuneoff.training.model_files import resolve
 from tuneoff.training.models import load_base, load_tokenizer, quiet
 
@@ -99,8 +104,12 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
     if isinstance(run.method, NoneMethod):
         raise StoreError(f"run {record.run_id} is zero-shot: it trained nothing, so there is nothing to export")
     try:
-        if isinstance(adapted, LoRAModel) and not merge:
-            interchange.write_peft(adapted, folder, str(resolve(run.model, place.root)))
+        if not merge and not isinstance(run.method, FullMethod | BitfitMethod | HeadMethod):
+            base_name = str(resolve(run.model, place.root))
+            if isinstance(adapted, ExternalModel | ExternalPrompt):
+                adapted.write_peft(folder, base_name)
+            else:
+                interchange.write_peft(adapted, folder, base_name)
             how = f"PeftModel.from_pretrained(base, {str(folder)!r})"
             return f"PEFT adapter of run {record.run_id} written to {folder}; load it with {how}"
         module = adapted.merge()
@@ -114,41 +123,66 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
     return f"model of run {record.run_id} written to {folder}; load it with {how}"
 
 
-def compare_on_prompt(out: Path, name: str, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
-    """Yield (who, text): what the base and the run go on with after a prompt, greedily, to the context's end at most.
+def compare_on_prompt(
+    out: Path, name: str, prompt: str, max_new_tokens: int, decoding: Decoding | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield (who, text): what the base and the run go on with after a prompt, to the context's end at most.
+
+    Args:
+        out: folder of all studies' results.
+        name: of the run (see `find`).
+        prompt: text to go on from; instruction studies put it in their template.
+        max_new_tokens: tokens at most.
+        decoding: the strategy; none is greedy. What is drawn is drawn from the run's generation stream, for both.
 
     Raises:
         TuneoffError: no such run, its weights are gone, or the prompt is longer than the base's context.
     """
     record, place, adapted, tokenizer = _open(out, name)
     run = record.run
+    goes_on = partial(
+        _continue,
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        decoding=decoding or Decoding(),
+        seed=stream_seed(run.seed or 0, GENERATION),
+    )
     ids = encode_prompt(tokenizer, prompt)
     if run.task.kind == "instruction":
         ids = encode_prompt(tokenizer, render_prompt(run.task, tokenizer, prompt), run.task.template)
     if isinstance(run.method, FullMethod):
         base = load_base(run.model, place.root, run.revision, run.trust_remote_code)
-        yield "base", _continue(base, tokenizer, ids, max_new_tokens)
+        yield "base", goes_on(base, ids)
     else:
         with adapted.base_model() as module:
-            yield "base", _continue(module, tokenizer, ids, max_new_tokens)
-    yield f"run {record.run_id}", _continue(adapted.module, tokenizer, ids, max_new_tokens)
+            yield "base", goes_on(module, ids)
+    yield f"run {record.run_id}", goes_on(adapted.module, ids)
 
 
-@torch.no_grad()
-def _continue(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ids: list[int], max_new_tokens: int) -> str:
+def _continue(
+    module: torch.nn.Module,
+    ids: list[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    decoding: Decoding,
+    seed: int,
+) -> str:
     assert isinstance(module, PreTrainedModel)
+    assert isinstance(tokenizer.pad_token_id, int)
     context = getattr(module.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(context, int):
         if len(ids) >= context:
             raise DataError(f"the prompt has {len(ids)} tokens; the base sees {context} in all. Shorten it.")
         max_new_tokens = min(max_new_tokens, context - len(ids))
-    prompt = torch.tensor([ids], device=module.device)
-    out = module.generate(  # type: ignore[operator]
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+    found = generate(
+        module,
+        [ids],
+        decoding,
+        GenerateSpec(max_new_tokens=max_new_tokens),
+        pad_id=tokenizer.pad_token_id,
+        eos_id=tokenizer.eos_token_id,
+        seed=seed,
+        context_length=context,
     )
-    return str(tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True))
+    return text_of(found[0][0], tokenizer)

@@ -3,6 +3,7 @@
 YAML to a frozen `Study`, with overrides, and errors that name the key, what was found and what is allowed.
 """
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,10 @@ from tuneoff.study.methods import METHODS
 from tuneoff.study.spec import Study
 
 RECIPES = resources.files("tuneoff.study") / "recipes"
+SMOKE = "smoke.yaml"
+"""The recipes' small forms: recipe to dotted keys and values."""
+EVERY_ARM = "arms.*."
+"""Start of a key that is set in every arm that gives it."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,23 +50,46 @@ _Loader.add_implicit_resolver(
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the reference studies that ship with the package."""
     names = (entry.name for entry in RECIPES.iterdir())
-    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml") and name != SMOKE))
 
 
-def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
+def load_study(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Study:
     """Read a study file or a recipe.
 
     Args:
         source: path of a YAML file, or the name of a recipe.
-        overrides: `KEY=VALUE` each; KEY is a dotted path (`budget.steps`, `arms.lora.rank`), VALUE is YAML.
+        overrides: `KEY=VALUE` each; KEY is a dotted path (`budget.steps`, `arms.lora.rank`), VALUE is YAML. With
+            `arms.*.` before it the key is set in every arm that gives it.
+        smoke: take a recipe's small form, on the demo base and demo data; the study is then called `NAME-smoke`.
 
     Raises:
-        StudyError: no such file or recipe, not YAML, an unknown key, an impossible value, an empty grid.
+        StudyError: no such file or recipe, not YAML, an unknown key, an impossible value, an empty grid, or no small
+            form.
     """
     raw, root, label = _read(source)
+    if smoke:
+        for key, value in _smoke_form(source).items():
+            _assign(raw, key, value, f"{SMOKE}: {source}: {key}")
+        raw["name"] = f"{raw['name']}-smoke"
     for override in overrides:
         _apply(raw, override)
     return study_from(raw, root, label)
+
+
+def _is_recipe(source: str | Path) -> bool:
+    """Whether a name is that of a recipe; a file goes before it. `isfile`, unlike `Path.is_file`, takes any text."""
+    return not os.path.isfile(source) and str(source) in recipe_names()
+
+
+def _smoke_form(source: str | Path) -> dict[str, Any]:
+    if not _is_recipe(source):
+        raise StudyError(
+            f"{source}: a small form (--smoke) was asked for; only recipes have one: {', '.join(recipe_names())}. "
+            "Shorten a study of your own with --set, such as --set budget.steps=5."
+        )
+    forms = _parse_yaml((RECIPES / SMOKE).read_text(encoding="utf-8"), SMOKE)
+    form: dict[str, Any] = forms[str(source)]
+    return form
 
 
 def study_from(raw: Mapping[str, Any], root: Path, label: str = "study") -> Study:
@@ -85,12 +113,12 @@ def study_from(raw: Mapping[str, Any], root: Path, label: str = "study") -> Stud
 
 def _read(source: str | Path) -> tuple[dict[str, Any], Path, str]:
     path = Path(source)
-    if os.path.isfile(path):  # unlike `Path.is_file` it takes any text, however long
+    if os.path.isfile(path):
         try:
             return _parse(path.read_text(encoding="utf-8"), str(path)), path.parent.absolute(), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise StudyError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    if str(source) in recipe_names():
+    if _is_recipe(source):
         text = (RECIPES / f"{source}.yaml").read_text(encoding="utf-8")
         return _parse(text, f"recipe {source}"), Path.cwd(), f"recipe {source}"
     if os.path.isdir(path):
@@ -130,12 +158,42 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     value = _parse_yaml(text, f"--set {override}")
     if isinstance(value, str) and _is_path_key(key) and os.path.exists(value):
         value = str(Path(value).absolute())  # typed on the command line, so it starts from the working folder
+    _assign(raw, key, value, f"--set {override}")
+
+
+def _assign(raw: dict[str, Any], key: str, value: Any, label: str) -> None:
+    """Set a dotted key, in place; with `arms.*.` before it, in every arm that gives it."""
+    if not key.startswith(EVERY_ARM):
+        _assign_one(raw, key, value, label)
+        return
+    rest = key.removeprefix(EVERY_ARM)
+    arms = raw.get("arms")
+    bodies = [body for body in arms.values() if _gives(body, rest)] if isinstance(arms, dict) else []
+    if not bodies:
+        raise StudyError(
+            f"{label}: no arm gives {rest!r}, so there is nothing to override; allowed after {EVERY_ARM} is a key that "
+            "at least one arm of the study has. For one arm write arms.NAME." + rest
+        )
+    for body in bodies:
+        _assign_one(body, rest, copy.deepcopy(value), label)
+
+
+def _gives(body: Any, key: str) -> bool:
+    """Whether a mapping has a dotted key."""
+    for part in key.split("."):
+        if not isinstance(body, dict) or part not in body:
+            return False
+        body = body[part]
+    return True
+
+
+def _assign_one(raw: dict[str, Any], key: str, value: Any, label: str) -> None:
     node = raw
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
-            raise StudyError(f"--set {override}: {'.'.join(parents[: depth + 1])} is {child!r}, which has no keys")
+            raise StudyError(f"{label}: {'.'.join(parents[: depth + 1])} is {child!r}, which has no keys")
         node = child
     if key in ("budget.steps", "budget.epochs", "budget.target_tokens"):
         for other in ("steps", "epochs", "target_tokens"):

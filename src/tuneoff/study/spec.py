@@ -64,6 +64,17 @@ class ColumnsSpec(Value):
     """Of question answering: a text, a list of texts, or SQuAD's `{text: [...]}`."""
     label: str | None = None
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _named_by_number(cls, name: object) -> object:
+        """Columns of files without a header are 0, 1, ...; YAML reads these as integers."""
+        return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+
+    @property
+    def positions(self) -> frozenset[str]:
+        """The columns that are named by number."""
+        return frozenset(name for name in self.model_dump().values() if name is not None and name.isdecimal())
+
 
 class TaskSpec(Value):
     """What is learnt and from which data."""

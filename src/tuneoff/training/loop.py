@@ -135,6 +135,7 @@ class Loop:
 
     def run(self, resume: Checkpoint | None = None) -> None:
         """Train from the start, or from a checkpoint, to the end of the budget or until no member is sound."""
+        self.adapted.before_training(self.plan.num_steps)
         if resume is not None:
             self._restore(resume)
         while self.step < self.plan.num_steps and any(not member.failure for member in self.members):
@@ -165,6 +166,7 @@ class Loop:
                 batch = to_device(batches, self.runtime.device, self.plan.pad_id)
                 for index, nll in enumerate(self._backward(batch, num_targets)):
                     sums[index] = sums[index] + nll
+            self._backward_extra()
             losses = [float(total) / count for total, count in zip(sums, num_targets, strict=True)]
             norms = [
                 self._update(member, index, loss)
@@ -195,12 +197,22 @@ class Loop:
         self.runtime.accelerator.backward(loss)
         return [nll.detach()[owner == index].sum() for index in range(len(self.members))]
 
+    def _backward_extra(self) -> None:
+        """Add the gradients of what the method itself adds to the loss: once, as the step's NLL is a mean over all."""
+        for index, member in enumerate(self.members):
+            extra = self.adapted.extra_loss(index)
+            if extra is not None:
+                self.runtime.accelerator.backward(extra * member.optimizer.loss_scale.scale)
+
     def _update(self, member: Member, index: int, loss: float) -> float:
         """Apply a member's gradients; a member whose numbers are not finite is ended, the others go on."""
         if member.failure:
             member.optimizer.zero_grad()
             return math.nan
         norm, is_finite = member.optimizer.step(self.step)
+        if is_finite:
+            self.adapted.after_optimizer_step(self.step + 1, self.plan.num_steps)
+        member.optimizer.zero_grad()
         if not math.isfinite(loss):
             member.failure = f"diverged: the loss was {loss} at step {self.step + 1}"
         elif not is_finite and not member.optimizer.loss_scale.can_retry:
@@ -241,7 +253,11 @@ class Loop:
     def _checkpoint(self) -> Checkpoint:
         tensors: dict[str, Tensor] = {}
         for index, member in enumerate(self.members):
-            parts = {"weights": self.adapted.state_dict(index), "optimizer": member.optimizer.tensors()}
+            parts = {
+                "weights": self.adapted.state_dict(index),
+                "method": self.adapted.training_state(index),
+                "optimizer": member.optimizer.tensors(),
+            }
             tensors |= {f"{index}/{part}/{name}": value for part, own in parts.items() for name, value in own.items()}
         state = {"members": [member.state() for member in self.members], "meter": self.meter.state()}
         return Checkpoint(self.step, state, tensors)
@@ -250,6 +266,7 @@ class Loop:
         for index, member in enumerate(self.members):
             weights = _below(checkpoint.tensors, f"{index}/weights/")
             self.adapted.load_state_dict(weights, index)
+            self.adapted.load_training_state(_below(checkpoint.tensors, f"{index}/method/"), index)
             state = checkpoint.state["members"][index]
             member.restore(state)
             member.optimizer.restore(_below(checkpoint.tensors, f"{index}/optimizer/"), state["optimizer"])

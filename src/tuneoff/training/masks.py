@@ -25,6 +25,7 @@ MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 LANES = 4
 LEVELS = 1 << 16
+LARGEST_SEED = (1 << 63) - 1
 PLACE_STRIDE = 0x632BE59BD9B4E019
 """An odd number that spreads places over the hash's input."""
 
@@ -199,7 +200,10 @@ def masked(
 ) -> Iterator[None]:
     """Within the context every dropout draws the masks of these rows at this step (see `token_keys`).
 
-    Virtual tokens stand before the `length` positions of each text.
+    Virtual tokens stand before the `length` positions of each text. What a foreign layer draws from PyTorch's own
+    generator instead (LoHa's rank dropout) is a function of the first row's stream and the step.
     """
-    with Masks(token_keys(streams, step, slots, num_virtual_tokens + length), num_virtual_tokens):
+    keys = token_keys(streams, step, slots, num_virtual_tokens + length)
+    with torch.random.fork_rng(devices=[]), Masks(keys, num_virtual_tokens):
+        torch.manual_seed((streams[0] + (step + 1) * GOLDEN) & LARGEST_SEED)
         yield

@@ -30,6 +30,7 @@ from tuneoff.training.model_files import (
     weight_files,
 )
 from tuneoff.training.model_files import DEMO as DEMO
+from tuneoff.training.quantise import quantise
 
 if TYPE_CHECKING:
     import torch
@@ -182,6 +183,7 @@ def load_base(
     *,
     num_classes: int = 0,
     has_head: bool = False,
+    quantize: str = "none",
 ) -> "PreTrainedModel":
     """Return the base model on the CPU, in evaluation mode.
 
@@ -194,8 +196,10 @@ def load_base(
         num_classes: of a sequence classifier on this base, with a new head (see `heads.draw_head`); 0 is the causal
             language model.
         has_head: the classifier's head must be in the files, too.
+        quantize: type in which its frozen linear layers are held, from `dtype`: none, nf4 or int8 (see `quantise`).
 
     Raises:
+        UnsupportedError: nf4 without bitsandbytes.
         ModelError: not found, not causal, quantised, not in safetensors, torn, or not fitting the configuration.
     """
     import torch
@@ -204,12 +208,7 @@ def load_base(
     if num_classes:
         config.num_labels = num_classes
     source = resolve(model, root)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"model {model!r}: its weights are quantised, which cannot be trained here. Use the original weights."
-        )
-    if isinstance(source, Path):
-        check_weights(source, model)
+    _check_source(config, source, model)
     # Else a remote service converts a hub model that has only pickles, to weights of another commit than the record's.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     with quiet(progress=isinstance(source, str)), explained(model, "weights"):
@@ -228,20 +227,39 @@ def load_base(
     base: PreTrainedModel = loaded[0]
     found = dict(loaded[1])
     if num_classes and not has_head:
-        heads = tuple(f"{name}." for name in head_names(base))
-        # an old head may have other classes; it is drawn anew
-        found["missing_keys"] = [key for key in found["missing_keys"] if not key.startswith(heads)]
-        found["mismatched_keys"] = [key for key in found["mismatched_keys"] if not key[0].startswith(heads)]
-        trunk = f"{base.base_model_prefix}."  # the head of the language model, outside it, has no place here
-        found["unexpected_keys"] = [key for key in found["unexpected_keys"] if key.startswith(trunk)]
+        found = _without_head(found, base)
     _check_loaded(base, found, model)
+    if quantize != "none":
+        quantise(base, quantize)
     return base
+
+
+def _check_source(config: "PreTrainedConfig", source: Path | str, model: str) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"model {model!r}: its weights are quantised already. Use the original weights; an arm quantises them by "
+            "itself (`quantize: nf4`)."
+        )
+    if isinstance(source, Path):
+        check_weights(source, model)
 
 
 def _auto_class(num_classes: int) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     return AutoModelForSequenceClassification if num_classes else AutoModelForCausalLM
+
+
+def _without_head(found: Mapping[str, Any], base: "PreTrainedModel") -> dict[str, Any]:
+    """Return what was found on loading, without what concerns a classifier's head, which is drawn anew."""
+    heads = tuple(f"{name}." for name in head_names(base))
+    trunk = f"{base.base_model_prefix}."  # the head of the language model, outside it, has no place here
+    return {
+        **found,
+        "missing_keys": [key for key in found["missing_keys"] if not key.startswith(heads)],
+        "mismatched_keys": [key for key in found["mismatched_keys"] if not key[0].startswith(heads)],  # other classes
+        "unexpected_keys": [key for key in found["unexpected_keys"] if key.startswith(trunk)],
+    }
 
 
 def _check_loaded(base: "PreTrainedModel", found: Mapping[str, Any], model: str) -> None:

@@ -106,7 +106,7 @@ class MemberOptimizer:
         return self.lr * rate_factor(self.spec, step, self.num_steps)
 
     def step(self, step: int) -> tuple[float, bool]:
-        """Unscale, clip and apply the gradients, then clear them.
+        """Unscale, clip and apply the gradients, which stay until `zero_grad`.
 
         Returns:
             The gradient's norm before clipping, and whether it was finite. Where it was not, nothing was changed.
@@ -123,7 +123,6 @@ class MemberOptimizer:
                 group["lr"] = self.rate(step) * group["factor"]
             self._adamw.step()
         self.loss_scale.update(is_finite)
-        self.zero_grad()
         return norm, is_finite
 
     def zero_grad(self) -> None:
