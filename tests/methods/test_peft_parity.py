@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from tests.methods.models import CONFIGS, logits, make_ids
-from tests.methods.peft_helpers import BOUND, EXACT, difference, lora_pair, move, peft_warnings
+from tests.methods.peft_helpers import BOUND, EXACT, bare_loop, difference, lora_pair, move, peft_warnings
 from tests.training.helpers import Recorder, make_loop, make_split
 from torch import nn
 
-from tuneoff.data.batching import BatchSequence
-from tuneoff.data.prepare import TokenSplit
 from tuneoff.methods import LoRA
 from tuneoff.study.spec import OptimizerSpec
 from tuneoff.training.optim import MemberOptimizer
@@ -51,29 +48,6 @@ def test_logits_and_gradients_are_pefts(name: str, architecture: str) -> None:
         assert difference(parameter.grad, found[key].grad) <= EXACT, key
 
 
-def _bare_loop(model: nn.Module, split: TokenSplit, seed: int, rate: float, num_steps: int) -> list[float]:
-    """PEFT's model in a loop as people write it: padded, labels with -100."""
-    order = BatchSequence(len(split), 8, seed)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    losses = []
-    for step in range(num_steps):
-        indices = order.indices(step)
-        longest = max(int(split.offsets[i + 1] - split.offsets[i]) for i in indices)
-        ids, mask = torch.zeros(8, longest, dtype=torch.long), torch.zeros(8, longest, dtype=torch.long)
-        labels = torch.full((8, longest), -100)
-        for row, index in enumerate(indices):
-            tokens, targets = split.sequence(index)
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64)), 1
-            labels[row, : len(tokens)] = torch.from_numpy(np.where(targets, tokens, -100).astype(np.int64))
-        found = model(input_ids=ids, attention_mask=mask).logits[:, :-1]  # the model's own loss would round to fp32
-        loss = F.cross_entropy(found.flatten(0, 1), labels[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def _without_dropout(*models: nn.Module) -> None:
     """The loop's dropout and torch's draw other masks."""
     for model in models:
@@ -84,7 +58,7 @@ def _without_dropout(*models: nn.Module) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "architecture"), [case for case in CASES if case[1] in ("gpt2", "llama-tied")])
-def test_fifty_steps_give_the_loss_curve_of_peft_in_a_bare_loop(name: str, architecture: str) -> None:
+def test_fifty_steps_give_the_loss_curve_of_peft_in_abare_loop(name: str, architecture: str) -> None:
     ours, theirs, _ = lora_pair(LORAS[name], architecture)
     _without_dropout(ours.module, theirs)
     ours.module.double()
@@ -93,7 +67,7 @@ def test_fifty_steps_give_the_loss_curve_of_peft_in_a_bare_loop(name: str, archi
     # torch's clipping adds 1e-6 to the norm and ours does not, so neither clips
     spec = OptimizerSpec(schedule="constant", warmup=0.0, weight_decay=0.0, clip=None)
     make_loop(ours, [4], [3e-3], split, recorder, num_steps=50, optimizer=spec, evaluate_every=50).run()
-    expected = _bare_loop(theirs.train(), split, 4, 3e-3, 50)
+    expected = bare_loop(theirs.train(), split, 4, 3e-3, 50)
     assert expected[-1] < expected[0] - 0.05  # it learns, so the curve says something
     # softmax does not see the keys' biases: their gradient is rounding noise, which Adam's division makes visible
     assert np.allclose(recorder.losses(), expected, rtol=1e-6 if "bias" in name else 1e-10, atol=0.0)
