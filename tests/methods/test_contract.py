@@ -61,6 +61,10 @@ def _lora_count(rank: int) -> Callable[[nn.Module], int]:
     return lambda model: sum(rank * (num_in + num_out) for num_in, num_out in _linear_sizes(model))
 
 
+def _dora_count(rank: int) -> Callable[[nn.Module], int]:
+    return lambda model: _lora_count(rank)(model) + sum(num_out for _, num_out in _linear_sizes(model))
+
+
 def _bottleneck_count(size: int, num_places: int) -> Callable[[nn.Module], int]:
     """W_down, b_down, W_up and b_up at each place of each block: 2 D m + m + D."""
 
@@ -116,6 +120,15 @@ METHODS = {
     "full": Case(Full(), num_parameters, num_added=_nothing, keeps_base=False, merges=True),
     "lora": Case(LoRA(rank=3, alpha=5.0), _lora_count(3), merges=True),
     "lora-dropout": Case(LoRA(rank=1, alpha=16.0, dropout=0.2), _lora_count(1), merges=True),
+    "rslora": Case(LoRA(rank=4, alpha=5.0, rslora=True, lr_ratio=4.0), _lora_count(4), merges=True),
+    "dora": Case(LoRA(rank=3, alpha=5.0, dora=True), _dora_count(3), merges=True),
+    "lora-bias": Case(
+        LoRA(rank=3, alpha=5.0, bias="all"),
+        lambda model: _lora_count(3)(model) + _bias_count(model),
+        num_added=_lora_count(3),
+        merges=True,
+        unsupported=("llama-tied", "llama-untied"),
+    ),
     "houlsby": Case(Bottleneck("houlsby", size=5, activation="gelu"), _bottleneck_count(5, 2)),
     "pfeiffer": Case(Bottleneck("pfeiffer", size=6, dropout=0.2), _bottleneck_count(6, 1)),
     "prompt": Case(PromptTuning(5), lambda model: 5 * model.config.hidden_size, is_identity_at_start=False),

@@ -345,7 +345,7 @@ def test_adaloras_regulariser_is_pefts() -> None:
 def test_adalora_trains_as_pefts_in_a_bare_loop() -> None:
     """Loss, regulariser, clipped gradients and ranks, step by step, against PEFT's recipe."""
     from peft import AdaLoraConfig, get_peft_model
-    from tests.methods.test_peft_parity import _bare_loop
+    from tests.methods.peft_helpers import bare_loop
 
     ours, recorder = _adalora(orth_reg_weight=0.2), Recorder()
     options = {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2, "deltaT": 2, "orth_reg_weight": 0.2}
@@ -369,7 +369,7 @@ def test_adalora_trains_as_pefts_in_a_bare_loop() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", step_and_allocate)
-        _bare_loop(theirs, make_split(), 4, 1e-2, 12)
+        bare_loop(theirs, make_split(), 4, 1e-2, 12, has_own_loss=True, clip=1.0)
     for name, tensor in ours.state_dict().items():
         other = named[f"base_model.model.{name}"].detach()
         assert torch.allclose(tensor, other, rtol=1e-3, atol=1e-4), name

@@ -35,7 +35,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def own_logits(result: api.Result, record: Record) -> torch.Tensor:
-    return logits(open_weights(record.run, Place(result.store, result.study.root)).module)
+    return logits(open_weights(record.run, Place(result.store, result.study.root), 0).module)
 
 
 def base_of(result: api.Result) -> PreTrainedModel:

@@ -130,7 +130,14 @@ def make_loop(
         Member(
             seed=seed,
             order=BatchSequence(len(split), batch_size, seed),
-            optimizer=MemberOptimizer(adapted.trainable_parameters(index), rate, spec, num_steps, is_fp16=False),
+            optimizer=MemberOptimizer(
+                adapted.trainable_parameters(index),
+                rate,
+                spec,
+                num_steps,
+                is_fp16=False,
+                factors=adapted.rate_factors(index),
+            ),
         )
         for index, (seed, rate) in enumerate(zip(seeds, rates, strict=True))
     ]

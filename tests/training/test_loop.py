@@ -1,6 +1,7 @@
 """The loop's numbers: accumulation, cohorts, poison, resume, and curves against a float64 loop that shares no code."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,13 @@ from tuneoff.training.loop import Loop
 from tuneoff.training.optim import rate_factor
 from tuneoff.training.steps import to_device
 
-COHORT = (LoRA(rank=2, alpha=4.0, dropout=0.1), LoRA(rank=4, dropout=0.1), LoRA(8, 8.0, 0.1), LoRA(8, 32.0, 0.1))
+COHORT = (
+    LoRA(rank=2, alpha=4.0, dropout=0.1),
+    LoRA(rank=4, dropout=0.1, lr_ratio=4.0),
+    LoRA(rank=8, alpha=8.0, dropout=0.1, rslora=True),
+    LoRA(rank=8, alpha=32.0, dropout=0.1),
+)
+DORA_COHORT = tuple(replace(lora, dora=True) for lora in COHORT)
 SEEDS = (0, 1, 2, 3)
 RATES = (1e-3, 3e-3, 1e-2, 3e-4)
 
@@ -128,13 +135,16 @@ def test_the_loss_curve_is_that_of_a_float64_loop(architecture: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cohort", [COHORT, DORA_COHORT], ids=["lora", "dora"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
-def test_a_cohort_trains_the_same_adapters_as_its_runs_alone(dtype: torch.dtype, bound: float) -> None:
+def test_a_cohort_trains_the_same_adapters_as_its_runs_alone(
+    dtype: torch.dtype, bound: float, cohort: tuple[LoRA, ...]
+) -> None:
     split = make_split(num_sequences=40)
     recorder = Recorder()
-    together = adapt(COHORT, SEEDS, dtype=dtype)
+    together = adapt(cohort, SEEDS, dtype=dtype)
     make_loop(together, SEEDS, RATES, split, recorder, num_steps=50, evaluate_every=25).run()
-    for index, (lora, seed, rate) in enumerate(zip(COHORT, SEEDS, RATES, strict=True)):
+    for index, (lora, seed, rate) in enumerate(zip(cohort, SEEDS, RATES, strict=True)):
         alone, told = run_alone(lora, seed, rate, split, dtype=dtype, num_steps=50, evaluate_every=25)
         state = together.state_dict(index)
         scale = max(float(tensor.abs().max()) for tensor in state.values())

@@ -38,6 +38,10 @@ class AdaptedModel(ABC):
     def trainable_parameters(self, member: int = 0) -> Mapping[str, nn.Parameter]:
         """Return what a member trains, by the name under which `state_dict` saves it; shared storage once."""
 
+    def rate_factors(self, member: int = 0) -> Mapping[str, float]:
+        """Return each trainable parameter's share of the learning rate, by name: 1 unless the method says otherwise."""
+        return dict.fromkeys(self.trainable_parameters(member), 1.0)
+
     def state_dict(self, member: int = 0) -> dict[str, Tensor]:
         """Return a member's trained tensors (detached, not copied).
 

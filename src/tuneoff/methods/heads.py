@@ -97,6 +97,10 @@ class HeadedModel(AdaptedModel):
         """Return what the method trains, and the head."""
         return {**self.inner.trainable_parameters(member), **self._head}
 
+    def rate_factors(self, member: int = 0) -> Mapping[str, float]:
+        """Return what the method says; the head has the plain rate."""
+        return {**self.inner.rate_factors(member), **dict.fromkeys(self._head, 1.0)}
+
     def state_dict(self, member: int = 0) -> dict[str, Tensor]:
         """Return what the method keeps, and the head."""
         return self.inner.state_dict(member) | {name: parameter.detach() for name, parameter in self._head.items()}

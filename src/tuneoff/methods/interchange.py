@@ -1,11 +1,10 @@
-"""LoRA in PEFT's file layout, out and in: `adapter_model.safetensors` beside `adapter_config.json`.
+"""Adapters in PEFT's file layout, out and in: `adapter_model.safetensors` beside `adapter_config.json`.
 
-The layout is PEFT's own (`peft.PeftModel.from_pretrained` reads what is written here). Its options that change what
-an adapter computes and that are not known here are refused by name, never dropped.
+The layout is PEFT's own: `peft.PeftModel.from_pretrained` reads what is written here, and what PEFT wrote is read here.
+A classification head that was trained with the adapter goes with it (PEFT's `modules_to_save`).
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,28 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import MethodError
-from tuneoff.methods.base import AdaptedModel
-from tuneoff.methods.lora import A_NAME, B_NAME, LoRA, LoRAModel
-from tuneoff.study.methods import ALL_LINEAR
+from tuneoff.methods.base import AdaptedModel, Method
+from tuneoff.methods.heads import HeadedModel, head_parameters, train_head
+from tuneoff.methods.lora import A_NAME, B_NAME, MAGNITUDE_NAME, LoRA, LoRAModel
+from tuneoff.methods.peft_config import (
+    CLASSIFIER,
+    CONFIG_FILE,
+    PREFIX_STATE,
+    PROMPT_STATE,
+    lora_config,
+    prefix_config,
+    prompt_config,
+    read_config,
+)
+from tuneoff.methods.soft_prompt import PrefixModel, PrefixTuning, PromptModel, PromptTuning
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-PREFIX = "base_model.model."
-"""What PEFT's wrapper puts before the module names of the model that it holds."""
-
-NEUTRAL: Mapping[str, Sequence[Any]] = {
-    "bias": ("none",),
-    "use_dora": (False,),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "lora_bias": (False,),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None,),
-    "use_bdlora": (None, False),
-    "layer_replication": (None,),
-    "use_qalora": (False,),
-}
-"""PEFT options that change what an adapter computes, with the values at which they do nothing."""
+PREFIX, SHORT_PREFIX = "base_model.model.", "base_model."
+"""What PEFT's wrapper puts before the module names of the model that it holds; the short one with soft prompts."""
+PROMPT_KEY = "prompt_embeddings"
+"""PEFT's name for the vectors of a soft prompt, of prefix tuning, too."""
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -57,7 +51,7 @@ def from_peft_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
 
 
-def write_peft(adapted: LoRAModel, folder: Path, base_name: str, member: int = 0) -> None:
+def write_peft(adapted: AdaptedModel, folder: Path, base_name: str, member: int = 0) -> None:
     """Write a member as a PEFT adapter folder.
 
     Args:
@@ -65,76 +59,104 @@ def write_peft(adapted: LoRAModel, folder: Path, base_name: str, member: int = 0
         folder: made where it is not there.
         base_name: id or path of the base, for `base_model_name_or_path`.
         member: which run of a cohort.
-    """
-    from peft import LoraConfig  # here, because importing PEFT takes a second that nothing else needs
-
-    lora = adapted.methods[member]
-    folder.mkdir(parents=True, exist_ok=True)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT annotates int and computes with any number
-        lora_dropout=lora.dropout,
-        target_modules=_peft_targets(lora.targets, adapted.matched),
-        fan_in_fan_out=all(isinstance(layer.base, Conv1D) for layer in adapted.layers.values()),
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
-        inference_mode=True,
-    )
-    config.save_pretrained(str(folder))
-    save_file(peft_state(adapted.state_dict(member)), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-
-
-def _peft_targets(targets: Sequence[str], matched: Sequence[str]) -> list[str]:
-    """Patterns that mean the same to PEFT as they are; anything else as the full list of names."""
-    plain = all(target != ALL_LINEAR and "*" not in target for target in targets)
-    return list(targets) if plain else list(matched)
-
-
-def read_peft(folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
-    """Read a PEFT LoRA folder.
-
-    Returns:
-        The method, with the adapted modules named one by one as its targets, and the state for `load_state_dict`.
 
     Raises:
-        MethodError: files missing, torn or not LoRA, or an option that is not known here.
+        MethodError: PEFT has no class for the method.
     """
-    config = _read_config(folder)
+    inner, head = (adapted.inner, adapted.head_name) if isinstance(adapted, HeadedModel) else (adapted, None)
+    match inner:
+        case LoRAModel():
+            config = lora_config(inner, base_name, member, head)
+            state = peft_state(adapted.state_dict(member))
+        case PromptModel():
+            config = prompt_config(inner, base_name, head)
+            state = _prompt_state(adapted, inner, inner.state_dict()[PROMPT_STATE])
+        case PrefixModel():
+            config = prefix_config(inner, base_name, head)
+            state = _prompt_state(adapted, inner, inner.prefix())
+        case _:
+            raise MethodError(
+                f"{type(inner).__name__.removesuffix('Model')}: PEFT has no class for this method, so it cannot be "
+                "written as a PEFT adapter. Export with --merge, which writes a whole model, if the method folds into "
+                "the base's weights (full, bitfit and head do; a bottleneck adapter does not)."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _prompt_state(adapted: AdaptedModel, inner: AdaptedModel, vectors: Tensor) -> dict[str, Tensor]:
+    """Return a soft prompt's vectors and the head that was trained with it, under PEFT's names."""
+    own = inner.trainable_parameters()
+    state = {SHORT_PREFIX + name: tensor for name, tensor in adapted.state_dict().items() if name not in own}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in ({PROMPT_KEY: vectors} | state).items()}
+
+
+def read_peft(folder: Path) -> tuple[Method, dict[str, Tensor]]:
+    """Read a PEFT folder.
+
+    Returns:
+        The method (a LoRA names the adapted modules one by one as its targets), and the state for `load_state_dict`;
+        it holds the classification head, too, where one was trained.
+
+    Raises:
+        MethodError: files missing or torn, a kind of adapter that is not known here, or such an option.
+    """
+    config = read_config(folder)
     state = _read_weights(folder)
+    method: Method
+    if config["peft_type"] == "LORA":
+        state = from_peft_state(state)
+        method, own = _lora(folder, config, state)
+    else:
+        state = {name.removeprefix(SHORT_PREFIX): tensor for name, tensor in state.items()}
+        method, own = _soft_prompt(folder, config, state)
+    others = [name for name in state if name not in own]
+    if others and config.get("task_type") != CLASSIFIER:
+        listed = ", ".join(others[:3])
+        raise MethodError(
+            f"{folder / WEIGHTS_FILE}: found {listed} beside the adapter; of a language model the adapter alone can be "
+            "loaded (modules_to_save: null)"
+        )
+    return method, state
+
+
+def _lora(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[LoRA, set[str]]:
+    """Return the LoRA of a folder and the names of its tensors."""
     names = [name.removesuffix(f".{A_NAME}") for name in state if name.endswith(f".{A_NAME}")]
-    others = [name for name in state if not name.endswith((f".{A_NAME}", f".{B_NAME}"))]
-    if others or not names:
-        found = ", ".join(others[:3]) or "no LoRA tensors"
+    if not names:
+        found = ", ".join(list(state)[:3]) or "no tensors"
         raise MethodError(
             f"{folder / WEIGHTS_FILE}: expected lora_A and lora_B weights of linear layers; found {found}"
         )
     ranks = {int(state[f"{name}.{A_NAME}"].shape[0]) for name in names}
     if ranks != {config["r"]}:
         raise MethodError(f"{folder}: the configuration says rank {config['r']}, the weights have {sorted(ranks)}")
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    if config.get("use_rslora"):
-        alpha *= rank**0.5  # rsLoRA scales by alpha / sqrt(r); written as the alpha whose alpha / r is the same
-    lora = LoRA(rank=rank, alpha=alpha, dropout=float(config.get("lora_dropout", 0.0)), targets=tuple(names))
-    return lora, state
+    biases = {name for name in state if config.get("bias", "none") != "none" and name.endswith("bias")}
+    lora = LoRA(
+        rank=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        dropout=float(config.get("lora_dropout") or 0.0),
+        targets=tuple(names),
+        rslora=bool(config.get("use_rslora")),
+        dora=bool(config.get("use_dora")),
+        bias=config["bias"] if biases else "none",  # where a base has none, PEFT saves none
+    )
+    ends = (A_NAME, B_NAME, MAGNITUDE_NAME) if lora.dora else (A_NAME, B_NAME)
+    return lora, biases | {f"{name}.{end}" for name in names for end in ends}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MethodError(f"{path}: expected the JSON configuration of a PEFT adapter ({error})") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise MethodError(f"{path}: found a PEFT adapter of type {found!r}; LORA can be loaded")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float):
-            raise MethodError(f"{path}: {key} must be a number; found {config.get(key)!r}")
-    for key, neutral in NEUTRAL.items():
-        if key in config and config[key] not in neutral:
-            raise MethodError(f"{path}: the option {key}={config[key]!r} cannot be loaded here")
-    return config
+def _soft_prompt(folder: Path, config: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[Method, set[str]]:
+    """Return the method of a folder and the name of its tensor, to which PEFT's is changed."""
+    num = int(config["num_virtual_tokens"])
+    vectors = state.pop(PROMPT_KEY, None)
+    if vectors is None or vectors.ndim != 2 or vectors.shape[0] != num:
+        found = "none" if vectors is None else f"shape {tuple(vectors.shape)}"
+        raise MethodError(f"{folder / WEIGHTS_FILE}: expected {PROMPT_KEY} of {num} virtual tokens; found {found}")
+    is_prompt = config["peft_type"] == "PROMPT_TUNING"
+    name = PROMPT_STATE if is_prompt else PREFIX_STATE
+    state[name] = vectors
+    return PromptTuning(num) if is_prompt else PrefixTuning(num), {name}
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -144,20 +166,23 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         hint = f"; {pickled.name} is a pickle, which can run code, and is not read" if pickled.exists() else ""
         raise MethodError(f"{folder}: expected {WEIGHTS_FILE}{hint}")
     try:
-        return from_peft_state(load_file(path))
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise MethodError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def load_peft(model: nn.Module, folder: Path) -> AdaptedModel:
-    """Put the adapter of a PEFT folder on `model`, in place.
+    """Put the adapter of a PEFT folder on `model`, in place; a classifier gets the head that was trained with it.
 
     Raises:
-        MethodError: the folder cannot be read, or the adapter is of another base.
+        MethodError: the folder cannot be read, or the adapter is of another base or of another kind of model.
     """
-    lora, state = read_peft(folder)
+    method, state = read_peft(folder)
+    head = head_parameters(model)
+    if head and not state.keys() & head.keys():
+        raise MethodError(f"{folder}: this model is a classifier, and the adapter was saved without a head for it")
     try:
-        adapted = lora.adapt(model, torch.Generator().manual_seed(0))
+        adapted = train_head(method.adapt(model, torch.Generator().manual_seed(0)))
         adapted.load_state_dict(state)
     except MethodError as error:
         raise MethodError(f"{folder} does not fit this base model: {error}") from None

@@ -1,163 +1,77 @@
 r"""Low-rank adaptation of linear layers, for one run or for a cohort of runs on one frozen base.
 
-Source: Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, section 4.1.
+Source: Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, section 4.1. Options:
+rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732, theorem 3.2), LoRA+ (Hayou et al., 2024, arXiv:2402.12354, section 4),
+DoRA (Liu et al., 2024, arXiv:2402.09353).
 
-Departures from the paper: A is drawn Kaiming-uniform with a = sqrt(5), as the authors' code and PEFT do, where the
-paper draws it from a Gaussian; the scaling is applied between A and B, where the tensor is smallest.
-
-Shapes: R rows (sequences), T positions, K members, r rank.
+Departures from the papers: see `lora_layer`. LoRA+'s ratio holds for vectors (DoRA's magnitudes, biases), too, as in
+its authors' code and in PEFT.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import nn
 
-from tuneoff.errors import MethodError
+from tuneoff.errors import MethodError, UnsupportedError
 from tuneoff.methods.base import AdaptedModel
-from tuneoff.methods.surgery import AdaptableLayer, features, match_targets, swap
+from tuneoff.methods.heads import head_names
+from tuneoff.methods.lora_layer import LoRALayer, Routing
+from tuneoff.methods.subset import SubsetModel
+from tuneoff.methods.surgery import AdaptableLayer, features, is_quantised, match_targets, swap
 from tuneoff.study.methods import ALL_LINEAR
 
-A_NAME, B_NAME = "lora_A.weight", "lora_B.weight"
+A_NAME, B_NAME, MAGNITUDE_NAME = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+BASE_BIAS_NAME = "base_layer.bias"
 """Ends of the saved tensors' names, those of PEFT."""
 
 
-@dataclass
-class Routing:
-    """Which member each row of a forward goes through; shared by all layers of one adapted model."""
-
-    member: int | None = None
-    """One member for all rows; none gives each member an equal, consecutive share of the rows."""
-    enabled: bool = True
-    """Off, the layers are the base's."""
-
-
-class LoRALayer(nn.Module):
-    r"""A frozen linear layer plus a trainable low-rank update for each member.
-
-    Computes $y = W x + b + B_k\,(s_k\,A_k\,\mathrm{dropout}(x))$ with $s_k = \alpha_k / r_k$ for the rows of member
-    $k$. A starts Kaiming-uniform and B zero, so at step 0 the layer equals the base layer exactly.
+class LoRAModel(AdaptedModel):
+    """A model whose matched layers are `LoRALayer`s.
 
     Args:
-        base: layer to adapt; it is frozen and, but for `merge`, never written.
-        methods: rank, alpha and dropout of each member; the dropout is the same for all.
-        generators: draw each member's A.
-        routing: shared by the layers of a model.
-
-    Raises:
-        MethodError: a rank above min(in_features, out_features).
+        module: the base with the layers in their places.
+        layers: by name.
+        methods: of each member.
+        biases: the base's biases that are trained, none of them as a rule.
     """
 
     def __init__(
-        self,
-        base: AdaptableLayer,
-        methods: Sequence["LoRA"],
-        generators: Sequence[torch.Generator],
-        routing: Routing,
+        self, module: nn.Module, layers: Mapping[str, LoRALayer], methods: Sequence["LoRA"], biases: SubsetModel
     ) -> None:
-        super().__init__()
-        self.base = base
-        self.routing = routing
-        self.dropout = nn.Dropout(methods[0].dropout) if methods[0].dropout > 0 else nn.Identity()
-        self.scalings = tuple(method.scaling for method in methods)
-        num_in, num_out = features(base)
-        device = base.weight.device
-        self.lora_A = nn.ParameterList(
-            draw_a(method.rank, num_in, generator, device)
-            for method, generator in zip(methods, generators, strict=True)
-        )
-        self.lora_B = nn.ParameterList(torch.zeros(num_out, method.rank, device=device) for method in methods)
-        self._base_weight: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (R, T, in_features) to (R, T, out_features)."""
-        y: Tensor = self.base(x)
-        if not self.routing.enabled:
-            return y
-        x = self.dropout(x)
-        member = self.routing.member
-        if member is None and len(self.scalings) == 1:
-            member = 0
-        if member is not None:
-            a, b = self.lora_A[member], self.lora_B[member]
-            update = F.linear(F.linear(x, a.to(x.dtype)) * self.scalings[member], b.to(x.dtype))
-        else:
-            update = self._cohort(x)
-        return y + update
-
-    def _cohort(self, x: Tensor) -> Tensor:
-        """Send each member's share of the rows through its own A and B, as one batched product.
-
-        Smaller ranks are filled up with zero rows on the fly: the parameters themselves are never padded, so a padded
-        row has no gradient, no optimizer state and no weight decay.
-        """
-        num_members = len(self.scalings)
-        if x.shape[0] % num_members:
-            raise ValueError(f"{x.shape[0]} rows cannot be shared equally by {num_members} members")
-        rank = max(a.shape[0] for a in self.lora_A)
-        a = torch.stack([F.pad(a, (0, 0, 0, rank - a.shape[0])) for a in self.lora_A]).to(x.dtype)  # (K, r, in)
-        b = torch.stack([F.pad(b, (0, rank - b.shape[1])) for b in self.lora_B]).to(x.dtype)  # (K, out, r)
-        scaling = torch.tensor(self.scalings, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-        flat = x.reshape(num_members, -1, x.shape[-1])  # (K, R/K * T, in)
-        down = torch.bmm(flat, a.transpose(1, 2)) * scaling
-        update: Tensor = torch.bmm(down, b.transpose(1, 2)).view(*x.shape[:-1], -1)
-        return update
-
-    def delta(self, member: int = 0) -> Tensor:
-        """Return s B A in fp32, laid out as the base's weight (transposed for `Conv1D`)."""
-        update: Tensor = self.scalings[member] * (self.lora_B[member].float() @ self.lora_A[member].float())
-        return update.T if isinstance(self.base, Conv1D) else update
-
-    @torch.no_grad()
-    def merge(self, member: int) -> None:
-        """Add a member's update to the base's weight, worked out in fp32 and rounded once."""
-        weight = self.base.weight
-        self._base_weight = weight.data
-        weight.data = (weight.data.float() + self.delta(member)).to(weight.dtype)
-
-    def unmerge(self) -> None:
-        """Put the base's own weight back, bit for bit; subtracting the update would leave rounding behind."""
-        if self._base_weight is not None:
-            self.base.weight.data = self._base_weight
-            self._base_weight = None
-
-
-def draw_a(rank: int, num_in: int, generator: torch.Generator, device: torch.device) -> nn.Parameter:
-    """Return A (r, in), uniform within 1/sqrt(in).
-
-    Kaiming-uniform with a = sqrt(5). Drawn on the CPU, so equal on every device.
-    """
-    if device.type == "meta":
-        return nn.Parameter(torch.empty(rank, num_in, device=device))
-    bound = 1.0 / math.sqrt(num_in)
-    values = torch.empty(rank, num_in).uniform_(-bound, bound, generator=generator)
-    return nn.Parameter(values.to(device))
-
-
-class LoRAModel(AdaptedModel):
-    """A model whose matched layers are `LoRALayer`s."""
-
-    def __init__(self, module: nn.Module, layers: Mapping[str, LoRALayer], methods: Sequence["LoRA"]) -> None:
         super().__init__(module)
         self.layers = dict(layers)
         self.methods = tuple(methods)
         self.matched = tuple(layers)
         self.num_members = len(methods)
         self._routing = next(iter(layers.values())).routing
+        self._biases = biases
         self._merged: int | None = None
 
     def trainable_parameters(self, member: int = 0) -> Mapping[str, nn.Parameter]:
-        """Return A and B of every matched layer."""
+        """Return A, B and DoRA's magnitude of every matched layer, and the biases that are trained."""
         found = {}
         for name, layer in self.layers.items():
             found[f"{name}.{A_NAME}"] = layer.lora_A[member]
             found[f"{name}.{B_NAME}"] = layer.lora_B[member]
+            if layer.magnitude:
+                found[f"{name}.{MAGNITUDE_NAME}"] = layer.magnitude[member]
+        for name, parameter in self._biases.trainable_parameters().items():
+            owner = name.removesuffix(".bias")
+            found[f"{owner}.{BASE_BIAS_NAME}" if owner in self.layers else name] = parameter
         return found
+
+    def rate_factors(self, member: int = 0) -> Mapping[str, float]:
+        """Return LoRA+'s ratio for B and for vectors, 1 for A."""
+        ratio = self.methods[member].lr_ratio
+        return {
+            name: ratio if name.endswith(B_NAME) or parameter.dim() == 1 else 1.0
+            for name, parameter in self.trainable_parameters(member).items()
+        }
 
     @contextmanager
     def member(self, index: int) -> Iterator[nn.Module]:
@@ -172,27 +86,34 @@ class LoRAModel(AdaptedModel):
 
     @contextmanager
     def base_model(self) -> Iterator[nn.Module]:
-        """Within the context the layers pass their input to the base alone."""
+        """Within the context the layers pass their input to the base alone, and every bias is the base's own."""
         if self._merged is not None:
             raise MethodError("the update is merged into the base; call unmerge() first")
         before, self._routing.enabled = self._routing.enabled, False
         try:
-            yield self.module
+            with self._biases.base_model():
+                yield self.module
         finally:
             self._routing.enabled = before
 
     def merge(self, member: int = 0) -> nn.Module:
-        """Fold a member into the base's weights and return the plain model.
+        """Fold a member into the base's weights and return the plain model, in which trained biases stay.
 
         Merging the same member again changes nothing.
+
+        Raises:
+            MethodError: another member is merged, or a weight is quantised (`UnsupportedError`).
         """
         if self._merged == member:
             return self.module
         if self._merged is not None:
             raise MethodError(f"member {self._merged} is merged already; call unmerge() first")
         for layer in self.layers.values():
+            layer.check_merge()
+        for layer in self.layers.values():
             layer.merge(member)
         swap(self.module, {name: layer.base for name, layer in self.layers.items()})
+        self._biases.merge()
         self._merged = member
         return self.module
 
@@ -201,10 +122,12 @@ class LoRAModel(AdaptedModel):
         for layer in self.layers.values():
             layer.unmerge()
         swap(self.module, self.layers)
+        self._biases.unmerge()
         self._merged = None
 
     def remove(self) -> nn.Module:
-        """Take the LoRA layers out and return the base."""
+        """Take the LoRA layers and the trained biases out and return the base."""
+        self._biases.remove()
         for layer in self.layers.values():
             layer.unmerge()
         swap(self.module, {name: layer.base for name, layer in self.layers.items()})
@@ -220,22 +143,30 @@ class LoRA:
         alpha: numerator of the scaling alpha / rank.
         dropout: share of the layer's input that is zeroed on its way to A while training.
         targets: patterns that name the layers (see `surgery`).
+        rslora: scale by alpha / sqrt(rank), which keeps the update's size as the rank grows.
+        dora: train a magnitude for each output apart from the direction.
+        lr_ratio: learning rate of B and of vectors over that of A (LoRA+).
+        bias: which of the base's biases are trained too: `none`, `all`, or those of the matched layers (`lora_only`).
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = (ALL_LINEAR,)
+    rslora: bool = False
+    dora: bool = False
+    lr_ratio: float = 1.0
+    bias: Literal["none", "all", "lora_only"] = "none"
 
     @property
     def trains_base(self) -> bool:
-        """No: the base is frozen."""
+        """No: the base is frozen, and biases are trained in copies."""
         return False
 
     @property
     def scaling(self) -> float:
-        """The factor alpha / rank before B A."""
-        return self.alpha / self.rank
+        """The factor before B A: alpha / rank, of rsLoRA alpha / sqrt(rank)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def adapt(self, model: nn.Module, generator: torch.Generator | Sequence[torch.Generator]) -> LoRAModel:
         """Put this LoRA on `model`, which is frozen and changed in place."""
@@ -248,10 +179,10 @@ class LoRACohort:
     """LoRA runs trained together in one pass over one frozen base.
 
     Args:
-        members: one LoRA for each run. Ranks and alphas may differ; targets and dropout may not.
+        members: one LoRA for each run. Rank, alpha, rsLoRA and LoRA+'s ratio may differ; the rest may not.
 
     Raises:
-        MethodError: members that differ in targets or dropout.
+        MethodError: members that differ in targets, dropout, dora or bias, or several that train the base's biases.
     """
 
     members: tuple[LoRA, ...]
@@ -262,10 +193,15 @@ class LoRACohort:
         return False
 
     def __post_init__(self) -> None:
-        for name in ("targets", "dropout"):
+        for name in ("targets", "dropout", "dora", "bias"):
             found = {getattr(member, name) for member in self.members}
             if len(found) != 1:
                 raise MethodError(f"the members of a cohort must have one {name}; found {sorted(map(str, found))}")
+        if len(self.members) > 1 and self.members[0].bias != "none":
+            raise MethodError(
+                f"{len(self.members)} runs with bias: {self.members[0].bias} cannot train together: the base's biases "
+                "are shared. Train them one at a time, or with bias: none."
+            )
 
     def adapt(self, model: nn.Module, generator: torch.Generator | Sequence[torch.Generator]) -> LoRAModel:
         """Put the cohort on `model`, which is frozen and changed in place."""
@@ -274,13 +210,13 @@ class LoRACohort:
             raise ValueError(f"{len(generators)} generators for {len(self.members)} members")
         matched = match_targets(model, self.members[0].targets)
         _check_ranks(matched, self.members)
-        model.requires_grad_(False)
+        biases = SubsetModel(model, _biases(model, matched, self.members[0].bias))
         routing = Routing()
         layers = {name: LoRALayer(layer, self.members, generators, routing) for name, layer in matched.items()}
         for layer in layers.values():
             layer.train(model.training)
         swap(model, layers)
-        return LoRAModel(model, layers, self.members)
+        return LoRAModel(model, layers, self.members, biases)
 
 
 def _check_ranks(matched: Mapping[str, AdaptableLayer], members: Sequence[LoRA]) -> None:
@@ -292,3 +228,27 @@ def _check_ranks(matched: Mapping[str, AdaptableLayer], members: Sequence[LoRA])
                 f"rank {largest} is above the size of {name} ({num_in} in, {num_out} out); "
                 f"allowed: 1 to {min(num_in, num_out)}. Lower the rank, or leave that layer out of the targets."
             )
+
+
+def _biases(model: nn.Module, matched: Mapping[str, AdaptableLayer], kind: str) -> list[str]:
+    """Return the names of the biases to train, those that PEFT would, but for a classifier's new head.
+
+    Raises:
+        UnsupportedError: there are none.
+        MethodError: a quantised layer holds its bias in its own type.
+    """
+    if kind == "none":
+        return []
+    if any(is_quantised(layer) for layer in matched.values()):
+        raise MethodError(f"bias: {kind} cannot be trained on a quantised base. Use bias: none, or quantize: none.")
+    heads = tuple(f"{name}." for name in head_names(model))
+    everything = (name for name, _ in model.named_parameters(remove_duplicate=False) if f".{name}".endswith(".bias"))
+    found = [name for name in everything if not name.startswith(heads)]
+    if kind == "lora_only":
+        found = [name for name in found if name.removesuffix(".bias") in matched]
+    if not found:
+        where = "in the matched layers" if kind == "lora_only" else "anywhere"
+        raise UnsupportedError(
+            f"bias: {kind} finds nothing to train: {type(model).__name__} has no bias {where}. Use bias: none."
+        )
+    return found

@@ -35,7 +35,16 @@ def method_from_spec(spec: MethodSpec) -> Method:
         case FullMethod():
             return Full()
         case LoraMethod():
-            return LoRA(rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout, targets=spec.targets)
+            return LoRA(
+                rank=spec.rank,
+                alpha=spec.alpha,
+                dropout=spec.dropout,
+                targets=spec.targets,
+                rslora=spec.rslora,
+                dora=spec.dora,
+                lr_ratio=spec.lr_ratio,
+                bias=spec.bias,
+            )
         case BottleneckMethod():
             return Bottleneck(spec.placement, spec.size, spec.activation, spec.dropout)
         case PromptMethod():
@@ -55,7 +64,8 @@ def cohort_from_specs(specs: Sequence[MethodSpec]) -> Method:
     """Return the method that trains several runs in one pass; one spec gives the ordinary method.
 
     Raises:
-        MethodError: specs that cannot share a pass (only LoRA runs with equal targets and dropout can).
+        MethodError: specs that cannot share a pass: only LoRA runs can, with equal targets, dropout and dora, without
+            trained biases.
     """
     methods = [method_from_spec(spec) for spec in specs]
     if len(methods) == 1:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import translate
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tuneoff.errors import MethodError, did_you_mean
+from tuneoff.errors import MethodError, UnsupportedError, did_you_mean
 from tuneoff.methods.base import is_quantised as is_quantised
 from tuneoff.methods.heads import head_names
 from tuneoff.study.methods import ALL_LINEAR
@@ -27,6 +28,24 @@ def features(layer: AdaptableLayer) -> tuple[int, int]:
         rows, columns = layer.weight.shape
         return int(rows), int(columns)
     return layer.in_features, layer.out_features
+
+
+def dense_weight(layer: AdaptableLayer) -> Tensor:
+    """Return the layer's weight as numbers, laid out as the layer stores it; a quantised one is unpacked to fp32.
+
+    Raises:
+        UnsupportedError: a quantised layer that does not say what its weight stands for.
+    """
+    if not is_quantised(layer):
+        return layer.weight.detach()
+    unpack = getattr(layer, "dequantised", None)
+    if not callable(unpack):
+        raise UnsupportedError(
+            f"the weight of a {type(layer).__name__} cannot be read back, and DoRA needs its norm. Let the arm hold "
+            "the base in few bits (quantize: nf4 or int8), or use dora: false."
+        )
+    weight: Tensor = unpack(torch.float32)
+    return weight.detach()
 
 
 def adaptable_layers(model: nn.Module) -> dict[str, AdaptableLayer]:

@@ -19,6 +19,7 @@ from tuneoff.methods import AdaptedModel, Full, Method, method_from_spec
 from tuneoff.methods.base import num_parameters
 from tuneoff.methods.heads import train_head
 from tuneoff.methods.interchange import is_adapter_folder, read_peft
+from tuneoff.methods.lora import LoRA
 from tuneoff.methods.surgery import AdaptableLayer, adaptable_layers, features, match_targets
 from tuneoff.planning.groups import ModuleGroup, group_modules
 from tuneoff.study.expand import num_runs
@@ -241,8 +242,8 @@ def _method(study: Study, arm: Arm) -> tuple[Method, tuple[str, ...]]:
     if not folder.is_dir():
         raise MethodError(f"path: no such folder ({folder})")
     if is_adapter_folder(folder):
-        lora, _ = read_peft(folder)
-        return lora, lora.targets
+        method, _ = read_peft(folder)
+        return method, method.targets if isinstance(method, LoRA) else ()
     return Full(), ()  # a whole checkpoint replaces every weight
 
 

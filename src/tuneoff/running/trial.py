@@ -175,7 +175,12 @@ def _member(session: Session, index: int, steps: int) -> Member:
     seed = run.seed or 0
     order = BatchSequence(len(session.data.train), run.budget.batch_size, seed)
     optimizer = MemberOptimizer(
-        session.adapted.trainable_parameters(index), run.lr or 0.0, run.optimizer, steps, run.precision == "fp16"
+        session.adapted.trainable_parameters(index),
+        run.lr or 0.0,
+        run.optimizer,
+        steps,
+        run.precision == "fp16",
+        session.adapted.rate_factors(index),
     )
     return Member(seed=seed, order=order, optimizer=optimizer)
 

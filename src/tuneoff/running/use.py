@@ -15,11 +15,10 @@ from tuneoff.evaluation.generation import generate
 from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.external import ExternalModel, ExternalPrompt
-from tuneoff.methods.lora import LoRAModel
 from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import STUDY_FILE, Store
 from tuneoff.study.expand import chosen_runs
-from tuneoff.study.methods import FullMethod, NoneMethod
+from tuneoff.study.methods import BitfitMethod, FullMethod, HeadMethod, NoneMethod
 from tuneoff.study.records import Record
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.streams import GENERATION, stream_seed
@@ -105,12 +104,12 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
     if isinstance(run.method, NoneMethod):
         raise StoreError(f"run {record.run_id} is zero-shot: it trained nothing, so there is nothing to export")
     try:
-        if isinstance(adapted, LoRAModel | ExternalModel | ExternalPrompt) and not merge:
+        if not merge and not isinstance(run.method, FullMethod | BitfitMethod | HeadMethod):
             base_name = str(resolve(run.model, place.root))
-            if isinstance(adapted, LoRAModel):
-                interchange.write_peft(adapted, folder, base_name)
-            else:
+            if isinstance(adapted, ExternalModel | ExternalPrompt):
                 adapted.write_peft(folder, base_name)
+            else:
+                interchange.write_peft(adapted, folder, base_name)
             how = f"PeftModel.from_pretrained(base, {str(folder)!r})"
             return f"PEFT adapter of run {record.run_id} written to {folder}; load it with {how}"
         module = adapted.merge()

@@ -71,28 +71,38 @@ class MemberOptimizer:
         spec: what every arm of the study shares.
         num_steps: of the whole run.
         is_fp16: whether the loss is scaled.
+        factors: each parameter's rate as a multiple of `lr`, by name (LoRA+); all 1 where none are given.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], lr: float, spec: OptimizerSpec, num_steps: int, is_fp16: bool
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        lr: float,
+        spec: OptimizerSpec,
+        num_steps: int,
+        is_fp16: bool,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
         self.parameters = dict(parameters)
         self.lr = lr
         self.spec = spec
         self.num_steps = num_steps
         self.loss_scale = LossScale(FIRST_SCALE if is_fp16 else 1.0, is_dynamic=is_fp16)
-        decayed = [parameter for parameter in self.parameters.values() if parameter.dim() >= 2]
-        others = [parameter for parameter in self.parameters.values() if parameter.dim() < 2]
-        self._adamw = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=lr,
-            betas=spec.betas,
-            eps=spec.eps,
-            fused=True,
-        )
+        self._adamw = torch.optim.AdamW(self._groups(factors or {}), lr=lr, betas=spec.betas, eps=spec.eps, fused=True)
+
+    def _groups(self, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Part the parameters by what they share: weight decay (matrices alone have it) and the rate's factor."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            decay = self.spec.weight_decay if parameter.dim() >= 2 else 0.0
+            groups.setdefault((decay, factors.get(name, 1.0)), []).append(parameter)
+        return [
+            {"params": parameters, "weight_decay": decay, "factor": factor}
+            for (decay, factor), parameters in groups.items()
+        ]
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Learning rate of a step, of parameters whose factor is 1."""
         return self.lr * rate_factor(self.spec, step, self.num_steps)
 
     def step(self, step: int) -> tuple[float, bool]:
@@ -110,7 +120,7 @@ class MemberOptimizer:
             if self.spec.clip is not None and norm > self.spec.clip:
                 torch._foreach_mul_(gradients, self.spec.clip / norm)
             for group in self._adamw.param_groups:
-                group["lr"] = self.rate(step)
+                group["lr"] = self.rate(step) * group["factor"]
             self._adamw.step()
         self.loss_scale.update(is_finite)
         return norm, is_finite
