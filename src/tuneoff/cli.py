@@ -150,7 +150,11 @@ def export(
 @app.command(epilog='Example: `tuneoff generate demo/lora-rank16 "Tell me a story."`')
 def generate(
     run_name: RunArgument,
-    prompt: Annotated[str, typer.Argument(help="Text to go on from; instruction studies put it in their template.")],
+    prompt: Annotated[
+        str,
+        typer.Argument(help="Text to go on from or to classify, an instruction or a question: as the study trains."),
+    ],
+    context: Annotated[str, typer.Option("--context", help="What the instruction or the question is about.")] = "",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Draw tokens; below 1 the likelier.")
@@ -166,7 +170,7 @@ def generate(
 
     console = Console()
     decoding = api.decoding(temperature=temperature, top_k=top_k, top_p=top_p, beams=beams)
-    for who, text in compare_on_prompt(out, run_name, prompt, max_new_tokens, decoding):
+    for who, text in compare_on_prompt(out, run_name, prompt, max_new_tokens, decoding, context=context):
         console.rule(Text(who), align="left")
         console.print(Text(text))
 

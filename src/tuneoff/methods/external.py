@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tuneoff.errors import MethodError, UnsupportedError
@@ -62,9 +63,9 @@ class ExternalPrompt(PromptModel):
         self.peft_model = peft_model
         super().__init__(module, _Encoder(peft_model), ENCODER_NAME, config.num_virtual_tokens)
 
-    def write_peft(self, folder: Path, base_name: str) -> None:
+    def write_peft(self, folder: Path, base_name: str, head: Mapping[str, Tensor] | None = None) -> None:
         """Write a PEFT adapter folder (see `ExternalModel.write_peft`); it holds what the encoder made."""
-        _write_peft(self.peft_model, folder, base_name)
+        _write_peft(self.peft_model, folder, base_name, head, "base_model.")
 
 
 class _Encoder(nn.Embedding):
@@ -244,21 +245,31 @@ class ExternalModel(AdaptedModel):
         if self._schedule is not None:
             self._schedule.load_state(state)
 
-    def write_peft(self, folder: Path, base_name: str) -> None:
+    def write_peft(self, folder: Path, base_name: str, head: Mapping[str, Tensor] | None = None) -> None:
         """Write a PEFT adapter folder, as PEFT itself does; `PeftModel.from_pretrained` reads it.
 
         Args:
             folder: made where it is not there.
             base_name: id or path of the base, for `base_model_name_or_path`.
+            head: a classification head that was trained with the adapter, by name in the model.
         """
-        _write_peft(self.peft_model, folder, base_name)
+        _write_peft(self.peft_model, folder, base_name, head, "base_model.model.")
 
 
-def _write_peft(peft_model: Any, folder: Path, base_name: str) -> None:
+def _write_peft(peft_model: Any, folder: Path, base_name: str, head: Mapping[str, Tensor] | None, prefix: str) -> None:
+    """Let PEFT write its adapter, and put the head beside it as PEFT's `modules_to_save` would be."""
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
     for config in peft_model.peft_config.values():
         config.base_model_name_or_path = base_name
+        if head:
+            config.modules_to_save = sorted({name.rpartition(".")[0] for name in head})
     with silent():
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+    if head:
+        path = folder / SAFETENSORS_WEIGHTS_NAME
+        own = {prefix + name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}
+        save_file(load_file(path) | own, path, metadata={"format": "pt"})
 
 
 def _base_of(layer: Any, merged: bool = False) -> nn.Module:

@@ -373,7 +373,9 @@ def read_cache(model: nn.Module, ids: Tensor) -> tuple[CacheShape, Tensor]:
     """
     stack, was_training = find_stack(model), model.training
     model.eval()
-    cache = stack(input_ids=ids[None], use_cache=True).get("past_key_values")
+    # As embeddings, because Transformers looks ids over for padding, which it cannot do on the meta device.
+    embedded = _embeddings(model)(ids[None])
+    cache = stack(inputs_embeds=embedded, use_cache=True).get("past_key_values")
     model.train(was_training)
     layers = cache.layers if isinstance(cache, DynamicCache) else []
     parts = [getattr(layer, part, None) for layer in layers for part in ("keys", "values")]

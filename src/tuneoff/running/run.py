@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tuneoff.analysis.selection import is_current
 from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_mean
 from tuneoff.running.events import Event, Listener
 from tuneoff.running.executors import Job, LocalExecutor, Message
@@ -125,7 +126,7 @@ class StudyRunner:
             record, test = self._verified.get(run_id, (None, None))
             if record is None:
                 record = self._unless_stale(self.store.record(run_id, verify=True))
-            if record is not None and test is None:
+            if record is not None and not is_current(test, self.study):
                 test = self.store.test(run_id, verify=True)
             if record is not None:
                 self._verified[run_id] = (record, test)

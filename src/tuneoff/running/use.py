@@ -1,6 +1,6 @@
 """What a finished run is good for: an adapter folder or a plain model for other tools, and a look at what it writes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tuneoff.evaluation.generation import generate
 from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.external import ExternalModel, ExternalPrompt
+from tuneoff.methods.heads import HeadedModel, head_parameters, is_classifier
 from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import STUDY_FILE, Store
 from tuneoff.study.expand import chosen_runs
@@ -105,34 +106,52 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
         raise StoreError(f"run {record.run_id} is zero-shot: it trained nothing, so there is nothing to export")
     try:
         if not merge and not isinstance(run.method, FullMethod | BitfitMethod | HeadMethod):
-            base_name = str(resolve(run.model, place.root))
-            if isinstance(adapted, ExternalModel | ExternalPrompt):
-                adapted.write_peft(folder, base_name)
-            else:
-                interchange.write_peft(adapted, folder, base_name)
+            _write_adapter(adapted, folder, str(resolve(run.model, place.root)))
             how = f"PeftModel.from_pretrained(base, {str(folder)!r})"
             return f"PEFT adapter of run {record.run_id} written to {folder}; load it with {how}"
         module = adapted.merge()
         assert isinstance(module, PreTrainedModel)
+        if record.classes:
+            module.config.id2label = dict(enumerate(record.classes))
+            module.config.label2id = {name: index for index, name in enumerate(record.classes)}
         with quiet():
             module.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     except OSError as error:
         raise StoreError(f"{folder} cannot be written to ({error.strerror})") from None
-    how = f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+    auto_class = "AutoModelForSequenceClassification" if record.classes else "AutoModelForCausalLM"
+    how = f"{auto_class}.from_pretrained({str(folder)!r})"
     return f"model of run {record.run_id} written to {folder}; load it with {how}"
 
 
+def _write_adapter(adapted: AdaptedModel, folder: Path, base_name: str) -> None:
+    """Write a PEFT adapter folder, with the classification head where one was trained."""
+    inner = adapted.inner if isinstance(adapted, HeadedModel) else adapted
+    if isinstance(inner, ExternalModel | ExternalPrompt):
+        inner.write_peft(folder, base_name, None if inner is adapted else head_parameters(adapted.module))
+    else:
+        interchange.write_peft(adapted, folder, base_name)
+
+
 def compare_on_prompt(
-    out: Path, name: str, prompt: str, max_new_tokens: int, decoding: Decoding | None = None
+    out: Path,
+    name: str,
+    prompt: str,
+    max_new_tokens: int,
+    decoding: Decoding | None = None,
+    *,
+    context: str = "",
 ) -> Iterator[tuple[str, str]]:
     """Yield (who, text): what the base and the run go on with after a prompt, to the context's end at most.
+
+    Of classification it is the run's classes with their probabilities alone, as the base has no trained head.
 
     Args:
         out: folder of all studies' results.
         name: of the run (see `find`).
-        prompt: text to go on from; instruction studies put it in their template.
+        prompt: text to go on from, an instruction, a question, or a text to classify, put in the study's template.
         max_new_tokens: tokens at most.
+        context: what the instruction or the question is about.
         decoding: the strategy; none is greedy. What is drawn is drawn from the run's generation stream, for both.
 
     Raises:
@@ -147,9 +166,10 @@ def compare_on_prompt(
         decoding=decoding or Decoding(),
         seed=stream_seed(run.seed or 0, GENERATION),
     )
-    ids = encode_prompt(tokenizer, prompt)
-    if run.task.kind == "instruction":
-        ids = encode_prompt(tokenizer, render_prompt(run.task, tokenizer, prompt), run.task.template)
+    ids = encode_prompt(tokenizer, render_prompt(run.task, tokenizer, prompt, context), run.task.template)
+    if record.classes:
+        yield f"run {record.run_id}", _classes_of(adapted.module, ids, record.classes)
+        return
     if isinstance(run.method, FullMethod):
         base = load_base(run.model, place.root, run.revision, run.trust_remote_code)
         yield "base", goes_on(base, ids)
@@ -157,6 +177,16 @@ def compare_on_prompt(
         with adapted.base_model() as module:
             yield "base", goes_on(module, ids)
     yield f"run {record.run_id}", goes_on(adapted.module, ids)
+
+
+@torch.no_grad()
+def _classes_of(module: torch.nn.Module, ids: list[int], classes: Sequence[str]) -> str:
+    if not is_classifier(module):
+        raise StoreError("a zero-shot run has no trained classifier to try; name another arm")
+    logits = module(input_ids=torch.tensor([ids], device=next(module.parameters()).device)).logits[0]
+    shares = logits.float().softmax(-1).tolist()
+    ranked = sorted(zip(shares, classes, strict=True), reverse=True)
+    return "\n".join(f"{name}: {100 * share:.1f} %" for share, name in ranked)
 
 
 def _continue(
