@@ -147,6 +147,14 @@ def test_classes_against_a_table_of_labels(tmp_path: Path) -> None:
     assert found["scores"][0]["metrics"] == pytest.approx({"accuracy": 80})
 
 
+def test_f1_is_that_of_class_1_where_it_never_comes_up(tmp_path: Path) -> None:
+    """As a run's own record has it: numbers begin with 0 and 1, so one number alone is one of two classes."""
+    for number, f1 in ((0, 0.0), (1, 100.0)):
+        found = score(dump(tmp_path / "p.json", [number, number]), dump(tmp_path / "l.json", [number, number]))
+        assert found["notes"] == ["f1 is that of class 1"]
+        assert found["scores"][0]["metrics"] == {"accuracy": 100.0, "f1": f1}
+
+
 def test_f1_of_three_classes(tmp_path: Path) -> None:
     found = score(dump(tmp_path / "p.json", [0, 2, 2, 2]), dump(tmp_path / "r.json", [0, 1, 2, 2]))
     assert found["scores"][0]["metrics"] == pytest.approx({"accuracy": 75, "f1": 60})

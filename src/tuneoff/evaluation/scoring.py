@@ -142,7 +142,7 @@ def _score_classes(saved: Saved, right: Sequence[tuple[Value, ...]], names: Sequ
     own, wanted = (_one_each(values, file) for values, file in ((saved.values, saved.file), (right, "the references")))
     if all(_INTEGER.fullmatch(str(value)) for value in (*own, *wanted)):
         labels, predictions = [int(value) for value in wanted], [int(value) for value in own]
-        num_classes = max(*labels, *predictions) + 1
+        num_classes = max(2, *(number + 1 for number in (*labels, *predictions)))  # there are two classes at least
         positive = "1"
     else:
         classes = sorted({str(value) for value in (*own, *wanted)})
