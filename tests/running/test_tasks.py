@@ -1,6 +1,7 @@
 """Question answering and classification from end to end, in real child processes: texts, classes, files, exports."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ from transformers import AutoModelForSequenceClassification
 
 from tuneoff import api
 from tuneoff.data.squad_metric import exact_match, token_f1
+from tuneoff.errors import DataError
 from tuneoff.running.session import Place, open_weights
-from tuneoff.running.store import GENERATIONS_FILE, LABELS_FILE, PREDICTED_FILE
+from tuneoff.running.store import GENERATIONS_FILE, LABELS_FILE, PREDICTED_FILE, Store
 from tuneoff.running.use import compare_on_prompt, export_run
 
 pytestmark = pytest.mark.slow
@@ -202,9 +204,50 @@ def test_another_decoding_reads_the_test_split_again_and_trains_nothing(answered
     assert {event.task.kind for event in events.of("start") if event.task} == {"score"}
     assert {run_id: found[:4] for run_id, found in scores(again).items()} == {k: v[:4] for k, v in before.items()}
     assert all(len(test.generated) == 1 for test in again.records()[1].values())
+    for run_id, test in again.records()[1].items():
+        kept = {path.name for path in again.store.run_folder(run_id).glob("predictions-*.json")}
+        assert kept == {"predictions-greedy.json"} <= set(test.files)  # none of the strategies that are gone
     quiet = Events()
     api.run(study, out, listener=quiet)
     assert quiet == []
+
+
+def test_generate_leaves_room_for_virtual_tokens(answered: api.Result) -> None:
+    """The context holds 96 tokens, 3 of them virtual; a token is a byte."""
+    out, run_id = answered.store.folder.parent, run_of(answered, "prompt")
+    for_template = len("Context: \nQuestion: Which?\nAnswer:")
+
+    def texts(num_tokens: int) -> dict[str, str]:
+        context = "x" * (num_tokens - for_template)
+        return dict(compare_on_prompt(out, run_id, "Which?", 500, api.decoding(temperature=9.0), context=context))
+
+    assert len(texts(92)) == 2
+    with pytest.raises(DataError, match="the prompt has 93 tokens; the base sees 93, beside 3 virtual ones"):
+        texts(93)
+
+
+def test_prompts_beyond_the_limit_need_not_fit(world: Path) -> None:
+    write_questions(world)
+    short = {"title": "s", "context": "x", "question": "?", "answers": ["x"]}
+    write_rows(world / "asked.jsonl", [short, short | {"title": "l", "context": "x" * 20, "question": "?" * 12}])
+    task = {"kind": "qa", "data": "questions.jsonl", "max_length": 80, "splits": {"test": "asked.jsonl"}}
+    arms: dict[str, Any] = {"zero-shot": {"method": "none"}}
+    with pytest.raises(DataError, match="prompt 2 has 60 tokens; with 40 new ones"):
+        api.check(study_of(world, "asked", arms, task=task, generate={"max_new_tokens": 40}))
+    assert api.check(study_of(world, "asked", arms, task=task, generate={"max_new_tokens": 40, "limit": 1}))
+
+
+def test_a_record_takes_the_place_of_an_older_reading_of_the_test_split(answered: api.Result, tmp_path: Path) -> None:
+    """A run that is trained again and killed before it is tested must not keep the old weights' scores."""
+    store = Store(tmp_path / "copy")
+    shutil.copytree(answered.store.folder, store.folder)
+    run_id = run_of(answered, "lora")
+    record = store.record(run_id)
+    assert record is not None
+    assert store.test(run_id) is not None
+    store.write_record(record)
+    assert store.record(run_id) == record
+    assert store.test(run_id) is None
 
 
 def test_what_the_model_cannot_take_is_a_row_and_the_study_goes_on(world: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 predictions.jsonl     one line for each sequence: its loss, and of classification its class and the predicted one
 predictions.json, labels.json     of classification: the two lists, for other tools
+generations.jsonl     of generated text: one line for each prompt and decoding strategy
+predictions-NAME.json     of questions: each strategy's first texts, `{id: text}` as SQuAD's script reads them
 """
 
 import json
@@ -51,6 +53,9 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
         files[GENERATIONS_FILE] = generations_jsonl(written)
         if run.task.kind == "qa":
             files |= {f"predictions-{one.generated.decoding.name}.json": predictions_json(one) for one in written}
+    for path in (folder / GENERATIONS_FILE, *folder.glob("predictions-*.json")):
+        if path.name not in files:  # of an earlier reading, by strategies that are not asked for any more
+            path.unlink(missing_ok=True)
     for name, content in files.items():
         write_synced(folder / name, content)
     store.write_test(

@@ -51,7 +51,6 @@ def preflight(study: Study) -> Preflight:
     check_precision(study.precision)
     check_metrics(study.task.metric_names, study.root)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
-    check_metrics(study.testing.metrics, study.root)
     plan(study)  # what is wrong with the arms is said before the data are read
     model_sha256 = fingerprint(
         study.model, study.root, study.revision
@@ -63,7 +62,8 @@ def preflight(study: Study) -> Preflight:
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     if data.prompts is not None and study.testing.decoding:
         num_virtual = max((arm.num_virtual_tokens for arm in planned.arms), default=0)
-        check_lengths(np.diff(data.prompts.offsets).tolist(), study.generate, context, num_virtual)
+        lengths = np.diff(data.prompts.offsets)[: study.generate.limit]
+        check_lengths(lengths.tolist(), study.generate, context, num_virtual)
     steps = num_steps(study.budget, data.train)
     return Preflight(
         plan=planned,

@@ -152,7 +152,8 @@ class Store:
         return records, tests
 
     def write_record(self, record: Record) -> None:
-        """Write a run's record; from then on the run is finished."""
+        """Write a run's record; from then on the run is finished. A reading of the test split by other weights goes."""
+        (self.run_folder(record.run_id) / TEST_FILE).unlink(missing_ok=True)
         self._write(self.run_folder(record.run_id) / RECORD_FILE, to_json(record))
 
     def write_test(self, test: TestRecord) -> None:

@@ -165,6 +165,7 @@ def compare_on_prompt(
         max_new_tokens=max_new_tokens,
         decoding=decoding or Decoding(),
         seed=stream_seed(run.seed or 0, GENERATION),
+        num_virtual_tokens=adapted.num_virtual_tokens,
     )
     ids = encode_prompt(tokenizer, render_prompt(run.task, tokenizer, prompt, context), run.task.template)
     if record.classes:
@@ -197,14 +198,17 @@ def _continue(
     max_new_tokens: int,
     decoding: Decoding,
     seed: int,
+    num_virtual_tokens: int,
 ) -> str:
     assert isinstance(module, PreTrainedModel)
     assert isinstance(tokenizer.pad_token_id, int)
     context = getattr(module.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(context, int):
-        if len(ids) >= context:
-            raise DataError(f"the prompt has {len(ids)} tokens; the base sees {context} in all. Shorten it.")
-        max_new_tokens = min(max_new_tokens, context - len(ids))
+        room = context - num_virtual_tokens
+        if len(ids) >= room:
+            rest = f", beside {num_virtual_tokens} virtual ones" if num_virtual_tokens else " in all"
+            raise DataError(f"the prompt has {len(ids)} tokens; the base sees {room}{rest}. Shorten it.")
+        max_new_tokens = min(max_new_tokens, room - len(ids))
     found = generate(
         module,
         [ids],
@@ -214,5 +218,6 @@ def _continue(
         eos_id=tokenizer.eos_token_id,
         seed=seed,
         context_length=context,
+        num_virtual_tokens=num_virtual_tokens,
     )
     return text_of(found[0][0], tokenizer)
