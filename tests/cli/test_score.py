@@ -155,6 +155,26 @@ def test_f1_is_that_of_class_1_where_it_never_comes_up(tmp_path: Path) -> None:
         assert found["scores"][0]["metrics"] == {"accuracy": 100.0, "f1": f1}
 
 
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_numbers_in_a_label_column_of_a_table_are_classes(separator: str, tmp_path: Path) -> None:
+    """A table has no types, and SQuAD's F1 of the texts 0 and 1 would be the accuracy."""
+    suffix = {",": "csv", "\t": "tsv"}[separator]
+    tables = {"predictions": ("prediction", "0110"), "references": ("label", "0100")}
+    for name, (column, classes) in tables.items():
+        lines = [separator.join(("id", column)), *(f"{number}{separator}{own}" for number, own in enumerate(classes))]
+        (tmp_path / f"{name}.{suffix}").write_text("\n".join(lines) + "\n")
+    found = score(*(str(tmp_path / f"{name}.{suffix}") for name in tables))
+    assert found["kind"] == "classification"
+    assert found["scores"][0]["metrics"] == pytest.approx({"accuracy": 75.0, "f1": 200 / 3})
+
+
+def test_a_number_among_texts_is_a_text(tmp_path: Path) -> None:
+    truths = {"q1": [1984], "q2": ["the sea", 3]}
+    found = score(dump(tmp_path / "p.json", {"q1": "1984", "q2": "sea"}), dump(tmp_path / "r.json", truths))
+    assert found["kind"] == "text"
+    assert found["scores"][0]["metrics"] == {"f1": 100.0, "exact_match": 100.0}
+
+
 def test_f1_of_three_classes(tmp_path: Path) -> None:
     found = score(dump(tmp_path / "p.json", [0, 2, 2, 2]), dump(tmp_path / "r.json", [0, 1, 2, 2]))
     assert found["scores"][0]["metrics"] == pytest.approx({"accuracy": 75, "f1": 60})

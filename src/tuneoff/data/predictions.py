@@ -6,6 +6,7 @@ a line.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ COLUMNS: dict[Role, tuple[str, ...]] = {
     "references": ("references", "reference", "answers", "answer", "labels", "label", "targets", "target", "response"),
 }
 """Columns that are looked for, in this order."""
+LABEL_COLUMNS = ("labels", "label")
+INTEGER = re.compile(r"[+-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Saved:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the values are numbers of classes."""
-        return any(isinstance(value, int) for own in self.values for value in own)
+        """Whether the values are numbers of classes; a number among texts, such as a year, is a text."""
+        return all(isinstance(value, int) for own in self.values for value in own)
 
 
 def read_saved(path: Path, role: Role) -> tuple[Saved, ...]:
@@ -225,6 +228,8 @@ def _from_rows(
         ids.append(str(row[id_column]) if id_column is not None else "")
         values.append(_values(row[column], problems, file=file, line=line, role=role))
     problems.check()
+    if column in LABEL_COLUMNS:
+        groups = {name: (ids, _numbered(values)) for name, (ids, values) in groups.items()}
     how = f"{what}, column {column}" + (f", by {id_column}" if id_column is not None else "")
     # all references of a file of several strategies are the same ones, so the first group's will do
     saved = tuple(
@@ -232,6 +237,13 @@ def _from_rows(
         for group, (ids, values) in groups.items()
     )
     return saved if role == "predictions" else saved[:1]
+
+
+def _numbered(values: list[tuple[Value, ...]]) -> list[tuple[Value, ...]]:
+    """Return labels as numbers where all of them are: CSV and TSV have no types."""
+    if not all(INTEGER.fullmatch(str(own)) for each in values for own in each):
+        return values
+    return [tuple(int(own) for own in each) for each in values]
 
 
 def find_column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:

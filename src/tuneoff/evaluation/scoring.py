@@ -1,16 +1,13 @@
 """Scores saved predictions of any task, whoever wrote them. No torch here, nor below."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneoff.data.metrics import check_metrics, score_classes, score_texts
-from tuneoff.data.predictions import Saved, Value, embedded_references, read_saved, some
+from tuneoff.data.predictions import INTEGER, Saved, Value, embedded_references, read_saved, some
 from tuneoff.errors import DataError, StudyError
 from tuneoff.study.testing import CLASS_METRICS, DEFAULT_METRICS
 from tuneoff.study.value import Value as Frozen
-
-_INTEGER = re.compile(r"[+-]?\d+")
 
 
 class Scored(Frozen):
@@ -50,8 +47,9 @@ def score_files(
 ) -> Scoring:
     """Score a file of predictions against a file of references.
 
-    They are matched by id where both have ids, else by order. Classes are scored where either file holds numbers, or
-    where `accuracy` or `macro_f1` is asked for; else texts.
+    They are matched by id where both have ids, else by order. Classes are scored where either file holds whole
+    numbers alone (of CSV and TSV: in a column `label` or `labels`), or where `accuracy` or `macro_f1` is asked for;
+    else texts.
 
     Args:
         predictions: see `tuneoff.data.predictions`.
@@ -140,7 +138,7 @@ def _score_texts(saved: Saved, right: Sequence[tuple[Value, ...]], names: Sequen
 
 def _score_classes(saved: Saved, right: Sequence[tuple[Value, ...]], names: Sequence[str], notes: list[str]) -> Scored:
     own, wanted = (_one_each(values, file) for values, file in ((saved.values, saved.file), (right, "the references")))
-    if all(_INTEGER.fullmatch(str(value)) for value in (*own, *wanted)):
+    if all(INTEGER.fullmatch(str(value)) for value in (*own, *wanted)):
         labels, predictions = [int(value) for value in wanted], [int(value) for value in own]
         num_classes = max(2, *(number + 1 for number in (*labels, *predictions)))  # there are two classes at least
         positive = "1"
