@@ -19,6 +19,7 @@ from tuneoff.methods import (
     PromptTuning,
 )
 from tuneoff.methods.base import AdaptedModel
+from tuneoff.methods.external import ExternalPeft
 from tuneoff.methods.heads import HeadedModel, draw_head, head_names, head_parameters, is_classifier, train_head
 from tuneoff.methods.surgery import match_targets
 
@@ -186,6 +187,22 @@ def test_a_merged_classifier_in_bf16_is_in_bf16() -> None:
     assert merged.state_dict().keys() == make_classifier("gpt2").state_dict().keys()
     adapted.unmerge()
     assert torch.equal(class_logits(adapted.module), trained)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        LoRA(rank=2, targets=("score",)),
+        LoRA(rank=2, targets=("*",)),
+        ExternalPeft({"peft_type": "LORA", "target_modules": ["c_attn"], "modules_to_save": ["score"]}),
+        ExternalPeft({"peft_type": "IA3", "target_modules": ["c_attn", "score"], "feedforward_modules": []}),
+    ],
+    ids=["lora", "lora-pattern", "peft-modules-to-save", "peft-target"],
+)
+def test_a_method_that_adapts_the_head_itself_is_refused(method: Method) -> None:
+    adapted = method.adapt(make_classifier("gpt2"), torch.Generator())
+    with pytest.raises(MethodError, match=r"head 'score' is trained whole .*Leave it out"):
+        train_head(adapted)
 
 
 def test_a_cohort_of_classifiers_is_refused() -> None:

@@ -58,12 +58,18 @@ def train_head(adapted: AdaptedModel) -> AdaptedModel:
     """Return an adapted classifier whose head is trained too, or what was given where that is no matter.
 
     Raises:
-        MethodError: a cohort; its members would need a head each.
+        MethodError: a cohort, whose members would need a head each, or a method that was put on the head itself.
     """
     trained = {id(parameter) for parameter in adapted.trainable_parameters().values()}
-    head = head_parameters(adapted.module)
-    if not trained or not head or all(id(parameter) in trained for parameter in head.values()):
+    head = {id(parameter) for parameter in head_parameters(adapted.module).values()}
+    if not trained or head <= trained:
         return adapted
+    if head & trained:
+        names = ", ".join(map(repr, head_names(adapted.module)))
+        raise MethodError(
+            f"the classification head {names} is trained whole under every method. Leave it out of what the method "
+            "adapts (targets; target_modules and modules_to_save of PEFT)."
+        )
     if adapted.num_members > 1:
         raise MethodError("classification runs are trained one at a time: each needs a head of its own")
     return HeadedModel(adapted)
