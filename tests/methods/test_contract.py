@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.methods.models import CONFIGS, logits, make_ids, make_model
+from tests.training.helpers import Recorder, largest_difference, make_loop, make_split
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -27,6 +28,8 @@ from tuneoff.methods import (
 )
 from tuneoff.methods.base import num_parameters
 from tuneoff.methods.surgery import adaptable_layers, features
+from tuneoff.training.checkpoint import Checkpoint
+from tuneoff.training.runtime import COMPUTE_TYPES
 
 MERGE_BOUND = 2e-6
 """Largest difference of a logit, relative to the largest: W + s B A is rounded once, where the unmerged layer adds
@@ -289,6 +292,35 @@ def test_the_same_seed_gives_the_same_bits(name: str, architecture: str) -> None
     train(second)
     for key, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@each_trained
+def test_a_resumed_run_ends_with_the_same_bits(name: str, architecture: str, precision: str) -> None:
+    def run(seed: int, resume: Checkpoint | None = None) -> tuple[AdaptedModel, Recorder]:
+        base = make_model(architecture).to(COMPUTE_TYPES[precision])
+        adapted = METHODS[name].method.adapt(base, torch.Generator().manual_seed(seed))
+        recorder = Recorder()
+        loop = make_loop(
+            adapted,
+            [3],
+            [1e-2],
+            make_split(8),
+            recorder,
+            num_steps=4,
+            batch_size=4,
+            micro_batch=3,
+            evaluate_every=4,
+            checkpoint_every=2,
+            precision=precision,
+        )
+        loop.run(resume)
+        return adapted, recorder
+
+    whole, told = run(7)
+    again, heard = run(8, told.checkpoints[0])  # another start, which the checkpoint has to replace
+    assert heard.losses() == told.losses()[2:]
+    assert largest_difference(whole.state_dict(), again.state_dict()) == 0.0
 
 
 @each_method

@@ -19,6 +19,7 @@ from tuneoff.methods import (
     PromptTuning,
 )
 from tuneoff.methods.base import AdaptedModel
+from tuneoff.methods.external import ExternalPeft
 from tuneoff.methods.heads import HeadedModel, draw_head, head_names, head_parameters, is_classifier, train_head
 from tuneoff.methods.surgery import match_targets
 
@@ -159,11 +160,49 @@ def test_where_the_head_is_no_matter_nothing_is_wrapped() -> None:
         assert train_head(adapted) is adapted
 
 
-def test_a_head_in_bf16_is_trained_in_fp32() -> None:
+@pytest.mark.parametrize("name", [*METHODS, "bitfit"])
+def test_a_head_in_bf16_is_trained_in_fp32_and_computes_in_bf16(name: str) -> None:
     model = make_classifier("gpt2").to(torch.bfloat16)
-    adapted = train_head(LoRA(rank=2).adapt(model, torch.Generator()))
-    assert isinstance(adapted, HeadedModel)
-    assert {p.dtype for p in adapted.trainable_parameters().values()} == {torch.float32}
+    base = class_logits(model)
+    adapted = train_head((METHODS | {"bitfit": BitFit()})[name].adapt(model, torch.Generator().manual_seed(5)))
+    train(adapted)  # without autocast, as a single text is classified
+    trained = adapted.trainable_parameters()
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    assert all(parameter.grad is not None for parameter in trained.values())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert class_logits(model).dtype == torch.bfloat16
+    with adapted.base_model() as module:
+        assert torch.equal(class_logits(module), base)
+    assert torch.equal(class_logits(adapted.remove()), base)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.state_dict().keys() == make_classifier("gpt2").state_dict().keys()
+
+
+def test_a_merged_classifier_in_bf16_is_in_bf16() -> None:
+    adapted = train_head(LoRA(rank=2).adapt(make_classifier("gpt2").to(torch.bfloat16), torch.Generator()))
+    train(adapted)
+    trained = class_logits(adapted.module)
+    merged = adapted.merge()
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
+    assert merged.state_dict().keys() == make_classifier("gpt2").state_dict().keys()
+    adapted.unmerge()
+    assert torch.equal(class_logits(adapted.module), trained)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        LoRA(rank=2, targets=("score",)),
+        LoRA(rank=2, targets=("*",)),
+        ExternalPeft({"peft_type": "LORA", "target_modules": ["c_attn"], "modules_to_save": ["score"]}),
+        ExternalPeft({"peft_type": "IA3", "target_modules": ["c_attn", "score"], "feedforward_modules": []}),
+    ],
+    ids=["lora", "lora-pattern", "peft-modules-to-save", "peft-target"],
+)
+def test_a_method_that_adapts_the_head_itself_is_refused(method: Method) -> None:
+    adapted = method.adapt(make_classifier("gpt2"), torch.Generator())
+    with pytest.raises(MethodError, match=r"head 'score' is trained whole .*Leave it out"):
+        train_head(adapted)
 
 
 def test_a_cohort_of_classifiers_is_refused() -> None:

@@ -28,6 +28,8 @@ def test_what_members_of_a_cohort_share_may_not_differ() -> None:
         LoRACohort((LoRA(), LoRA(bias="all")))
     with pytest.raises(MethodError, match="2 runs with bias: all cannot train together"):
         cohort_from_specs([LoraMethod(method="lora", rank=rank, bias="all") for rank in (2, 4)])
+    with pytest.raises(MethodError, match=r"one quantize; found \['nf4', 'none'\]"):
+        cohort_from_specs([LoraMethod(method="lora"), LoraMethod(method="lora", quantize="nf4")])
     LoRACohort((LoRA(rank=2, rslora=True), LoRA(rank=4, alpha=3.0, lr_ratio=4.0)))
 
 

@@ -87,6 +87,17 @@ def test_squad_settings_as_text(squad: Plan) -> None:
     assert (squad.num_runs, squad.num_steps) == (1 + 5 * 3 + 6 * 5, 45 * 800)
 
 
+def test_variants_of_lora_are_told_apart() -> None:
+    arms = {
+        "plain": {"method": "lora"},
+        "dora": {"method": "lora", "dora": True, "lr_ratio": 16, "dropout": 0.1},
+        "biases": {"method": "lora", "rslora": True, "bias": "all"},
+    }
+    shown = text(make_plan(arms))
+    for label in (" lora r8 a16 ", " dora+ r8 a16 p0.1 ", " rslora r8 a16, all biases "):
+        assert label in shown
+
+
 def test_llama(dolly: Plan) -> None:
     arms = by_name(dolly)
     assert dolly.num_parameters == LLAMA3_8B

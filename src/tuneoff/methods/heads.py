@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tuneoff.errors import MethodError
 from tuneoff.methods.base import AdaptedModel, check_same_names, copy_tensors
+from tuneoff.methods.subset import SubsetModel
 
 CLASSIFIER = "ForSequenceClassification"
 
@@ -57,35 +58,38 @@ def train_head(adapted: AdaptedModel) -> AdaptedModel:
     """Return an adapted classifier whose head is trained too, or what was given where that is no matter.
 
     Raises:
-        MethodError: a cohort; its members would need a head each.
+        MethodError: a cohort, whose members would need a head each, or a method that was put on the head itself.
     """
     trained = {id(parameter) for parameter in adapted.trainable_parameters().values()}
-    head = head_parameters(adapted.module)
-    if not trained or not head or all(id(parameter) in trained for parameter in head.values()):
+    head = {id(parameter) for parameter in head_parameters(adapted.module).values()}
+    if not trained or head <= trained:
         return adapted
+    if head & trained:
+        names = ", ".join(map(repr, head_names(adapted.module)))
+        raise MethodError(
+            f"the classification head {names} is trained whole under every method. Leave it out of what the method "
+            "adapts (targets; target_modules and modules_to_save of PEFT)."
+        )
     if adapted.num_members > 1:
         raise MethodError("classification runs are trained one at a time: each needs a head of its own")
-    return HeadedModel(adapted, head)
+    return HeadedModel(adapted)
 
 
 class HeadedModel(AdaptedModel):
-    """An adapted model whose classification head is trained with it.
+    """An adapted model whose classification head is trained with it, in fp32 copies that stand in the head's places.
 
     Args:
-        inner: what the method made of the classifier.
-        head: the head's parameters by name; made trainable, in fp32.
+        inner: what the method made of the classifier; it trains nothing of the head.
     """
 
-    def __init__(self, inner: AdaptedModel, head: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, inner: AdaptedModel) -> None:
         super().__init__(inner.module)
         self.inner = inner
         self.matched = inner.matched
         self.num_virtual_tokens = inner.num_virtual_tokens
-        for parameter in head.values():
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-        self._head = dict(head)
-        self._start = {name: parameter.detach().clone() for name, parameter in head.items()}
+        self.head = SubsetModel(inner.module, tuple(head_parameters(inner.module)))
+        for parameter in inner.trainable_parameters().values():
+            parameter.requires_grad_(True)  # the line before froze all that is not the head
 
     @property
     def head_name(self) -> str:
@@ -95,15 +99,15 @@ class HeadedModel(AdaptedModel):
 
     def trainable_parameters(self, member: int = 0) -> Mapping[str, nn.Parameter]:
         """Return what the method trains, and the head."""
-        return {**self.inner.trainable_parameters(member), **self._head}
+        return {**self.inner.trainable_parameters(member), **self.head.trainable_parameters()}
 
     def rate_factors(self, member: int = 0) -> Mapping[str, float]:
         """Return what the method says; the head has the plain rate."""
-        return {**self.inner.rate_factors(member), **dict.fromkeys(self._head, 1.0)}
+        return {**self.inner.rate_factors(member), **self.head.rate_factors()}
 
     def state_dict(self, member: int = 0) -> dict[str, Tensor]:
         """Return what the method keeps, and the head."""
-        return self.inner.state_dict(member) | {name: parameter.detach() for name, parameter in self._head.items()}
+        return self.inner.state_dict(member) | self.head.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor], member: int = 0) -> None:
         """Copy saved tensors into the method and the head."""
@@ -114,13 +118,8 @@ class HeadedModel(AdaptedModel):
     @contextmanager
     def base_model(self) -> Iterator[nn.Module]:
         """Within the context the trunk is the base's and the head is as it started."""
-        trained = {name: parameter.detach().clone() for name, parameter in self._head.items()}
-        with self.inner.base_model() as module:
-            self._write(self._start)
-            try:
-                yield module
-            finally:
-                self._write(trained)
+        with self.inner.base_model() as module, self.head.base_model():
+            yield module
 
     def before_training(self, num_steps: int) -> None:
         """Tell the method how many steps there will be."""
@@ -143,20 +142,16 @@ class HeadedModel(AdaptedModel):
         self.inner.load_training_state(state, member)
 
     def merge(self, member: int = 0) -> nn.Module:
-        """Fold the method into the trunk's weights; the head is the model's own already."""
-        return self.inner.merge(member)
+        """Fold the method into the trunk's weights, and put the trained head in its place."""
+        self.inner.merge(member)
+        return self.head.merge()
 
     def unmerge(self) -> None:
         """Undo `merge`, bit for bit."""
+        self.head.unmerge()
         self.inner.unmerge()
 
     def remove(self) -> nn.Module:
         """Take out what the method added, and put the head back to where it started."""
-        module = self.inner.remove()
-        self._write(self._start)
-        return module
-
-    @torch.no_grad()
-    def _write(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._head.items():
-            parameter.copy_(values[name])
+        self.head.remove()
+        return self.inner.remove()

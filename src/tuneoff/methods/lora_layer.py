@@ -4,8 +4,9 @@ Sources: Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models", 
 al., 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353, sections 4.1 and 4.3.
 
 Departures from the papers: A is drawn Kaiming-uniform with a = sqrt(5), as the authors' code and PEFT do, where LoRA's
-paper draws it from a Gaussian; the scaling is applied between A and B, where the tensor is smallest; DoRA's norm is
-worked out in fp32 at least, whatever the compute type.
+paper draws it from a Gaussian; the scaling is applied between A and B, where the tensor is smallest; DoRA's magnitude
+is one for each output, as in the authors' code and PEFT (the paper's m in R^{1 x k}, of W in R^{d x k}, reads as one
+for each input), and its norm is worked out in fp32 at least, whatever the compute type.
 
 Shapes: R rows (sequences), T positions, K members, r rank.
 """

@@ -64,8 +64,8 @@ def cohort_from_specs(specs: Sequence[MethodSpec]) -> Method:
     """Return the method that trains several runs in one pass; one spec gives the ordinary method.
 
     Raises:
-        MethodError: specs that cannot share a pass: only LoRA runs can, with equal targets, dropout and dora, without
-            trained biases.
+        MethodError: specs that cannot share a pass: only LoRA runs can, with equal targets, dropout, dora and quantize,
+            without trained biases.
     """
     methods = [method_from_spec(spec) for spec in specs]
     if len(methods) == 1:
@@ -73,4 +73,7 @@ def cohort_from_specs(specs: Sequence[MethodSpec]) -> Method:
     loras = tuple(method for method in methods if isinstance(method, LoRA))
     if len(loras) != len(methods):
         raise MethodError("only LoRA runs can train together; the others change or replace the base")
+    bases = sorted({spec.quantize for spec in specs if isinstance(spec, LoraMethod)})
+    if len(bases) != 1:
+        raise MethodError(f"the members of a cohort must have one quantize; found {bases}")
     return LoRACohort(loras)

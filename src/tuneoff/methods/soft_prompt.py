@@ -4,9 +4,10 @@ Sources: Lester, Al-Rfou and Constant, 2021, "The Power of Scale for Parameter-E
 arXiv:2104.08691, section 2; Li and Liang, 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
 arXiv:2101.00190, sections 4.2, 4.3 and 7.4.
 
-Departures from the papers: tokens for the start are drawn from the whole vocabulary, not from its most common ones;
-the prefix starts from the keys and values that the base computes for such tokens (section 7.4's "real words", which
-the authors' code keeps for its low-data runs), so that at step 0 it is the same as a prompt of those tokens. With
+Departures from the papers: tokens for the start are drawn from the whole vocabulary, not from its most common ones; a
+random start is a normal of the embeddings' own mean and spread, where Lester draws uniformly from -0.5 to 0.5; the
+prefix starts from the keys and values that the base computes for such tokens (section 7.4's "real words", which the
+authors' code keeps for its low-data runs), so that at step 0 it is the same as a prompt of those tokens. With
 `projection` it starts at random, as theirs does.
 
 Virtual tokens are invisible to callers. Hooks on the model's trunk put them in front of the first call's text, shift

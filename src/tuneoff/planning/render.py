@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneoff.planning.plan import ArmPlan, Plan, TargetMatch
+from tuneoff.study.labels import bias_label, lora_name
 from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, PeftMethod, PrefixMethod, PromptMethod
 
 NOTHING = "-"
@@ -85,8 +86,8 @@ def method_label(arm: ArmPlan) -> str:
     spec = arm.method
     if isinstance(spec, LoraMethod):
         dropout = f" p{spec.dropout:g}" if spec.dropout else ""
-        kind = "lora" if spec.quantize == "none" else f"qlora {spec.quantize}"
-        return f"{kind} r{spec.rank} a{spec.alpha:g}{dropout}"
+        biases = f", {bias_label(spec)}" if spec.bias != "none" else ""
+        return f"{lora_name(spec).lower()} r{spec.rank} a{spec.alpha:g}{dropout}{biases}"
     if isinstance(spec, BottleneckMethod):
         dropout = f" p{spec.dropout:g}" if spec.dropout else ""
         return f"bottleneck {spec.placement} m{spec.size} {spec.activation}{dropout}"

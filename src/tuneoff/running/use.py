@@ -15,7 +15,7 @@ from tuneoff.evaluation.generation import generate
 from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.external import ExternalModel, ExternalPrompt
-from tuneoff.methods.heads import HeadedModel, head_parameters, is_classifier
+from tuneoff.methods.heads import HeadedModel, is_classifier
 from tuneoff.running.session import Place, open_weights
 from tuneoff.running.store import STUDY_FILE, Store
 from tuneoff.study.expand import chosen_runs
@@ -126,9 +126,9 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
 
 def _write_adapter(adapted: AdaptedModel, folder: Path, base_name: str) -> None:
     """Write a PEFT adapter folder, with the classification head where one was trained."""
-    inner = adapted.inner if isinstance(adapted, HeadedModel) else adapted
+    inner, head = (adapted.inner, adapted.head.state_dict()) if isinstance(adapted, HeadedModel) else (adapted, None)
     if isinstance(inner, ExternalModel | ExternalPrompt):
-        inner.write_peft(folder, base_name, None if inner is adapted else head_parameters(adapted.module))
+        inner.write_peft(folder, base_name, head)
     else:
         interchange.write_peft(adapted, folder, base_name)
 

@@ -55,11 +55,9 @@ class Decoding(Value):
                 "{top_p: 0.9} or {beams: 4}"
             )
         if isinstance(value, dict):
-            drawn = any(value.get(key) is not None for key in ("temperature", "top_k", "top_p"))
-            is_given = {key for key in ("temperature", "top_k", "top_p") if value.get(key) is not None}
-            if value.get("is_sampled") is False and is_given == {"temperature"}:
-                drawn = False  # a greedy one, written out
-            return value | {"is_sampled": bool(drawn)}
+            given = {key for key in ("temperature", "top_k", "top_p") if value.get(key) is not None}
+            is_written_out = value.get("is_sampled") is False and given == {"temperature"}  # greedy, from a record
+            return value | {"is_sampled": bool(given) and not is_written_out}
         return value
 
     @model_validator(mode="after")
