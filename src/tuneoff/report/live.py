@@ -92,7 +92,8 @@ class Live:
         start, first = self._seen.setdefault(_key(task), (now, step))
         left = (now - start) / (step - first) * (total - step) if step > first else None
         to_go = "" if left is None else f" · {numbers.duration(left)} to go"
-        detail = f"loss {numbers.loss(body['loss_nats'])} · {numbers.rate(body['tokens_per_s'])} tokens/s{to_go}"
+        speed = f"{numbers.significant(body['tokens_per_s'])} input tokens/s"
+        detail = f"loss {numbers.loss(body['loss_nats'])} · {speed}{to_go}"
         self.progress.update(self._start_bar(task, ""), total=total, completed=step, detail=detail)
         if not self.console.is_terminal and now - self._said.setdefault(_key(task), now) > PLAIN_LINE_EVERY_S:
             self._said[_key(task)] = now

@@ -1,0 +1,27 @@
+"""What a person reads while a study runs, where the output is a file."""
+
+import io
+
+import pytest
+from rich.console import Console
+from tests.report.fakes import make_study
+
+from tuneoff.report import live
+from tuneoff.report.live import Live
+from tuneoff.running.events import Event
+from tuneoff.running.schedule import Task
+from tuneoff.study.expand import trials
+
+
+def test_a_steps_line_is_written_as_people_read_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "PLAIN_LINE_EVERY_S", -1.0)
+    study = make_study()
+    arm = next(arm for arm in study.arms if arm.is_trained)
+    task = Task(kind="train", arm=arm.name, run=trials(study, arm)[0])
+    out = io.StringIO()
+    with Live(Console(file=out, width=200), num_left=1) as shown:
+        shown(Event("start", task))
+        for step in (1, 2):
+            shown(Event("step", task, {"step": step, "num_steps": 9, "loss_nats": 2.3456, "tokens_per_s": 925.71}))
+    line = out.getvalue().splitlines()[-1]
+    assert "step 2 of 9 · loss 2.346 · 926 input tokens/s" in line
