@@ -170,6 +170,14 @@ def test_the_limit_counts_questions(tmp_path: Path) -> None:
     assert sum(len(split) for split in data.splits().values()) == 14
 
 
+def test_the_limit_takes_questions_in_turn_from_every_article(tmp_path: Path) -> None:
+    _write(tmp_path / "train.json", _articles(9))
+    data = _prepare(tmp_path, gpt2_like(), data="train.json", limit=9, splits={"validation": 0.25, "test": 0.25})
+    names = [name for split in data.splits().values() for name in split.item_names]
+    assert len(set(names)) == 9  # one question of each article: splits are cut by article, and all have their share
+    assert [len(split) for split in data.splits().values()] == [5, 2, 2]
+
+
 def test_ids_given_twice_are_told_apart(tmp_path: Path) -> None:
     article = _articles(1)["data"][0]
     article["paragraphs"][1]["qas"][0]["id"] = "qArticle0"

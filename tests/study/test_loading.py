@@ -345,3 +345,30 @@ def test_json_is_yaml(tmp_path_factory: pytest.TempPathFactory, body: dict[str, 
 def test_no_mapping_brings_it_down(body: dict[str, Any]) -> None:
     with pytest.raises(StudyError):
         study_from(body, Path())
+
+
+def test_an_unknown_key_of_a_decoding_strategy_is_answered_with_its_own_keys(tmp_path: Path) -> None:
+    override = "decoding=[greedy, {temprature: 0.7}]"
+    with pytest.raises(
+        StudyError, match=r"decoding\.1\.temprature: unknown key; allowed: temperature, top_k, .*"
+    ) as error:
+        load(tmp_path, override)
+    assert "Did you mean temperature?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        (
+            "classification",
+            "acuracy",
+            r"metrics of classification are accuracy, f1, macro_f1; .*Did you mean accuracy\?",
+        ),
+        ("instruction", "rouge", r"allowed: bleu, exact_match, f1, rouge1, .*Did you mean"),
+        ("text", "bleu", r"kind: text has no reply to generate"),
+        ("qa", "accuracy", r"found 'accuracy'; allowed: bleu, exact_match"),
+    ],
+)
+def test_metrics_are_those_of_the_kind(tmp_path: Path, kind: str, name: str, message: str) -> None:
+    with pytest.raises(StudyError, match=rf"task\.metrics: .*{message}"):
+        load(tmp_path, f"task.kind={kind}", f"task.metrics=[{name}]")

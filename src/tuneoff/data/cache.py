@@ -23,7 +23,7 @@ from tuneoff.files import write_synced
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 4
+VERSION = 5
 """Raised when the same input would give other tokens, or an entry another form."""
 
 SPLITS = ("train", "validation", "test")

@@ -57,7 +57,12 @@ def read_rows(path: Path, file: str, limit: int | None = None, positions: frozen
     problems = Problems()
     rows: list[Row] = []
     try:
-        read = reader(path, file, problems) if suffix not in TABLES else TABLES[suffix](path, file, problems, positions)
+        if suffix in TABLES:
+            read = TABLES[suffix](path, file, problems, positions)
+        elif suffix == ".json":
+            read = _read_json(path, file, problems, limit)
+        else:
+            read = reader(path, file, problems)
         for row in read:
             rows.append(row)
             if limit is not None and len(rows) + len(problems) >= limit:
@@ -119,7 +124,7 @@ def _object_row(value: Any, file: str, line: int, problems: Problems) -> Iterato
         problems.add(f"expected a JSON object such as {{...}}, found {shown(value)}", file=file, line=line)
 
 
-def _read_json(path: Path, file: str, problems: Problems) -> Iterator[Row]:
+def _read_json(path: Path, file: str, problems: Problems, limit: int | None = None) -> Iterator[Row]:
     text = decode(path.read_bytes(), file)
     if not text.strip():
         return
@@ -139,8 +144,9 @@ def _read_json(path: Path, file: str, problems: Problems) -> Iterator[Row]:
             f'expected a JSON array of objects, or {{"data": [...]}}; found {type(value).__name__}{keys}', file=file
         )
     if squad.holds_articles(rows):
-        for number, (values, place) in enumerate(squad.questions(rows, file, problems), start=1):
-            yield Row(values, file, number, place)
+        asked = enumerate(squad.questions(rows, file, problems), start=1)
+        found = [Row(values, file, number, place) for number, (values, place) in asked]
+        yield from found if limit is None else squad.spread(found, limit, lambda row: str(row.values.get("title")))
         return
     for number, row in enumerate(rows, start=1):
         yield from _object_row(row, file, number, problems)

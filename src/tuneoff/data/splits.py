@@ -53,7 +53,8 @@ def cut(examples: Sequence[E], shares: Mapping[str, float]) -> dict[str, list[E]
             f"the train split would be empty: the data has {len(units)} independent unit{'s' * (len(units) != 1)}"
             " (documents, conversation trees, articles, or distinct prompts or texts),"
             f" and the study asks for {asked} of them. Give more data,"
-            " smaller shares, or"
+            " smaller shares,"
+            " a higher task.limit if one is set, or"
             " files of their own under task.splits"
         )
     order = stable_permutation(len(units), SPLIT_SEED)

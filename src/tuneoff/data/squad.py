@@ -4,10 +4,13 @@ The layout is that of Rajpurkar et al., 2016, arXiv:1606.05250: `{"data": [{"tit
 [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}`. Rows have the columns that the hub's copy has.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from tuneoff.data.problems import Problems, shown
+
+T = TypeVar("T")
 
 
 def holds_articles(rows: Sequence[Any]) -> bool:
@@ -38,6 +41,20 @@ def questions(articles: Sequence[Any], file: str, problems: Problems) -> Iterato
                     problems.add(f"{there}: expected an object, found {shown(question)}", file=file)
                     continue
                 yield {"title": title, "context": paragraph.get("context")} | question, there
+
+
+def spread(found: Sequence[T], limit: int, article_of: Callable[[T], str]) -> list[T]:
+    """Return `limit` of the questions in the file's order, taken in turn from every article.
+
+    The first ones of the file would be those of an article or two, and splits are cut by article.
+    """
+    seen: Counter[str] = Counter()
+    turns = []
+    for place, one in enumerate(found):
+        article = article_of(one)
+        turns.append((seen[article], place))
+        seen[article] += 1
+    return [found[place] for place in sorted(place for _, place in sorted(turns)[:limit])]
 
 
 def _listed(holder: Any, key: str, place: str, file: str, problems: Problems) -> list[Any]:

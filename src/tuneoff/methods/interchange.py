@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tuneoff.errors import MethodError
 from tuneoff.methods.base import AdaptedModel, Method
+from tuneoff.methods.bottleneck import BottleneckModel
 from tuneoff.methods.heads import HeadedModel, head_parameters, train_head
 from tuneoff.methods.lora import A_NAME, B_NAME, MAGNITUDE_NAME, LoRA, LoRAModel
 from tuneoff.methods.peft_config import (
@@ -77,12 +78,17 @@ def write_peft(adapted: AdaptedModel, folder: Path, base_name: str, member: int 
         case _:
             raise MethodError(
                 f"{type(inner).__name__.removesuffix('Model')}: PEFT has no class for this method, so it cannot be "
-                "written as a PEFT adapter. Export with --merge, which writes a whole model, if the method folds into "
-                "the base's weights (full, bitfit and head do; a bottleneck adapter does not)."
+                f"written as a PEFT adapter. {_way_out(inner)}"
             )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _way_out(inner: AdaptedModel) -> str:
+    if isinstance(inner, BottleneckModel):
+        return "Nor does it fold into the base's weights; its weights lie in the run's folder."
+    return "Export with --merge, which writes a whole model."
 
 
 def _prompt_state(adapted: AdaptedModel, inner: AdaptedModel, vectors: Tensor) -> dict[str, Tensor]:

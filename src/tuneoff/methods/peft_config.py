@@ -5,6 +5,7 @@ option is refused unless it is listed here or empty.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from tuneoff.errors import MethodError
 from tuneoff.methods.lora import LoRAModel
 from tuneoff.methods.soft_prompt import PREFIX_NAME, PROMPT_NAME, PrefixModel, PromptModel
 from tuneoff.study.methods import ALL_LINEAR
+
+# PEFT imports bitsandbytes where it is installed, which warns of a kernel that nothing here calls.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -169,6 +169,8 @@ def compare_on_prompt(
     )
     ids = encode_prompt(tokenizer, render_prompt(run.task, tokenizer, prompt, context), run.task.template)
     if record.classes:
+        if context or (decoding is not None and decoding != Decoding()):
+            raise DataError("a classifier takes a text alone: leave out the context and the decoding strategy")
         yield f"run {record.run_id}", _classes_of(adapted.module, ids, record.classes)
         return
     if isinstance(run.method, FullMethod):

@@ -6,6 +6,7 @@ YAML to a frozen `Study`, with overrides, and errors that name the key, what was
 import copy
 import os
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -252,6 +253,7 @@ def _allowed_at(loc: tuple[int | str, ...]) -> list[str]:
     for part in _walk(loc[:-1]):
         field = model.model_fields.get(part)
         inner = field.annotation if field else None
+        inner = next(iter(typing.get_args(inner)), inner)  # a list of values: what it is a list of
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         model = inner

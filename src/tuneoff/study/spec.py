@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from tuneoff.errors import did_you_mean
 from tuneoff.study.methods import UNTRAINED_METHODS, MethodSpec
@@ -112,14 +112,27 @@ class TaskSpec(Value):
 
     @field_validator("metrics")
     @classmethod
-    def _known_metrics(cls, metrics: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        known = {*GENERATED_METRICS, *CLASS_METRICS}
+    def _known_metrics(cls, metrics: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        kind = info.data.get("kind")
+        if kind == "text" and metrics:
+            raise ValueError(f"kind: text has no reply to generate, so it takes no metrics; found {metrics[0]!r}")
+        if kind == "classification":
+            return cls._class_metrics(metrics)
+        known = set(GENERATED_METRICS)
         for name in metrics or ():
             if name not in known and not name.startswith("regex:") and not re.fullmatch(FUNCTION_PATTERN, name):
                 hint = did_you_mean(name, known)
                 raise ValueError(
                     f"found {name!r}; allowed: {', '.join(sorted(known))}, regex:PATTERN, module:function.{hint}"
                 )
+        return metrics
+
+    @staticmethod
+    def _class_metrics(metrics: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in metrics or ():
+            if name not in CLASS_METRICS:
+                hint = did_you_mean(name, CLASS_METRICS)
+                raise ValueError(f"metrics of classification are {', '.join(CLASS_METRICS)}; found {name!r}.{hint}")
         return metrics
 
     @property
@@ -136,16 +149,6 @@ class TaskSpec(Value):
     def _check(self) -> Self:
         if self.max_length < 2:
             raise ValueError("max_length must be at least 2: one token of context and one target")
-        if self.kind == "classification":
-            strange = [name for name in self.metric_names if name not in CLASS_METRICS]
-            if strange:
-                raise ValueError(f"metrics of classification are {', '.join(CLASS_METRICS)}; found {strange[0]!r}")
-        elif self.kind == "text" and self.metric_names:
-            raise ValueError(
-                f"kind: text has no reply to generate, so it takes no metrics; found {self.metric_names[0]!r}"
-            )
-        elif any(name in ("accuracy", "macro_f1") for name in self.metric_names):
-            raise ValueError(f"accuracy and macro_f1 belong to kind: classification; found kind: {self.kind}")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must differ; found {list(self.labels)}")
         if self.stride is not None and self.stride >= self.max_length:

@@ -119,8 +119,9 @@ def check_context(config: "PreTrainedConfig", max_length: int, num_virtual_token
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(context, int) and max_length + num_virtual_tokens > context:
         before = f" with {num_virtual_tokens} virtual tokens before it" if num_virtual_tokens else ""
+        what = "Lower task.max_length or num_virtual_tokens." if num_virtual_tokens else "Lower it."
         raise StudyError(
-            f"task.max_length: {max_length}{before} is above the model's context of {context} tokens. Lower it."
+            f"task.max_length: {max_length}{before} is above the model's context of {context} tokens. {what}"
         )
 
 
