@@ -189,7 +189,12 @@ def plan(study: Study) -> "Plan":
 
 
 def modules(
-    model: str, study: str | Path | None = None, *, arms: Sequence[str] = (), overrides: Sequence[str] = ()
+    model: str,
+    study: str | Path | None = None,
+    *,
+    arms: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
 ) -> "Architecture":
     """Return what a model is made of and what a study's arms adapt in it, without loading weights.
 
@@ -198,6 +203,7 @@ def modules(
         study: a study file or a recipe whose arms are marked in `model`.
         arms: names of arms, or of families of arms; none is all.
         overrides: `KEY=VALUE` each, of the study.
+        smoke: a recipe's small form.
 
     Raises:
         StudyError: the study cannot be used, it has no such arm, or arms are asked for without a study.
@@ -208,8 +214,10 @@ def modules(
 
     source = study if study is not None else model if _is_study(model) else None
     if source is not None:
-        return study_architecture(_with_model(load(source, overrides), None if source == model else model), arms)
-    if arms or overrides:
+        return study_architecture(
+            _with_model(load(source, overrides, smoke=smoke), None if source == model else model), arms
+        )
+    if arms or overrides or smoke:
         raise StudyError(f"{model!r} is a model and has no arms; name the study with --study STUDY")
     return model_architecture(model, Path.cwd())
 

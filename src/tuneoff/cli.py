@@ -247,12 +247,13 @@ def modules(
         list[str] | None, typer.Option("--arm", metavar="ARM", help="Mark this arm alone. Can be repeated.")
     ] = None,
     overrides: SetOption = None,
+    smoke: SmokeOption = False,
 ) -> None:
     """Draw a model's architecture: its layers, which of them can be targets, and what a study's arms adapt."""
     from tuneoff import api
     from tuneoff.planning.tree import architecture_tree
 
-    found = api.modules(model, study, arms=arms or (), overrides=overrides or ())
+    found = api.modules(model, study, arms=arms or (), overrides=overrides or (), smoke=smoke)
     console = Console()
     # A pipe has no width, so nothing is folded there; a terminal's lines are folded within the tree.
     console = console if console.is_terminal else Console(width=PIPE_WIDTH)

@@ -104,6 +104,7 @@ def test_modules(world: Path) -> None:
     found = tuneoff("modules", str(world / "base"))
     assert (found.code, found.errors) == (0, "")
     assert "c_attn  2 x Conv1D 16->48" in found.text
+    assert "targets: c_attn, attn.c_proj, mlp.c_proj, c_fc; all-linear is all of them" in found.text
     assert "\x1b" not in found.text
 
 

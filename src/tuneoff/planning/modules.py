@@ -17,12 +17,12 @@ from torch import nn
 
 from tuneoff.errors import StudyError, UnsupportedError, did_you_mean
 from tuneoff.methods.base import num_parameters
-from tuneoff.methods.surgery import AdaptableLayer, features
+from tuneoff.methods.surgery import AdaptableLayer, features, match_targets
 from tuneoff.planning.groups import collapse
 from tuneoff.planning.plan import adapt_shape, study_shape
 from tuneoff.study.identity import canonical_json
 from tuneoff.study.labels import bias_label, lora_name, method_label
-from tuneoff.study.methods import BottleneckMethod, LoraMethod, MethodSpec, PrefixMethod, PromptMethod
+from tuneoff.study.methods import ALL_LINEAR, BottleneckMethod, LoraMethod, MethodSpec, PrefixMethod, PromptMethod
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value, plain
 from tuneoff.training.models import load_config, shape_only
@@ -80,6 +80,8 @@ class Architecture(Value):
     kind: str
     num_parameters: int
     root: Module
+    targets: tuple[str, ...] = ()
+    """Ends of names that are patterns of `targets`; `all-linear` is all of them."""
     arms: tuple[ArmTotal, ...] = ()
 
 
@@ -187,7 +189,21 @@ def _architecture(model: str, base: nn.Module, adaptations: Sequence[_Adaptation
         kind=kind,
         num_parameters=num_parameters(base),
         root=root,
+        targets=_target_names(base),
         arms=tuple(adaptation.total for adaptation in adaptations),
+    )
+
+
+def _target_names(base: nn.Module) -> tuple[str, ...]:
+    """Return the shortest ends of names that tell the kinds of linear layers apart, the head left out."""
+    parents: dict[str, set[str]] = {}
+    for name in match_targets(base, [ALL_LINEAR]):
+        parent, _, last = name.rpartition(".")
+        parents.setdefault(last, set()).add(parent.rpartition(".")[2])
+    return tuple(
+        end
+        for last, found in parents.items()
+        for end in ([last] if len(found) == 1 or last.isdigit() else sorted(f"{parent}.{last}" for parent in found))
     )
 
 

@@ -22,7 +22,8 @@ def architecture_tree(found: Architecture) -> RenderableType:
         tree.add(mark)
     _grow(tree, found.root, styles, labels)
     totals = [_total(arm, styles[arm.arm]) for arm in found.arms]
-    return Group(tree, *([Text(), *totals] if totals else []))
+    targets = Text(f"targets: {', '.join(found.targets)}; all-linear is all of them")
+    return Group(tree, Text(), *(totals or [targets]))
 
 
 def _grow(tree: Tree, module: Module, styles: dict[str, str], labels: dict[str, str]) -> None:
