@@ -1,13 +1,12 @@
-"""The contract that every method passes, on every architecture. A later method joins by one line in METHODS."""
+"""The contract that every method passes, on every architecture. A later one joins by a line in METHODS of cases.py."""
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from tests.methods.cases import METHODS, PAIRS, adapt, train
 from tests.methods.models import CONFIGS, logits, make_ids, make_model
 from tests.training.helpers import Recorder, largest_difference, make_loop, make_split
 from torch import nn
@@ -16,18 +15,10 @@ from transformers import AutoModelForCausalLM
 from tuneoff.errors import MethodError, UnsupportedError
 from tuneoff.methods import (
     AdaptedModel,
-    BitFit,
-    Bottleneck,
-    Full,
-    HeadOnly,
     LoRA,
-    Method,
-    NoTraining,
-    PrefixTuning,
-    PromptTuning,
 )
 from tuneoff.methods.base import num_parameters
-from tuneoff.methods.surgery import adaptable_layers, features
+from tuneoff.methods.surgery import features
 from tuneoff.training.checkpoint import Checkpoint
 from tuneoff.training.runtime import COMPUTE_TYPES
 
@@ -37,144 +28,9 @@ two products.
 """
 
 
-@dataclass(frozen=True)
-class Case:
-    """A method and what it promises."""
-
-    method: Method
-    count: Callable[[nn.Module], int]
-    """Closed formula for the number of trainable parameters, from the base."""
-    num_added: Callable[[nn.Module], int] | None = None
-    """Closed formula for the parameters that the model grows by; none: all that is trained is added."""
-    is_identity_at_start: bool = True
-    keeps_base: bool = True
-    merges: bool = False
-    unties: bool = False
-    """Whether a tied output head becomes a weight of its own."""
-    unsupported: tuple[str, ...] = ()
-    """Architectures that cannot take the method, whatever its settings."""
-
-
-def _linear_sizes(model: nn.Module) -> list[tuple[int, int]]:
-    head = model.get_output_embeddings()
-    return [features(layer) for layer in adaptable_layers(model).values() if layer is not head]
-
-
-def _lora_count(rank: int) -> Callable[[nn.Module], int]:
-    return lambda model: sum(rank * (num_in + num_out) for num_in, num_out in _linear_sizes(model))
-
-
-def _dora_count(rank: int) -> Callable[[nn.Module], int]:
-    return lambda model: _lora_count(rank)(model) + sum(num_out for _, num_out in _linear_sizes(model))
-
-
-def _bottleneck_count(size: int, num_places: int) -> Callable[[nn.Module], int]:
-    """W_down, b_down, W_up and b_up at each place of each block: 2 D m + m + D."""
-
-    def count(model: nn.Module) -> int:
-        width, layers = model.config.hidden_size, model.config.num_hidden_layers
-        return layers * num_places * (2 * width * size + size + width)
-
-    return count
-
-
-def _key_value_width(model: nn.Module) -> int:
-    """Numbers in the keys of one token in one layer: key-value heads times the width of a head."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    return heads * config.hidden_size // config.num_attention_heads
-
-
-def _prefix_count(num_virtual: int) -> Callable[[nn.Module], int]:
-    return lambda model: num_virtual * 2 * model.config.num_hidden_layers * _key_value_width(model)
-
-
-def _projected_count(num_virtual: int, middle: int) -> Callable[[nn.Module], int]:
-    """E, and the two layers of the MLP with their biases."""
-
-    def count(model: nn.Module) -> int:
-        width = _key_value_width(model)
-        out = 2 * model.config.num_hidden_layers * width
-        return num_virtual * width + (width + 1) * middle + (middle + 1) * out
-
-    return count
-
-
-def _bias_count(model: nn.Module) -> int:
-    """GPT-2: 11 D a block (two norms, 3 D + D in attention, 4 D + D in the MLP) and D in the last norm.
-
-    GPT-NeoX: 7 D + I a block (the same with an MLP of width I), and D.
-    """
-    width, layers = model.config.hidden_size, model.config.num_hidden_layers
-    inner = 4 * width if model.config.model_type == "gpt2" else model.config.intermediate_size
-    return layers * (7 * width + inner) + width
-
-
-def _head_count(model: nn.Module) -> int:
-    return int(model.config.vocab_size * model.config.hidden_size)
-
-
-def _nothing(model: nn.Module) -> int:
-    return 0
-
-
-METHODS = {
-    "none": Case(NoTraining(), _nothing),
-    "full": Case(Full(), num_parameters, num_added=_nothing, keeps_base=False, merges=True),
-    "lora": Case(LoRA(rank=3, alpha=5.0), _lora_count(3), merges=True),
-    "lora-dropout": Case(LoRA(rank=1, alpha=16.0, dropout=0.2), _lora_count(1), merges=True),
-    "rslora": Case(LoRA(rank=4, alpha=5.0, rslora=True, lr_ratio=4.0), _lora_count(4), merges=True),
-    "dora": Case(LoRA(rank=3, alpha=5.0, dora=True), _dora_count(3), merges=True),
-    "lora-bias": Case(
-        LoRA(rank=3, alpha=5.0, bias="all"),
-        lambda model: _lora_count(3)(model) + _bias_count(model),
-        num_added=_lora_count(3),
-        merges=True,
-        unsupported=("llama-tied", "llama-untied"),
-    ),
-    "houlsby": Case(Bottleneck("houlsby", size=5, activation="gelu"), _bottleneck_count(5, 2)),
-    "pfeiffer": Case(Bottleneck("pfeiffer", size=6, dropout=0.2), _bottleneck_count(6, 1)),
-    "prompt": Case(PromptTuning(5), lambda model: 5 * model.config.hidden_size, is_identity_at_start=False),
-    "prompt-random": Case(
-        PromptTuning(3, "random"), lambda model: 3 * model.config.hidden_size, is_identity_at_start=False
-    ),
-    "prefix": Case(PrefixTuning(4), _prefix_count(4), is_identity_at_start=False),
-    "prefix-projection": Case(PrefixTuning(4, projection=7), _projected_count(4, 7), is_identity_at_start=False),
-    "bitfit": Case(BitFit(), _bias_count, num_added=_nothing, merges=True, unsupported=("llama-tied", "llama-untied")),
-    "head": Case(
-        HeadOnly(),
-        _head_count,
-        num_added=lambda model: _head_count(model) if model.config.tie_word_embeddings else 0,
-        merges=True,
-        unties=True,
-    ),
-}
-
-PAIRS = [
-    (name, architecture)
-    for name, case in METHODS.items()
-    for architecture in CONFIGS
-    if architecture not in case.unsupported
-]
 each_method = pytest.mark.parametrize(("name", "architecture"), PAIRS)
 each_trained = pytest.mark.parametrize(("name", "architecture"), [pair for pair in PAIRS if pair[0] != "none"])
 each_architecture = pytest.mark.parametrize("architecture", CONFIGS)
-
-
-def adapt(name: str, architecture: str, seed: int = 7) -> AdaptedModel:
-    """Put a method on a fresh base."""
-    return METHODS[name].method.adapt(make_model(architecture), torch.Generator().manual_seed(seed))
-
-
-def train(adapted: AdaptedModel, steps: int = 2) -> None:
-    """Take a few steps on random tokens, in evaluation mode so that no dropout is drawn."""
-    optimizer = torch.optim.AdamW(adapted.trainable_parameters().values(), lr=1e-2)
-    for step in range(steps):
-        ids = make_ids(seed=step)
-        loss = adapted.module(input_ids=ids, labels=ids).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
 
 @each_method
@@ -220,6 +76,7 @@ def test_saved_and_loaded_gives_the_same_bits(name: str, architecture: str) -> N
     adapted, ids = adapt(name, architecture), make_ids()
     train(adapted)
     state = {key: tensor.clone() for key, tensor in adapted.state_dict().items()}
+    assert set(adapted.trainable_parameters()) <= set(state)
     other = adapt(name, architecture, seed=8)
     other.load_state_dict(state)
     assert torch.equal(logits(other.module, ids), logits(adapted.module, ids))
@@ -241,20 +98,27 @@ def test_a_state_of_another_model_is_refused(name: str, architecture: str) -> No
 
 @each_method
 def test_merged_equals_unmerged_and_unmerging_restores_every_bit(name: str, architecture: str) -> None:
-    adapted, ids = adapt(name, architecture), make_ids()
-    if not METHODS[name].merges:
+    adapted, ids, case = adapt(name, architecture), make_ids(), METHODS[name]
+    if adapted.trainable_parameters():
+        train(adapted)
+    if not case.merges:
         with pytest.raises(MethodError, match="nothing to merge"):
             adapted.merge()
         return
-    train(adapted)
     unmerged = logits(adapted.module, ids)
     merged = adapted.merge()
     once = logits(merged, ids)
     assert (once - unmerged).abs().max() <= MERGE_BOUND * unmerged.abs().max()
     assert [type(layer) for layer in merged.modules()] == [type(layer) for layer in make_model(architecture).modules()]
     assert torch.equal(logits(adapted.merge(), ids), once)
+    if case.keeps_base:
+        with pytest.raises(MethodError, match="unmerge"), adapted.base_model():
+            pass
     adapted.unmerge()
     assert torch.equal(logits(adapted.module, ids), unmerged)
+    if case.keeps_base:
+        with adapted.base_model() as module:
+            assert torch.equal(logits(module, ids), logits(make_model(architecture), ids))
 
 
 @pytest.mark.parametrize(("name", "architecture"), [pair for pair in PAIRS if METHODS[pair[0]].merges])
@@ -275,19 +139,26 @@ def test_stepping_aside_and_removal_give_the_base_back(name: str, architecture: 
         with pytest.raises(MethodError, match="load the base anew"), adapted.base_model():
             pass
         return
-    trained = logits(adapted.module, ids)
+    trained, own = logits(adapted.module, ids), set(adapted.trainable_parameters())
     with adapted.base_model() as module:
         assert torch.equal(logits(module, ids), logits(base, ids))
     assert torch.equal(logits(adapted.module, ids), trained)
     assert not torch.equal(trained, logits(base, ids))
+    assert {key for key, p in adapted.trainable_parameters().items() if p.requires_grad} == own
     removed = adapted.remove()
     assert torch.equal(logits(removed, ids), logits(base, ids))
     assert {key for key, _ in removed.named_parameters()} == {key for key, _ in base.named_parameters()}
 
 
 @each_trained
-def test_the_same_seed_gives_the_same_bits(name: str, architecture: str) -> None:
-    first, second = adapt(name, architecture), adapt(name, architecture)
+def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(name: str, architecture: str) -> None:
+    first = adapt(name, architecture)
+    torch.rand(5)
+    before = torch.get_rng_state()
+    model = make_model(architecture)
+    torch.set_rng_state(before)
+    second = METHODS[name].method.adapt(model, torch.Generator().manual_seed(7))
+    assert torch.equal(torch.get_rng_state(), before)
     train(first)
     train(second)
     for key, tensor in first.state_dict().items():
@@ -359,10 +230,12 @@ def test_what_is_trained_is_in_fp32_on_a_base_in_bf16(name: str, architecture: s
     base = make_model(architecture).to(torch.bfloat16)
     ids, case = make_ids(), METHODS[name]
     before = logits(base, ids)
-    adapted = case.method.adapt(base, torch.Generator().manual_seed(7))
-    if case.keeps_base:  # full training holds all in fp32
-        assert torch.equal(before, logits(adapted.module, ids)) == case.is_identity_at_start
-    for autocast in (False, True):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.needs_autocast):
+        start = logits(base, ids)
+        adapted = case.method.adapt(base, torch.Generator().manual_seed(7))
+        if case.keeps_base:  # full training holds all in fp32
+            assert torch.equal(start, logits(adapted.module, ids)) == case.is_identity_at_start
+    for autocast in (True,) if case.needs_autocast else (False, True):
         adapted.module.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             adapted.module(input_ids=ids, labels=ids).loss.backward()
@@ -370,7 +243,8 @@ def test_what_is_trained_is_in_fp32_on_a_base_in_bf16(name: str, architecture: s
             assert parameter.dtype == torch.float32, key
             assert parameter.grad is not None, key
     if case.keeps_base:
-        train(adapted)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.needs_autocast):
+            train(adapted)
         with adapted.base_model() as module:
             assert torch.equal(logits(module, ids), before)
         removed = adapted.remove()
@@ -378,16 +252,19 @@ def test_what_is_trained_is_in_fp32_on_a_base_in_bf16(name: str, architecture: s
         assert {parameter.dtype for parameter in removed.parameters()} == {torch.bfloat16}
 
 
-UNSUPPORTED = [(name, architecture) for name, case in METHODS.items() for architecture in case.unsupported]
+UNSUPPORTED = [
+    (name, architecture, named) for name, case in METHODS.items() for architecture, named in case.unsupported.items()
+]
 
 
-@pytest.mark.parametrize(("name", "architecture"), UNSUPPORTED)
+@pytest.mark.parametrize(("name", "architecture", "named"), UNSUPPORTED)
 def test_a_method_that_an_architecture_cannot_take_is_refused_and_nothing_is_changed(
-    name: str, architecture: str
+    name: str, architecture: str, named: str
 ) -> None:
     model = make_model(architecture)
-    with pytest.raises(UnsupportedError, match=type(model).__name__):
+    with pytest.raises(UnsupportedError, match=type(model).__name__) as caught:
         METHODS[name].method.adapt(model, torch.Generator())
+    assert named in str(caught.value)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

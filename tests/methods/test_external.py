@@ -1,277 +1,29 @@
-"""Methods of PEFT through the contract that this package's own methods pass, and against PEFT's own wrapper."""
+"""What is special to PEFT's methods beside the contract (cases.py lists them), and PEFT's own wrapper against ours."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.methods.cases import LYCORIS, METHODS, PAIRS, adapt, train
 from tests.methods.models import CONFIGS, logits, make_ids, make_model
 from tests.training.helpers import Recorder, largest_difference, make_loop, make_split
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from tuneoff.errors import MethodError, UnsupportedError
 from tuneoff.methods import AdaptedModel
 from tuneoff.methods.external import ExternalModel, ExternalPeft, ExternalPrompt
 from tuneoff.methods.heads import train_head
-from tuneoff.methods.surgery import adaptable_layers, features, matches
 
 MERGE_BOUND = 3e-6
 """Largest difference of a logit, relative to the largest; PEFT rounds the merged weight once or twice."""
 
 
-def _sizes(model: nn.Module, *targets: str) -> list[tuple[int, int]]:
-    layers = adaptable_layers(model).items()
-    return [features(layer) for name, layer in layers if any(matches(target, name) for target in targets)]
-
-
-def _ia3(model: nn.Module) -> int:
-    """One factor for each output of keys and values, and one for each input of the MLP's last layer."""
-    keys, feed = ("c_attn", "k_proj", "v_proj", "query_key_value"), ("mlp.c_proj", "down_proj", "dense_4h_to_h")
-    return sum(o for _, o in _sizes(model, *keys)) + sum(i for i, _ in _sizes(model, *feed))
-
-
-def _attention(model: nn.Module) -> list[tuple[int, int]]:
-    return _sizes(model, "c_attn", "q_proj", "v_proj", "query_key_value")
-
-
-def _p_tuning(model: nn.Module) -> int:
-    width, hidden = model.get_input_embeddings().embedding_dim, 8
-    return 3 * width + (width + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * width
-
-
-@dataclass(frozen=True)
-class Case:
-    """A configuration and what it promises."""
-
-    config: Mapping[str, Any]
-    count: Callable[[nn.Module], int]
-    """Closed formula for the number of trainable parameters, from the base."""
-    knows_conv1d: bool = True
-    is_identity_at_start: bool = True
-    merges: bool = True
-
-
-QUERIES = ("q_proj", "query_key_value")
-LYCORIS = {"target_modules": [*QUERIES, "down_proj", "c_attn"]}
-METHODS = {
-    "ia3": Case({"peft_type": "IA3"}, _ia3),
-    "adalora": Case(
-        {"peft_type": "ADALORA", "init_r": 4, "target_r": 2},
-        lambda model: sum(4 * (num_in + num_out + 1) for num_in, num_out in _attention(model)),
-    ),
-    "vera": Case({"peft_type": "VERA", "r": 5}, lambda model: sum(5 + num_out for _, num_out in _attention(model))),
-    "loha": Case(
-        {"peft_type": "LOHA", "r": 2, **LYCORIS},
-        lambda model: sum(2 * 2 * (num_in + num_out) for num_in, num_out in _sizes(model, *QUERIES, "down_proj")),
-        knows_conv1d=False,
-    ),
-    "lokr": Case(
-        {"peft_type": "LOKR", "r": 2, "decompose_factor": 2, **LYCORIS},
-        # 2 x 2 times (out/2, 2) (2, in/2)
-        lambda model: sum(4 + num_out + num_in for num_in, num_out in _sizes(model, *QUERIES, "down_proj")),
-        knows_conv1d=False,
-    ),
-    "oft": Case(
-        {"peft_type": "OFT", "oft_block_size": 4, "target_modules": list(QUERIES)},
-        lambda model: sum(num_in // 4 * 6 for num_in, _ in _sizes(model, *QUERIES)),  # skew: 4 * 3 / 2 a block
-        knows_conv1d=False,
-    ),
-    "p-tuning": Case(
-        {"peft_type": "P_TUNING", "num_virtual_tokens": 3, "encoder_hidden_size": 8},
-        _p_tuning,
-        is_identity_at_start=False,
-        merges=False,
-    ),
-    "prompt": Case(
-        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3},
-        lambda model: 3 * model.get_input_embeddings().embedding_dim,
-        is_identity_at_start=False,
-        merges=False,
-    ),
-    "norms": Case({"peft_type": "LN_TUNING"}, lambda model: _norms(model)),
-}
-SKIPPED = {
-    *((name, "llama-untied") for name in ("lokr", "oft", "prompt", "norms")),  # for time
-    ("norms", "gpt-neox"),  # PEFT has no targets for it
-}
-PAIRS = [
-    (name, kind)
-    for name, case in METHODS.items()
-    for kind in CONFIGS
-    if (case.knows_conv1d or kind != "gpt2") and (name, kind) not in SKIPPED
-]
-contract = pytest.mark.parametrize(("name", "architecture"), PAIRS)
-
-
-def _norms(model: nn.Module) -> int:
-    norms = [layer for layer in model.modules() if "norm" in type(layer).__name__.lower()]
-    return sum(parameter.numel() for layer in norms for parameter in layer.parameters())
-
-
-def adapt(name: str, architecture: str, seed: int = 7) -> AdaptedModel:
-    """Put a method on a fresh base."""
-    return ExternalPeft(METHODS[name].config).adapt(make_model(architecture), torch.Generator().manual_seed(seed))
-
-
-def train(adapted: AdaptedModel, steps: int = 2) -> None:
-    """Take a few steps on random tokens, in evaluation mode so that no dropout is drawn."""
-    optimizer = torch.optim.AdamW(adapted.trainable_parameters().values(), lr=1e-2)
-    for step in range(steps):
-        ids = make_ids(seed=step)
-        loss = adapted.module(input_ids=ids, labels=ids).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-@contract
-def test_equals_the_base_at_step_0(name: str, architecture: str) -> None:
-    ids = make_ids()
-    before = logits(make_model(architecture), ids)
-    assert torch.equal(before, logits(adapt(name, architecture).module, ids)) == METHODS[name].is_identity_at_start
-
-
-@contract
-def test_training_moves_what_is_trainable_and_nothing_else(name: str, architecture: str) -> None:
-    adapted = adapt(name, architecture)
-    own = {id(parameter) for parameter in adapted.trainable_parameters().values()}
-    everything = dict(adapted.module.named_parameters())
-    before = {key: parameter.detach().clone() for key, parameter in everything.items()}
-    train(adapted)
-    moved = {key for key, parameter in everything.items() if not torch.equal(parameter, before[key])}
-    assert moved == {key for key, parameter in everything.items() if id(parameter) in own}
-
-
-@contract
-def test_the_number_of_trainable_parameters_is_the_closed_formula(name: str, architecture: str) -> None:
-    adapted = adapt(name, architecture)
-    found = sum(parameter.numel() for parameter in adapted.trainable_parameters().values())
-    assert found == METHODS[name].count(make_model(architecture))
-    assert found == sum(p.numel() for p in adapted.module.parameters() if p.requires_grad)
-
-
-@contract
-def test_the_meta_device_gives_the_same_shapes(name: str, architecture: str) -> None:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(CONFIGS[architecture]())
-    planned = ExternalPeft(METHODS[name].config).adapt(model, torch.Generator()).trainable_parameters()
-    real = adapt(name, architecture).trainable_parameters()
-    assert {key: p.shape for key, p in planned.items()} == {key: p.shape for key, p in real.items()}
-
-
-@contract
-def test_every_trainable_tensor_gets_a_gradient(name: str, architecture: str) -> None:
-    adapted = adapt(name, architecture)
-    train(adapted, steps=1)
-    ids = make_ids()
-    adapted.module.zero_grad()
-    adapted.module(input_ids=ids, labels=ids).loss.backward()
-    for key, parameter in adapted.trainable_parameters().items():
-        assert parameter.grad is not None, key
-        assert parameter.grad.abs().sum() > 0, key
-
-
-@contract
-def test_saved_and_loaded_gives_the_same_bits(name: str, architecture: str) -> None:
-    adapted, ids = adapt(name, architecture), make_ids()
-    train(adapted)
-    state = {key: tensor.clone() for key, tensor in adapted.state_dict().items()}
-    assert set(adapted.trainable_parameters()) <= set(state)
-    other = adapt(name, architecture, seed=8)
-    other.load_state_dict(state)
-    assert torch.equal(logits(other.module, ids), logits(adapted.module, ids))
-
-
-@contract
-def test_a_state_of_another_model_is_refused(name: str, architecture: str) -> None:
-    adapted = adapt(name, architecture)
-    state = dict(adapted.state_dict())
-    first = next(iter(state))
-    with pytest.raises(MethodError, match="shape"):
-        adapted.load_state_dict(state | {first: torch.zeros(99, 99)})
-    with pytest.raises(MethodError, match="unknown 1 tensors"):
-        adapted.load_state_dict(state | {"another": torch.zeros(1)})
-    del state[first]
-    with pytest.raises(MethodError, match="missing 1 tensors"):
-        adapted.load_state_dict(state)
-
-
-@contract
-def test_merged_equals_unmerged_and_unmerging_restores_every_bit(name: str, architecture: str) -> None:
-    adapted, ids = adapt(name, architecture), make_ids()
-    train(adapted)
-    if not METHODS[name].merges:
-        with pytest.raises(MethodError, match="nothing to merge"):
-            adapted.merge()
-        return
-    unmerged = logits(adapted.module, ids)
-    merged = adapted.merge()
-    once = logits(merged, ids)
-    assert (once - unmerged).abs().max() <= MERGE_BOUND * unmerged.abs().max()
-    assert [type(layer) for layer in merged.modules()] == [type(layer) for layer in make_model(architecture).modules()]
-    assert torch.equal(logits(adapted.merge(), ids), once)
-    with pytest.raises(MethodError, match="unmerge"), adapted.base_model():
-        pass
-    adapted.unmerge()
-    assert torch.equal(logits(adapted.module, ids), unmerged)
-    with adapted.base_model() as module:
-        assert torch.equal(logits(module, ids), logits(make_model(architecture), ids))
-
-
-@contract
-def test_stepping_aside_and_removal_give_the_base_back(name: str, architecture: str) -> None:
-    adapted, ids = adapt(name, architecture), make_ids()
-    base = make_model(architecture)
-    train(adapted)
-    trained, own = logits(adapted.module, ids), set(adapted.trainable_parameters())
-    with adapted.base_model() as module:
-        assert torch.equal(logits(module, ids), logits(base, ids))
-    assert torch.equal(logits(adapted.module, ids), trained)
-    assert not torch.equal(trained, logits(base, ids))
-    assert {key for key, p in adapted.trainable_parameters().items() if p.requires_grad} == own
-    removed = adapted.remove()
-    assert torch.equal(logits(removed, ids), logits(base, ids))
-    assert {key for key, _ in removed.named_parameters()} == {key for key, _ in base.named_parameters()}
-
-
-@contract
-def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(name: str, architecture: str) -> None:
-    first = adapt(name, architecture)
-    torch.rand(5)
-    before = torch.get_rng_state()
-    model = make_model(architecture)
-    torch.set_rng_state(before)
-    second = ExternalPeft(METHODS[name].config).adapt(model, torch.Generator().manual_seed(7))
-    assert torch.equal(torch.get_rng_state(), before)
-    train(first)
-    train(second)
-    for key, tensor in first.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[key]), key
-
-
-@contract
-def test_what_is_trained_is_held_in_fp32(name: str, architecture: str) -> None:
-    model = make_model(architecture).to(torch.bfloat16)
-    adapted = ExternalPeft(METHODS[name].config).adapt(model, torch.Generator())
-    assert {parameter.dtype for parameter in adapted.trainable_parameters().values()} == {torch.float32}
-    ids = make_ids()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        adapted.module(input_ids=ids, labels=ids).loss.backward()
-    assert all(parameter.grad is not None for parameter in adapted.trainable_parameters().values())
-
-
-@contract
-def test_the_loop_trains_it_and_a_resumed_run_ends_with_the_same_bits(name: str, architecture: str) -> None:
-    whole, recorder = adapt(name, architecture), Recorder()
-    make_loop(whole, [3], [1e-2], make_split(), recorder, num_steps=8, checkpoint_every=4).run()
-    resumed, again = adapt(name, architecture, seed=9), Recorder()
-    make_loop(resumed, [3], [1e-2], make_split(), again, num_steps=8).run(recorder.checkpoints[0])
-    assert largest_difference(whole.state_dict(), resumed.state_dict()) == 0.0
-    assert recorder.losses()[4:] == again.losses()
+each_external = pytest.mark.parametrize(
+    ("name", "architecture"), [pair for pair in PAIRS if isinstance(METHODS[pair[0]].method, ExternalPeft)]
+)
 
 
 @pytest.fixture
@@ -284,7 +36,7 @@ def no_warnings() -> Iterator[None]:
 
 @pytest.mark.reference
 @pytest.mark.usefixtures("no_warnings")
-@contract
+@each_external
 def test_an_exported_adapter_loaded_by_peft_gives_equal_logits(name: str, architecture: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
@@ -450,7 +202,7 @@ def test_a_classifier_keeps_its_head_with_the_method(name: str) -> None:
         config.num_labels = 3
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_config(config).eval()
-        return train_head(ExternalPeft(METHODS[name].config).adapt(model, torch.Generator().manual_seed(seed)))
+        return train_head(METHODS[name].method.adapt(model, torch.Generator().manual_seed(seed)))
 
     adapted, other = fresh(1), fresh(2)
     assert "score.weight" in adapted.trainable_parameters()
@@ -469,14 +221,6 @@ def _refused(config: Mapping[str, Any], architecture: str = "llama-tied") -> Met
     with pytest.raises(MethodError) as caught:
         ExternalPeft(config).adapt(make_model(architecture), torch.Generator())
     return caught.value
-
-
-@pytest.mark.parametrize("name", [name for name, case in METHODS.items() if not case.knows_conv1d])
-def test_a_kind_of_layer_that_peft_does_not_know_is_unsupported(name: str) -> None:
-    error = _refused(METHODS[name].config | {"target_modules": ["c_attn"]}, "gpt2")
-    assert isinstance(error, UnsupportedError)
-    assert "GPT2LMHeadModel" in str(error)
-    assert "Conv1D" in str(error)
 
 
 @pytest.mark.parametrize("name", ["XLORA", "POLY", "OSF", "PREFIX_TUNING", "FROD"])
