@@ -51,14 +51,15 @@ def preflight(study: Study) -> Preflight:
     check_precision(study.precision)
     check_metrics(study.task.metric_names, study.root)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
-    plan(study)  # what is wrong with the arms is said before the data are read
+    planned = plan(study)  # what is wrong with the arms is said before the data are read
     model_sha256 = fingerprint(
         study.model, study.root, study.revision
     )  # reads the weights, so a torn file is found now
     tokenizer = load_tokenizer(study.model, study.root, study.revision, study.trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     data = prepare(study.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
-    planned = plan(study, len(data.classes) or None)
+    if data.classes:  # how many there are, and so how wide the heads, the data alone tell
+        planned = plan(study, len(data.classes))
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     if data.prompts is not None and study.testing.decoding:
         num_virtual = max((arm.num_virtual_tokens for arm in planned.arms), default=0)
