@@ -3,7 +3,7 @@
 The command line calls these same functions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from tuneoff.study.testing import Decoding
 if TYPE_CHECKING:
     from altair import LayerChart
 
+    from tuneoff.analysis.items import ItemScores
     from tuneoff.analysis.values import Summary
     from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.modules import Architecture
@@ -53,7 +54,13 @@ class Result:
         """Return what is known about each arm."""
         from tuneoff.analysis.summary import summarise
 
-        return summarise(self.study, *self.records())
+        records, tests = self.records()
+        return summarise(self.study, records, tests, self.items(tests))
+
+    def items(self, tests: Mapping[str, TestRecord]) -> "dict[str, ItemScores]":
+        """Return the test scores by item of the runs that have them."""
+        found = ((run_id, self.store.items(run_id)) for run_id in tests)
+        return {run_id: items for run_id, items in found if items is not None}
 
     def num_other_runs(self) -> int:
         """Return how many finished runs in the folder the study as given does not want: other settings made them."""
@@ -102,7 +109,7 @@ class Result:
                 "Give the --set that they were run with."
             )
         curves = {run_id: self.store.curve(run_id) for run_id in records}
-        summary = summarise(self.study, records, tests)
+        summary = summarise(self.study, records, tests, self.items(tests))
         return write_report(folder or self.store.folder, self.study, summary, curves, records, tests, figures)
 
 

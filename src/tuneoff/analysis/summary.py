@@ -7,6 +7,7 @@ from statistics import median
 from tuneoff.analysis.decodings import decoding_summaries, metric_estimates
 from tuneoff.analysis.estimates import exp_of, over_seeds
 from tuneoff.analysis.flags import flags_of, reasons_of, truncated_flag, uniform_flag
+from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.measures import measure
 from tuneoff.analysis.selection import choose_rate, edge_of, is_current, tried
 from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Origins, Scores, Status, Summary
@@ -27,13 +28,19 @@ from tuneoff.study.records import Costs, Likelihood, Parameters, Record, TestRec
 from tuneoff.study.spec import Arm, Study
 
 
-def summarise(study: Study, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> Summary:
+def summarise(
+    study: Study,
+    records: Mapping[str, Record],
+    tests: Mapping[str, TestRecord],
+    items: Mapping[str, ItemScores] | None = None,
+) -> Summary:
     """Return what the records say about each arm of the study, and about the study as a whole.
 
     Args:
         study: the question.
         records: finished runs by `run_id`; runs of other studies may be among them.
         tests: the readings of the test split by `run_id`; those that were made in another way do not count.
+        items: their scores by item, by `run_id`; without them intervals hold the noise of seeds alone.
     """
     full_trainable = _full_trainable(study, records)
     current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
@@ -54,6 +61,7 @@ def summarise(study: Study, records: Mapping[str, Record], tests: Mapping[str, T
         arms=arms,
         ranking=ranking,
         verdict=verdict(arms, ranking, primary),
+        margin=study.equivalence_margin,
         caveats=(*caveats(arms, ranking), *_outdated(wanted & tests.keys() - current.keys()), *_cautions(finished)),
         num_wanted=len(wanted) + num_nameless,
         num_done=sum(record.status == "done" for record in finished),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from tuneoff.analysis.audit import Audit
+from tuneoff.analysis.comparison import Comparison
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.analysis.measures import Measure, loss_unit, measure
 from tuneoff.analysis.selection import Edge, Trial
@@ -163,6 +165,11 @@ class Summary(Value):
     """Names of the arms that have a test score, the best by the primary metric first."""
     verdict: str
     """What is known, in a sentence or two."""
+    margin: float = 0.0
+    """How close counts as equal, in the primary metric's unit."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Of every two arms that have a test score, in the order of the ranking."""
+    audit: Audit = Audit()
     caveats: tuple[str, ...]
     """What else must be known before the verdict is used, a sentence each."""
     num_wanted: int
@@ -177,6 +184,11 @@ class Summary(Value):
             if arm.name == name:
                 return arm
         raise KeyError(name)
+
+    def comparison(self, one: str, other: str) -> Comparison | None:
+        """Return what is known of two arms, the one that ranks higher first in it; none where one has no test score."""
+        pair = {one, other}
+        return next((found for found in self.comparisons if {found.one, found.other} == pair), None)
 
     @property
     def primary(self) -> Measure:

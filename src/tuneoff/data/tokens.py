@@ -48,6 +48,12 @@ class TokenSplit:
         return np.diff(self.offsets)
 
     @property
+    def targets_by_sequence(self) -> NDArray[np.int64]:
+        """Target tokens of each sequence, (num_sequences,)."""
+        running = np.concatenate([[0], np.cumsum(self.targets)])
+        return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]], dtype=np.int64)
+
+    @property
     def num_target_tokens(self) -> int:
         """Tokens that carry loss."""
         return int(np.count_nonzero(self.targets))
@@ -139,6 +145,18 @@ def hash_splits(splits: Sequence[TokenSplit], prompts: Prompts | None = None) ->
             digest.update(np.ascontiguousarray(array).data)
     if prompts is not None:
         digest.update(json.dumps([prompts.ids, prompts.references]).encode())
+    return digest.hexdigest()
+
+
+def hash_targets(split: TokenSplit) -> str:
+    """Return the sha256 (hex) of what a split asks to be predicted: its items, and their target tokens or classes.
+
+    Prompts are not in it, so that two templates of the same questions and answers have the same hash.
+    """
+    asked = split.labels if split.has_labels else split.input_ids[split.targets]
+    digest = hashlib.sha256(json.dumps(split.item_names).encode())
+    for array in (split.items, split.targets_by_sequence, asked):
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -6,7 +6,8 @@
                       checkpoint/    while the run is under way
                       adapter_model.safetensors (full: model.safetensors)
                       record.json    training and validation; its being there means that the run is finished
-                      predictions.jsonl, test.json   the one reading of the test split
+                      predictions.jsonl, items.json, test.json   the one reading of the test split
+                      explain.json   what was worked out of the trained weights, once they are tested
                       log.txt        what libraries said
 
 A record carries the sha256 of itself and of its files; a torn or altered one counts as missing and is said so.
@@ -16,13 +17,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from tuneoff.analysis.items import ItemScores
 from tuneoff.errors import StoreError
 from tuneoff.files import file_sha256, remove_folder, write_synced
+from tuneoff.study.explained import ExplainRecord
 from tuneoff.study.identity import canonical_json, digest
 from tuneoff.study.records import RECORD_VERSION, Record, TestRecord, to_json
 from tuneoff.study.spec import Study
@@ -36,6 +39,8 @@ PREDICTIONS_FILE = "predictions.jsonl"
 PREDICTED_FILE = "predictions.json"
 LABELS_FILE = "labels.json"
 GENERATIONS_FILE = "generations.jsonl"
+ITEMS_FILE = "items.json"
+EXPLAIN_FILE = "explain.json"
 LOG_FILE = "log.txt"
 LOCK_FILE = ".lock"
 CHECKPOINT_FOLDER = "checkpoint"
@@ -43,6 +48,8 @@ STUDY_FILE = "study.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "model.safetensors"
 CHECKSUM = "checksum"
+
+AnyRecord = TypeVar("AnyRecord", Record, TestRecord, ExplainRecord)
 
 
 class Store:
@@ -90,20 +97,33 @@ class Store:
             verify: compare the files' checksums too, which reads the weights.
         """
         body = self._read(self.run_folder(run_id) / RECORD_FILE, Record)
-        if body is None or not isinstance(body, Record) or (verify and not self._files_are_whole(run_id, body.files)):
+        if body is None or (verify and not self._files_are_whole(run_id, body.files)):
             return None
         return body
 
     def test(self, run_id: str, *, verify: bool = False) -> TestRecord | None:
         """Return a run's reading of the test split, or none."""
         body = self._read(self.run_folder(run_id) / TEST_FILE, TestRecord)
-        if body is None or not isinstance(body, TestRecord):
-            return None
-        if verify and not self._files_are_whole(run_id, body.files):
+        if body is None or (verify and not self._files_are_whole(run_id, body.files)):
             return None
         return body
 
-    def _read(self, path: Path, kind: type[Record] | type[TestRecord]) -> Record | TestRecord | None:
+    def explained(self, run_id: str) -> ExplainRecord | None:
+        """Return what was worked out of a run's weights, or none."""
+        return self._read(self.run_folder(run_id) / EXPLAIN_FILE, ExplainRecord)
+
+    def items(self, run_id: str) -> ItemScores | None:
+        """Return a run's test scores by item, or none where there are none that can be read."""
+        path = self.run_folder(run_id) / ITEMS_FILE
+        try:
+            return ItemScores.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self._distrust(path, "cannot be read")
+            return None
+
+    def _read(self, path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -152,13 +172,18 @@ class Store:
         return records, tests
 
     def write_record(self, record: Record) -> None:
-        """Write a run's record; from then on the run is finished. A reading of the test split by other weights goes."""
-        (self.run_folder(record.run_id) / TEST_FILE).unlink(missing_ok=True)
+        """Write a run's record; from then on the run is finished. What was read with other weights goes."""
+        for name in (TEST_FILE, EXPLAIN_FILE):
+            (self.run_folder(record.run_id) / name).unlink(missing_ok=True)
         self._write(self.run_folder(record.run_id) / RECORD_FILE, to_json(record))
 
     def write_test(self, test: TestRecord) -> None:
         """Write a run's reading of the test split."""
         self._write(self.run_folder(test.run_id) / TEST_FILE, to_json(test))
+
+    def write_explained(self, record: ExplainRecord) -> None:
+        """Write what was worked out of a run's weights."""
+        self._write(self.run_folder(record.run_id) / EXPLAIN_FILE, plain(record))
 
     def _write(self, path: Path, body: dict[str, Any]) -> None:
         write_synced(path, json.dumps(body | {CHECKSUM: digest(body)}, indent=2, ensure_ascii=False).encode())
@@ -166,7 +191,7 @@ class Store:
     def set_aside(self, run_id: str) -> None:
         """Take a finished run out of the results; its old record stays readable next to where it was."""
         folder = self.run_folder(run_id)
-        for name in (RECORD_FILE, TEST_FILE):
+        for name in (RECORD_FILE, TEST_FILE, EXPLAIN_FILE):
             if (folder / name).exists():
                 (folder / name).rename(folder / f"{name}.old")
         remove_folder(folder / CHECKPOINT_FOLDER)

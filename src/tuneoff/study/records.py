@@ -214,6 +214,8 @@ class TestRecord(Value):
     test: Likelihood
     testing: Testing = Testing()
     """How it was tested; a study that asks for another testing reads the split again."""
+    test_sha256: str = ""
+    """Hash of what was to be predicted: the items, and the target tokens or classes; not of the prompts."""
     metrics: Mapping[str, float] = Field(default_factory=dict)
     """Scores in points of 100: of classification, or of the text that the first decoding strategy wrote."""
     generated: tuple[Generated, ...] = ()

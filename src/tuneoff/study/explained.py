@@ -1,0 +1,79 @@
+"""What is worked out of a trained run beside its scores, as frozen values: `explain.json` in the run's folder."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from tuneoff.study.options import ExplainSpec
+from tuneoff.study.records import RECORD_VERSION, Likelihood
+from tuneoff.study.value import Value
+
+
+class LayerChange(Value):
+    """How training changed one weight matrix: from W, (out, in), to W + D."""
+
+    module: str
+    shape: tuple[int, int]
+    """(out, in)"""
+    base_norm: float
+    """Frobenius norm of W."""
+    change_norm: float
+    """Frobenius norm of D."""
+    singular_values: tuple[float, ...]
+    """Of D, the largest first; as many as were worked out (all of a low-rank D, the first 128 of a full one)."""
+    num_singular_values: int
+    """How many D has: min(out, in), or the rank of the adapter."""
+    effective_rank: float | None
+    """exp of the entropy of the singular values' shares (Roy and Vetterli, 2007, section 2); none where D is zero."""
+    rank_90: int | None
+    """Directions that carry 90 % of the squared norm of D; none where D is zero, or where more than were worked out."""
+    num_top: int
+    """Leading singular vectors of W + D that were held against those of W."""
+    num_intruders: int
+    """Those among them that are like none of W's: the largest absolute cosine is below the threshold."""
+    max_cosines: tuple[float, ...]
+    """The largest absolute cosine of each of them with any left singular vector of W, in their order."""
+
+    def share_held(self, rank: int) -> float | None:
+        """Return the share of D's squared norm that its best approximation of this rank holds (Eckart and Young, 1936).
+
+        None where D is zero, or where fewer singular values were worked out.
+        """
+        if self.change_norm == 0 or rank > len(self.singular_values) < self.num_singular_values:
+            return None
+        return min(1.0, sum(value**2 for value in self.singular_values[:rank]) / self.change_norm**2)
+
+
+class Sample(Value):
+    """What a run wrote, or chose, for one item of the test split."""
+
+    item: str
+    prompt: str
+    reference: str
+    text: str
+
+
+class Retention(Value):
+    """How well a run still predicts general text."""
+
+    likelihood: Likelihood
+    values: tuple[float, ...]
+    """Of each independent unit of the text; their mean is the loss (see `tuneoff.data.items`)."""
+
+
+class ExplainRecord(Value):
+    """What was worked out of a finished run."""
+
+    version: int = RECORD_VERSION
+    run_id: str
+    asked: ExplainSpec
+    retention_sha256: str = ""
+    """Hash of the retention text's tokens; empty where none was asked for."""
+    retention: Retention | None = None
+    layers: tuple[LayerChange, ...] = ()
+    """One for each weight matrix that changed, in the model's order; none where the method changes none."""
+    samples: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Why something could not be worked out."""
+    explain_s: float
+    files: Mapping[str, str] = Field(default_factory=dict)
