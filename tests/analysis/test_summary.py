@@ -132,8 +132,9 @@ def test_flags() -> None:
     fakes.tests[first] = TestRecord(run_id=first, test=make_likelihood(11.0), score_s=1.0)
     summary = summary_of(fakes)
     kinds = {arm.name: {flag.kind for flag in arm.flags} for arm in summary.arms}
-    assert kinds["fixed"] == {"untuned", "assumed", "infeasible_seeds", "worse_than_uniform"}
-    assert kinds["edge"] == {"edge"}
+    assert kinds["fixed"] == {"untuned", "assumed", "worse_than_uniform"}
+    assert [one.kind for one in summary.arm("fixed").findings] == ["num_trials", "lost_seed"]
+    assert [one.kind for one in summary.arm("edge").findings] == ["edge"]
     assert summary.arm("edge").edge == "highest"
     assert kinds["loaded"] == {"unverified"}
     assert not summary.arm("loaded").is_verified

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 
+from tuneoff.analysis.audit import audit
 from tuneoff.analysis.decodings import decoding_summaries, metric_estimates
 from tuneoff.analysis.estimates import exp_of, over_seeds
 from tuneoff.analysis.flags import flags_of, reasons_of, truncated_flag, uniform_flag
@@ -44,7 +45,12 @@ def summarise(
     """
     full_trainable = _full_trainable(study, records)
     current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
-    arms = tuple(_summarise_arm(study, arm, records, current, full_trainable) for arm in study.arms)
+    found_arms = tuple(_summarise_arm(study, arm, records, current, full_trainable) for arm in study.arms)
+    audited = audit(study, found_arms, records, current)
+    arms = tuple(
+        arm.model_copy(update={"findings": tuple(one for one in audited.findings if arm.name in one.arms)})
+        for arm in found_arms
+    )
     primary = measure(study.primary_metric, study.task.kind)
     found = [(None if arm.test is None else arm.test.of(primary), place, arm.name) for place, arm in enumerate(arms)]
     scored = [(primary.badness(score.value), place, name) for score, place, name in found if score is not None]
@@ -62,6 +68,7 @@ def summarise(
         ranking=ranking,
         verdict=verdict(arms, ranking, primary),
         margin=study.equivalence_margin,
+        audit=audited,
         caveats=(*caveats(arms, ranking), *_outdated(wanted & tests.keys() - current.keys()), *_cautions(finished)),
         num_wanted=len(wanted) + num_nameless,
         num_done=sum(record.status == "done" for record in finished),
@@ -92,7 +99,7 @@ def _summarise_arm(
     num_wanted = len(trials) if is_lost else num_runs(study, arm)
     num_done = sum(record.status == "done" for record in found)
     is_finished = len(found) == num_wanted and len(tested) >= sum(record.status == "done" for record in runs)
-    flags = () if is_lost else flags_of(arm, lr, edge_of(arm, lr), runs)
+    flags = () if is_lost else flags_of(arm)
     return ArmSummary(
         name=arm.name,
         family=arm.family,

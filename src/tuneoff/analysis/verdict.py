@@ -92,6 +92,6 @@ def _caveats(arms: Sequence[ArmSummary], ranking: Sequence[str]) -> Iterator[str
     for arm in arms:
         if arm.status == "infeasible":
             yield f"{arm.name} gave no result: {arm.reason}."
-    found = [(flag.label, flag.message, arm.name) for arm in arms for flag in arm.flags]
+    found = [(label, message, arm.name) for arm in arms for label, message in arm.labels.items()]
     for (_, message), group in groupby(sorted(found, key=lambda item: item[:2]), key=lambda item: item[:2]):
         yield f"{', '.join(name for _, _, name in group)}: {message}."

@@ -13,6 +13,7 @@ from rich.text import Text
 from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import columns as col
+from tuneoff.report.auditing import audit_line, comparable
 from tuneoff.report.columns import ArmColumn, Cell, Column, Raw, Row, columns_of, shown_columns
 from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, narrow_columns, texts_note, texts_of
 from tuneoff.report.text import clean, markdown, spreadsheet
@@ -45,6 +46,7 @@ class StudyTable:
         yield from self._texts(fits)
         yield Text("")
         yield Text(clean(self.summary.verdict), style="bold")
+        yield Text(audit_line(self.summary.audit), style="dim")
         for caveat in self.summary.caveats:
             yield Text(f"- {clean(caveat)}")
 
@@ -150,7 +152,7 @@ def rows(summary: Summary) -> list[dict[str, Raw]]:
     """Return the table as one mapping per arm, full precision, ends of intervals beside their values."""
     shown = columns_of(summary).all
     return [
-        {key: value for column in shown for key, value in _fields(column, column.cell(arm)).items()}
+        {key: value for column in shown for key, value in _fields(column, column.cell(arm)).items()} | comparable(arm)
         for arm in summary.ranked
     ]
 
@@ -186,6 +188,7 @@ def to_markdown(summary: Summary) -> str:
     arms, found = summary.ranked, columns_of(summary)
     candidates = (col.NAME, *found.results, col.FLAGS, *found.method, *found.costs)
     lines = [f"# {markdown(summary.study)}", "", f"**{markdown(summary.verdict)}**", "", f"{progress(summary)}.", ""]
+    lines += [f"{audit_line(summary.audit)}", ""] if audit_line(summary.audit) else []
     lines += [f"- {markdown(caveat)}" for caveat in summary.caveats]
     lines += [""] if summary.caveats else []
     lines += _markdown_table(shown_columns(candidates, arms), arms)
