@@ -98,7 +98,9 @@ def main() -> None:
     table = Table(*names, title=f"Weight analysis; {os.cpu_count()} cores, load {load:.1f} at the start")
     for shape in SHAPES:
         for kind in ("full", f"LoRA r {RANK}"):
-            table.add_row(*row(shape, kind))
+            cells = row(shape, kind)
+            print(*cells, flush=True)  # each takes up to a minute
+            table.add_row(*cells)
     Console(width=130).print(table)
 
 
