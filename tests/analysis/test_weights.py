@@ -234,8 +234,8 @@ class TestIntruders:
         assert (found.max_cosines, found.effective_rank, found.change_norm) == ((1.0,) * 10, None, 0)
 
 
-def test_intruders_are_those_of_peft() -> None:
-    """The rule as PEFT has it: the first ten left vectors of the thin decomposition, against all of the base's."""
+def test_the_threshold_is_the_callers() -> None:
+    """At 0.5, as PEFT has it, for changes from too small to dominant."""
     base = weight("attn.c_attn").astype(np.float64)
     b, a = draws().standard_normal((576, 4)), draws(1).standard_normal((4, 192))
     for scaling in (0.001, 0.01, 0.03, 0.1):
