@@ -54,9 +54,7 @@ def decoding_summaries(
 Written = tuple[Generated, ItemScores | None]
 
 
-def _by_strategy(
-    seeds: Sequence[Sequence[Generated]], items: Sequence[ItemScores | None]
-) -> Iterator[list[Written]]:
+def _by_strategy(seeds: Sequence[Sequence[Generated]], items: Sequence[ItemScores | None]) -> Iterator[list[Written]]:
     found: dict[str, list[Written]] = {}
     for seed, scores in zip(seeds, items, strict=True):
         for texts in seed:
@@ -71,9 +69,7 @@ def _summary(written: Sequence[Written], is_drawn: bool) -> DecodingSummary:
         decoding=first.decoding,
         num_items=first.num_items,
         num_samples=first.num_samples,
-        metrics=metric_estimates(
-            [seed.metrics for seed in seeds], items, f"@{first.decoding.name}", is_drawn=is_drawn
-        ),
+        metrics=metric_estimates([seed.metrics for seed in seeds], items, f"@{first.decoding.name}", is_drawn=is_drawn),
         best_of_n=metric_estimates([seed.best_of_n for seed in seeds], is_drawn=is_drawn),
         distinct_1=_mean([seed.distinct_1 for seed in seeds], is_drawn),
         distinct_2=_mean([seed.distinct_2 for seed in seeds], is_drawn),

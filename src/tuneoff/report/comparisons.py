@@ -8,8 +8,8 @@ from rich.text import Text
 
 from tuneoff.analysis.comparison import Comparison, Outcome
 from tuneoff.analysis.values import Summary
-from tuneoff.report.text import clean, markdown
 from tuneoff.report.columns import Raw
+from tuneoff.report.text import clean, markdown
 
 TITLE = "Differences between arms"
 _REVERSED: Mapping[Outcome, Outcome] = {"better": "worse", "worse": "better"}

@@ -139,10 +139,7 @@ def _two(below: Sequence[float]) -> P:
 
 def _corrected(pairs: Sequence[_Pair]) -> list[P]:
     hypotheses = [
-        (place, p)
-        for place, pair in enumerate(pairs)
-        for p in (pair.p_difference, pair.p_equivalence)
-        if p is not None
+        (place, p) for place, pair in enumerate(pairs) for p in (pair.p_difference, pair.p_equivalence) if p is not None
     ]
     values = iter(step_down(hypotheses))
     return [(None, None) if pair.p_difference is None else (next(values), next(values)) for pair in pairs]

@@ -84,9 +84,7 @@ def difference_of(one: Seeds, other: Seeds, metric: str) -> Difference:
         unpaired = Estimate(value=means[0] - means[1], n=0, how="no seed that both arms have")
         return Difference(unpaired, None, 0, 0, is_identical=False)
     keys = [[seed if arm.is_drawn else -1 for seed in seeds] for arm in (one, other)]
-    first, second = (
-        np.array([arm.values[key] for key in own]) for arm, own in zip((one, other), keys, strict=True)
-    )
+    first, second = (np.array([arm.values[key] for key in own]) for arm, own in zip((one, other), keys, strict=True))
     both = [arm.items.get(key) for arm, own in zip((one, other), keys, strict=True) for key in own]
     table = _table(both, metric)
     num_seeds = len(seeds) if is_drawn else 0
