@@ -1,8 +1,8 @@
 """Prints how often the intervals hold the truth, and how often two arms that are the same are told apart.
 
-Run from the repository's root: `.venv/bin/python -m benchmarks.coverage [STUDIES]`. Of every kind of noise 4,000 studies
-(or STUDIES) are made up at 3, 5 and 10 seeds, and the share whose 95 % interval holds the true mean is printed; then the
-share of 1,000 studies of two identical arms in which a difference is claimed. It exits with 1 where a share is outside
+Run from the repository's root: `.venv/bin/python -m benchmarks.coverage [STUDIES]`. Of every kind of noise 4,000
+studies (or STUDIES) are made up at 3, 5 and 10 seeds, and the share whose 95 % interval holds the true mean is printed;
+then the share of 1,000 studies of two identical arms in which a difference is claimed. It exits with 1 where a share is outside
 93 to 97 %, or more than 6.5 % of the claims are false.
 """
 
@@ -40,7 +40,7 @@ def gaussian(seeds: float, items: float, errors: float, num_items: int = NUM_ITE
 
 
 def clustered(seeds: float) -> Noise:
-    """Return a loss over the tokens of items of unequal size, long items being harder, linearised as a run leaves it."""
+    """Return a loss over the tokens of items of unequal size, long items being harder, linearised as runs do."""
 
     def draw(generator: np.random.Generator, num_studies: int, num_seeds: int) -> tuple[Values, float]:
         sigma, slope = 0.6, 0.2

@@ -28,4 +28,4 @@ def test_power_is_that_of_the_test() -> None:
 
 def test_pairs_share_the_correction() -> None:
     assert step_down([("a", 0.01), ("b", 0.02), ("c", 0.04)]) == pytest.approx([0.03, 0.04, 0.04])
-    assert step_down([("a", 0.01), ("a", 0.9), ("b", 0.02), ("b", 0.8)]) == pytest.approx([0.02, 0.9, 0.04, 0.9])
+    assert step_down([("a", 0.01), ("a", 0.9), ("b", 0.02), ("b", 0.8)]) == pytest.approx([0.02, 1.0, 0.04, 1.0])

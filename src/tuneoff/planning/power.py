@@ -77,11 +77,7 @@ def power_text(power: Power) -> str:
         f"at {power.num_seeds} seeds and a margin of {margin}, two arms that are the same are found to be equivalent",
         *(
             f"  {_percent(one.power)} of the time where their difference has a spread over seeds of {one.spread:g}"
-            + (
-                f" ({_percent(one.power_corrected)} corrected for {power.num_comparisons} pairs)"
-                if _many(power)
-                else ""
-            )
+            + (f" ({_percent(one.power_corrected)} corrected: {power.num_comparisons} pairs)" if _many(power) else "")
             for one in power.at
         ),
         "  (spread: standard deviation over seeds of the difference between the two; noise of the test items, which "

@@ -1,4 +1,4 @@
-"""Arms held against each other: each against the best, and against full fine-tuning, as text and as columns of a file."""
+"""Arms held against each other: each against the best, and against full fine-tuning, as text and as columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -8,8 +8,8 @@ with z the normal quantile of the tail, z0 = Phi^-1(G(mean)) for the bias and a 
 the jackknife's (Efron, 1987, "Better bootstrap confidence intervals", JASA 82, 171-185, equation 3.8 and section 6).
 Solved for z, the same line gives the p-value of any true mean.
 
-Departures from the paper: resamples equal to the mean count half for z0, so that discrete scores bring no bias; the tail
-outside of all resamples counts as half a resample.
+Departures from the paper: resamples equal to the mean count half for z0, so that discrete scores bring no bias; the
+tail outside of all resamples counts as half a resample.
 """
 
 from dataclasses import dataclass

@@ -120,10 +120,9 @@ def _tests(found: Sequence[Difference], margin: float) -> list[P]:
     for (num_seeds, num_items), places in alike.items():  # together, because inverting one takes as long as many
         spreads = [spread for place in places if isinstance(spread := found[place].spread, Spread)]
         stacked = Spread(
-            *(
-                np.array([[float(getattr(spread, name))] for spread in spreads])
-                for name in ("mean", "by_seeds", "by_items")
-            ),
+            np.array([[float(spread.mean)] for spread in spreads]),
+            np.array([[float(spread.by_seeds)] for spread in spreads]),
+            np.array([[float(spread.by_items)] for spread in spreads]),
             num_seeds,
             num_items,
             np.array([[float(spread.item_freedom)] for spread in spreads]),

@@ -4,13 +4,13 @@ Model: y_si = mu + a_s + b_i + e_si, seeds s = 1..S and items i = 1..I drawn at 
 seed. The mean has the variance var(a)/S + var(b)/I + var(e)/(S I). With the mean squares of the two-way table,
 
     seeds  v = MS_seed / (S I)                    whose mean is var(a)/S + var(e)/(S I), S - 1 degrees of freedom,
-    items  w = max(MS_item - MS_err, 0) / (S I)   whose mean is about var(b)/I, taken to have I - 1,
+    items  w = max(MS_item - MS_err, 0) / (S I)   whose mean is about var(b)/I, at most I - 1 (fewer with heavy tails),
 
 and the half-width of the interval at a level with the quantiles t is
 
-    h^2 = k (t_{S-1}^2 v + t_{I-1}^2 w) + (1 - k) t_f^2 (v + w),    f = (v + w)^2 / (v^2 / (S-1) + w^2 / (I-1)),
+    h^2 = k (t_{S-1}^2 v + t_{I-1}^2 w) + (1 - k) t_f^2 (v + w),    f by Satterthwaite,
 
-k = 1/3. The first part adds squared half-widths, as the modified large-sample method does (Graybill and Wang, 1980,
+k = 0.4. The first part adds squared half-widths, as the modified large-sample method does (Graybill and Wang, 1980,
 "Confidence intervals on nonnegative linear combinations of variances", JASA 75, 869-873); the second is Satterthwaite's
 (1946, "An approximate distribution of estimates of variance components", Biometrics Bulletin 2, 110-114).
 
@@ -93,7 +93,7 @@ class Spread:
         As a function of `value` it is a confidence distribution: it rises from 0 to 1, and its quantiles are the ends
         of intervals (Xie and Singh, 2013, International Statistical Review 81, 3-39).
         """
-        distance = self.mean - value
+        distance = self.mean - np.asarray(value, dtype=np.float64)
         tail = self._tail(distance**2)
         return np.where(distance >= 0, tail, 1 - tail)
 
@@ -128,7 +128,8 @@ def freedom(by_seeds: ArrayLike, by_items: ArrayLike, num_seeds: int, item_freed
     v, w = np.asarray(by_seeds, dtype=np.float64), np.asarray(by_items, dtype=np.float64)
     total = v + w
     share = np.divide(v, total, out=np.ones_like(total), where=total > 0)  # shares, because squares may underflow
-    return 1 / (share**2 / (num_seeds - 1) + (1 - share) ** 2 / np.asarray(item_freedom))
+    degrees = 1 / (share**2 / (num_seeds - 1) + (1 - share) ** 2 / np.asarray(item_freedom, dtype=np.float64))
+    return np.asarray(degrees, dtype=np.float64)
 
 
 def two_way(values: Values) -> Spread:
