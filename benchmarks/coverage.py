@@ -2,7 +2,8 @@
 
 Run from the repository's root: `.venv/bin/python -m benchmarks.coverage [STUDIES]`. Of every kind of noise 4,000
 studies (or STUDIES) are made up at 3, 5 and 10 seeds, and the share whose 95 % interval holds the true mean is printed;
-then the share of 1,000 studies of two identical arms in which a difference is claimed. It exits with 1 where a share is outside
+then the share of 1,000 studies of two identical arms in which a difference is claimed. It exits with 1 where a share is
+outside
 93 to 97 %, or more than 6.5 % of the claims are false.
 """
 
