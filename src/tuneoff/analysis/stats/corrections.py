@@ -1,8 +1,8 @@
 """Holm's correction over a study's verdicts, sharpened by what cannot be true at once.
 
 Every pair of arms has two hypotheses: "no difference" and "not equivalent". A difference of 0 is within any margin, so
-at most one of the two is true. Shaffer's step-down (1986, "Modified sequentially rejective multiple test procedures", JASA
-JASA 81, 826-831, section 3) multiplies the j-th smallest p-value by the largest number of hypotheses that can all be true
+at most one of the two is true. Shaffer's step-down (1986, "Modified sequentially rejective multiple test procedures",
+JASA 81, 826-831, section 3) multiplies the j-th smallest p-value by the largest number of hypotheses that can be true
 once those before it are false: here the number of pairs that have a hypothesis left, at most half of Holm's. The chance
 of any false claim in a study stays at most the level, whatever depends on what.
 """
