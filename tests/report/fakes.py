@@ -5,6 +5,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
+from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.selection import choose_rate
 from tuneoff.study.expand import chosen_runs, trials
 from tuneoff.study.identity import Run
@@ -223,6 +226,31 @@ def make_test(study: Study, arm: Arm, run: Run) -> TestRecord:
         generated=generated,
         score_s=12.0,
     )
+
+
+def make_items(fakes: "Fakes", num_items: int = 64, spread: float = 0.3) -> dict[str, ItemScores]:
+    """Scores by item of every tested run: noise of the items, which arms share, and of run and item, around its mean.
+
+    Args:
+        fakes: the study.
+        num_items: test items.
+        spread: standard deviation of the items' own, in the metric's unit; a fifth of it for run and item.
+    """
+    names = tuple(f"document {place}" for place in range(num_items))
+    shared = Random("items")
+    own = [shared.gauss(0, spread) for _ in names]
+    found: dict[str, ItemScores] = {}
+    for run_id, test in fakes.tests.items():
+        means = {"loss": test.test.loss_nats, **test.metrics}
+        for texts in test.generated:
+            means |= {f"{name}@{texts.decoding.name}": value for name, value in texts.metrics.items()}
+        scores = {}
+        for name, mean in means.items():
+            luck = Random(f"items/{run_id}/{name.partition('@')[0]}")
+            values = np.array([value + luck.gauss(0, spread / 5) for value in own])
+            scores[name] = mean + values - values.mean()
+        found[run_id] = ItemScores(names, scores)
+    return found
 
 
 class Fakes:

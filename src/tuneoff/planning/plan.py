@@ -22,6 +22,7 @@ from tuneoff.methods.interchange import is_adapter_folder, read_peft
 from tuneoff.methods.lora import LoRA
 from tuneoff.methods.surgery import AdaptableLayer, adaptable_layers, features, match_targets
 from tuneoff.planning.groups import ModuleGroup, group_modules
+from tuneoff.planning.power import Power, study_power
 from tuneoff.study.expand import num_runs
 from tuneoff.study.identity import canonical_json
 from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, MethodSpec
@@ -96,6 +97,8 @@ class Plan(Value):
     """The base's, storage that is shared counted once."""
     precision: str
     arms: tuple[ArmPlan, ...]
+    power: Power | None = None
+    """How often an equivalence would be found; none where there is no pair of arms to compare, or none is trained."""
 
     @property
     def num_runs(self) -> int:
@@ -136,6 +139,7 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
         num_parameters=num_parameters(base),
         precision=study.precision,
         arms=tuple(arms),
+        power=study_power(study),
     )
 
 

@@ -15,6 +15,7 @@ from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import columns as col
 from tuneoff.report.auditing import audit_line, comparable
 from tuneoff.report.columns import ArmColumn, Cell, Column, Raw, Row, columns_of, shown_columns
+from tuneoff.report.comparisons import comparison_fields, comparison_tables, comparisons_markdown
 from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, narrow_columns, texts_note, texts_of
 from tuneoff.report.text import clean, markdown, spreadsheet
 from tuneoff.study.records import Record, TestRecord
@@ -44,6 +45,7 @@ class StudyTable:
         wide = self._table(columns_of(self.summary).all)
         yield from [wide] if fits(wide) else self._narrow(fits)
         yield from self._texts(fits)
+        yield from comparison_tables(self.summary)
         yield Text("")
         yield Text(clean(self.summary.verdict), style="bold")
         yield Text(audit_line(self.summary.audit), style="dim")
@@ -152,7 +154,9 @@ def rows(summary: Summary) -> list[dict[str, Raw]]:
     """Return the table as one mapping per arm, full precision, ends of intervals beside their values."""
     shown = columns_of(summary).all
     return [
-        {key: value for column in shown for key, value in _fields(column, column.cell(arm)).items()} | comparable(arm)
+        {key: value for column in shown for key, value in _fields(column, column.cell(arm)).items()}
+        | comparison_fields(summary, arm.name)
+        | comparable(arm)
         for arm in summary.ranked
     ]
 
@@ -192,6 +196,7 @@ def to_markdown(summary: Summary) -> str:
     lines += [f"- {markdown(caveat)}" for caveat in summary.caveats]
     lines += [""] if summary.caveats else []
     lines += _markdown_table(shown_columns(candidates, arms), arms)
+    lines += comparisons_markdown(summary)
     texts = texts_of(summary)
     if texts:
         lines += ["", "## Decoding", "", markdown(texts_note(summary)), ""]
