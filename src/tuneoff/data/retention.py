@@ -60,14 +60,14 @@ def prepare_retention(source: str, task: TaskSpec, tokenizer: "PreTrainedTokeniz
     Raises:
         DataError: no such file, or one that holds no text; the message begins with `retention`.
     """
-    found = _find(source, task.max_length, root)
     try:
+        found = _find(source, task.max_length, root)
         documents, num_read = _head(to_documents(found.read(), ColumnsSpec()).examples)
+        stride = task.stride or task.max_length - 1
+        windows = build_windows(documents, Encoder(tokenizer), task.max_length, stride)
+        split = _first_windows(windows)
     except DataError as error:
         raise DataError(f"retention: {error}") from None
-    stride = task.stride or task.max_length - 1
-    windows = build_windows(documents, Encoder(tokenizer), task.max_length, stride)
-    split = _first_windows(windows)
     items = "windows" if len(documents) == 1 else "documents"
     notes = [
         f"Forgetting is measured on {source}: {split.num_target_tokens:,} target tokens in {len(split):,} windows of at"
@@ -89,7 +89,7 @@ def _find(source: str, max_length: int, root: Path) -> Source:
     path = root / os.path.expanduser(source)
     if not os.path.exists(path):
         raise DataError(
-            f"retention: no such file or folder: {path}. Give a file of general text (plain text, or rows with a column"
+            f"no such file or folder: {path}. Give a file of general text (plain text, or rows with a column"
             " `text`), demo, or leave retention out."
         )
     return find_sources(TaskSpec(kind="text", data=source, max_length=max_length), root).train
@@ -116,7 +116,7 @@ def _first_windows(windows: TokenSplit) -> TokenSplit:
         DataError: there is none.
     """
     if not len(windows):
-        raise DataError("retention: the text has no tokens; give it more text, or leave retention out")
+        raise DataError("the text has no tokens; give it more text, or leave retention out")
     number = max(1, int(np.searchsorted(np.cumsum(windows.targets_by_sequence), MAX_TOKENS, side="right")))
     end, items = windows.offsets[number], windows.items[:number]
     return TokenSplit(

@@ -54,7 +54,9 @@ def changed_layers(base: nn.Module, trained: Callable[[str], Tensor | None]) -> 
         before, after = _oriented(layer, dense_weight(layer)), trained(f"{name}.weight")
         if after is None or after.shape != layer.weight.shape:
             found = "missing" if after is None else f"of shape {tuple(after.shape)}"
-            raise MethodError(f"{name}: the trained weight is {found}; the base's has shape {tuple(layer.weight.shape)}")
+            raise MethodError(
+                f"{name}: the trained weight is {found}; the base's has shape {tuple(layer.weight.shape)}"
+            )
         yield MatrixChange(name, before, _oriented(layer, after) - before)
 
 

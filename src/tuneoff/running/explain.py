@@ -41,7 +41,7 @@ def explain_run(run: Run, place: Place, tell: Tell, explaining: Explaining) -> N
     """
     tell("phase", {"what": "explaining weights"})
     start = time.perf_counter()
-    session = open_session((run,), place)
+    session = open_session((run,), place, is_afterwards=True)
     notes: list[str] = []
     text = _retention_text(session, explaining, notes)
     layers: tuple[LayerChange, ...] = ()
@@ -111,7 +111,7 @@ def _full_layers(session: Session) -> tuple[LayerChange, ...]:
     """
     run, place = session.first, session.place
     if isinstance(run.method, FullMethod):
-        with safe_open(place.store.run_folder(run.run_id) / FULL_WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(place.store.run_folder(run.run_id) / FULL_WEIGHTS, "pt") as file:
             names = set(file.keys())
             return _worked_out(
                 changed_layers(session.adapted.module, lambda name: file.get_tensor(name) if name in names else None)

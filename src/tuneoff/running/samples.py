@@ -112,7 +112,9 @@ def _write(session: Session, asked: ExplainSpec, notes: list[str]) -> tuple[Samp
         items = [split.item_names[split.items[index]] for index in places]
     texts = [_continuation(session, ids, asked.max_new_tokens) for ids in starts]
     if None in texts:
-        notes.append(f"{texts.count(None)} of {len(texts)} samples have a prompt that leaves no room to write after it.")
+        notes.append(
+            f"{texts.count(None)} of {len(texts)} samples have a prompt that leaves no room to write after it."
+        )
     return tuple(
         Sample(item=item, prompt=_text(session, ids), reference=shortened(reference), text=shortened(text))
         for item, ids, reference, text in zip(items, starts, references, texts, strict=True)

@@ -79,7 +79,11 @@ class Explaining(Value):
 
     def is_met_by(self, record: "ExplainRecord | None") -> bool:
         """Whether an explanation is there and is what is asked for; another is made anew."""
-        if record is None or record.asked != self.asked or bool(record.retention_sha256) != (self.retention is not None):
+        if (
+            record is None
+            or record.asked != self.asked
+            or bool(record.retention_sha256) != (self.retention is not None)
+        ):
             return False
         return all(
             now in ("", then)
