@@ -1,6 +1,6 @@
 """What a run writes, or chooses, for the first items of the test split, so that arms can be read side by side.
 
-Where testing generates text, these are texts that it wrote; where it does not, the model goes on from a prompt, greedily.
+Where testing generates text, these are texts that it wrote; else the model goes on from a prompt, greedily.
 """
 
 import json
