@@ -7,6 +7,7 @@ import numpy as np
 from tuneoff.data.batching import num_steps
 from tuneoff.data.metrics import check_metrics
 from tuneoff.data.prepare import prepare
+from tuneoff.data.retention import prepare_retention
 from tuneoff.evaluation.generation import check_lengths
 from tuneoff.planning.plan import Plan, plan
 from tuneoff.study.spec import Study
@@ -33,6 +34,8 @@ class Preflight(Value):
     """Hash of the tokenised splits."""
     model_sha256: str
     """Hash of the base's configuration and weights."""
+    retention_sha256: str = ""
+    """Hash of the tokenised retention text; empty where none is asked for."""
 
     def lines(self) -> Iterator[str]:
         """Yield what a person should know before the run starts."""
@@ -65,14 +68,18 @@ def preflight(study: Study) -> Preflight:
         num_virtual = max((arm.num_virtual_tokens for arm in planned.arms), default=0)
         lengths = np.diff(data.prompts.offsets)[: study.generate.limit]
         check_lengths(lengths.tolist(), study.generate, context, num_virtual)
+    general = None
+    if study.retention is not None:
+        general = prepare_retention(study.retention, study.task, tokenizer, study.root)
     steps = num_steps(study.budget, data.train)
     return Preflight(
         plan=planned,
-        notes=(*tokenizer_notes(tokenizer), *data.notes),
+        notes=(*tokenizer_notes(tokenizer), *data.notes, *(general.notes if general is not None else ())),
         num_sequences={name: len(split) for name, split in splits.items()},
         num_target_tokens={name: split.num_target_tokens for name, split in splits.items()},
         num_steps=steps,
         num_epochs=steps * study.budget.batch_size / len(data.train),
         data_sha256=data.sha256,
         model_sha256=model_sha256,
+        retention_sha256=general.sha256 if general is not None else "",
     )

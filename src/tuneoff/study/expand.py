@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneoff.errors import StudyError, did_you_mean
 from tuneoff.study.identity import Run, make_run
-from tuneoff.study.methods import DEFAULT_RATES, METHODS, UNTRAINED_METHODS
+from tuneoff.study.methods import DEFAULT_RATES, METHODS, UNTRAINED_METHODS, NoneMethod
 from tuneoff.study.spec import Arm, Study
 
 NOT_OF_THE_METHOD = ("lr", "tune", "assumed")
@@ -136,6 +136,11 @@ def chosen_runs(study: Study, arm: Arm, lr: float | None) -> tuple[Run, ...]:
     if not arm.is_trained:
         return trials(study, arm)
     return tuple(make_run(study, arm, lr, seed) for seed in study.seeds)
+
+
+def base_run(study: Study) -> Run:
+    """Return the run of the base as it is: a zero-shot arm's, whether or not the study has one."""
+    return make_run(study, Arm(name="base", family="base", method=NoneMethod(method="none")), None, None)
 
 
 def num_runs(study: Study, arm: Arm) -> int:

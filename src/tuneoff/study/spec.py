@@ -296,6 +296,15 @@ class Study(Value):
             raise ValueError(f"two arms have the same name: {', '.join(double)}; rename one")
         return self
 
+    @model_validator(mode="after")
+    def _has_a_text_head(self) -> Self:
+        if self.retention is not None and self.task.kind == "classification":
+            raise ValueError(
+                f"retention: found {self.retention!r}; a model that is trained for kind: classification has no "
+                "language-model head, so it predicts no text. Leave retention out."
+            )
+        return self
+
     @field_validator("decoding", mode="before")
     @classmethod
     def _listed(cls, decoding: object) -> object:
