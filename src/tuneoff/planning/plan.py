@@ -128,10 +128,12 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
     seen: dict[str, _Measured] = {}
     arms = []
     for arm in study.arms:
-        key = canonical_json(plain(arm.method))  # a published arm and its tuned twin have one shape
+        own = study.for_arm(arm)
+        # A published arm and its tuned twin have one shape.
+        key = canonical_json([plain(arm.method), own.task.max_length, own.gradient_checkpointing])
         if key not in seen:
-            seen[key] = _measure(study, arm, base)
-        arms.append(_arm_plan(study, arm, num_parameters(base), seen[key]))
+            seen[key] = _measure(own, arm, base)
+        arms.append(_arm_plan(own, arm, num_parameters(base), seen[key]))
     return Plan(
         study=study.name,
         model=study.model,

@@ -10,6 +10,7 @@ from tuneoff.data.prepare import prepare
 from tuneoff.data.retention import prepare_retention
 from tuneoff.evaluation.generation import check_lengths
 from tuneoff.planning.plan import Plan, plan
+from tuneoff.study.identity import task_key
 from tuneoff.study.spec import Study
 from tuneoff.study.value import Value
 from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
@@ -30,8 +31,8 @@ class Preflight(Value):
     """Optimizer steps of each run."""
     num_epochs: float
     """The same in passes over the training split."""
-    data_sha256: str
-    """Hash of the tokenised splits."""
+    data_sha256: dict[str, str]
+    """Hash of the tokenised splits, by the task's key: arms may override the template or the length."""
     model_sha256: str
     """Hash of the base's configuration and weights."""
     retention_sha256: str = ""
@@ -51,7 +52,6 @@ def preflight(study: Study) -> Preflight:
     Raises:
         TuneoffError: the first thing that is wrong.
     """
-    check_precision(study.precision)
     check_metrics(study.task.metric_names, study.root)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
     planned = plan(study)  # what is wrong with the arms is said before the data are read
@@ -63,6 +63,12 @@ def preflight(study: Study) -> Preflight:
     data = prepare(study.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
     if data.classes:  # how many there are, and so how wide the heads, the data alone tell
         planned = plan(study, len(data.classes))
+    hashes = {task_key(study.task): data.sha256}
+    for own in map(study.for_arm, study.arms):
+        check_precision(own.precision)
+        if task_key(own.task) not in hashes:
+            other = prepare(own.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
+            hashes[task_key(own.task)] = other.sha256
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     if data.prompts is not None and study.testing.decoding:
         num_virtual = max((arm.num_virtual_tokens for arm in planned.arms), default=0)
@@ -79,7 +85,7 @@ def preflight(study: Study) -> Preflight:
         num_target_tokens={name: split.num_target_tokens for name, split in splits.items()},
         num_steps=steps,
         num_epochs=steps * study.budget.batch_size / len(data.train),
-        data_sha256=data.sha256,
+        data_sha256=hashes,
         model_sha256=model_sha256,
         retention_sha256=general.sha256 if general is not None else "",
     )

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tuneoff.analysis.selection import is_current
 from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_mean
@@ -13,6 +13,7 @@ from tuneoff.running.schedule import Explained, Task, ready_tasks, unchosen
 from tuneoff.running.store import FULL_WEIGHTS, Store
 from tuneoff.study.expand import base_run
 from tuneoff.study.explained import Explaining, ExplainRecord
+from tuneoff.study.identity import task_key
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 
@@ -35,8 +36,8 @@ class Options:
     num_jobs: int = 1
     num_threads: int | None = None
     listener: Listener = lambda event: None
-    data_sha256: str = ""
-    """Hash of the splits as they are now; a finished run on others is done again. Empty does not look."""
+    data_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each task's splits as they are now (by `task_key`); a finished run on others is done again."""
     model_sha256: str = ""
     """Hash of the base as it is now, likewise."""
     retention_sha256: str = ""
@@ -162,7 +163,10 @@ class StudyRunner:
         """Pass a record on; one of other data or another base is set aside, and its run is done again."""
         if record is None:
             return None
-        now = {"data": self.options.data_sha256, "base model": self.options.model_sha256}
+        now = {
+            "data": self.options.data_sha256.get(task_key(record.run.task), ""),
+            "base model": self.options.model_sha256,
+        }
         then = {"data": record.provenance.data_sha256, "base model": record.provenance.model_sha256}
         changed = [what for what, sha256 in now.items() if sha256 and sha256 != then[what]]
         if not changed:

@@ -10,11 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tuneoff.errors import did_you_mean
 from tuneoff.study.methods import UNTRAINED_METHODS, MethodSpec
 from tuneoff.study.options import ExplainSpec, Invariant, Tracker, TuningSpec
+from tuneoff.study.overriding import merged
 from tuneoff.study.testing import (
     CLASS_METRICS,
     DEFAULT_METRICS,
@@ -27,7 +36,7 @@ from tuneoff.study.testing import (
     TaskKind,
     Testing,
 )
-from tuneoff.study.value import Value
+from tuneoff.study.value import Value, plain
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names become folder names, so they may hold no separator and may not start with a dot."""
@@ -318,6 +327,26 @@ class Study(Value):
         if double:
             raise ValueError(f"two strategies are the same but for their samples: {', '.join(double)}; leave one out")
         return decoding
+
+    @model_validator(mode="after")
+    def _overrides(self) -> Self:
+        for arm in self.arms:
+            try:
+                self.for_arm(arm)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(["arms", arm.name, "override", *map(str, first["loc"])])
+                message = first["msg"].removeprefix("Value error, ")
+                raise ValueError(f"{where}: {message}; found {first['input']!r}") from None
+        return self
+
+    def for_arm(self, arm: Arm) -> "Study":
+        """Return the study as one arm has it: itself, or with what the arm overrides."""
+        if not arm.override:
+            return self
+        bare = arm.model_copy(update={"override": {}})
+        body = merged(plain(self), arm.override) | {"arms": [plain(bare)], "root": self.root}
+        return Study.model_validate(body)
 
     @property
     def primary_metric(self) -> str:
