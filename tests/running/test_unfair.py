@@ -1,4 +1,4 @@
-"""Unfairness that a study file brings in on purpose is found in the records of real runs, and named; nothing else is."""
+"""Unfairness that a study file brings in is found in the records of real runs and named, and nothing else is."""
 
 from pathlib import Path
 from typing import Any
