@@ -27,7 +27,7 @@ from tuneoff.study.spec import OptimizerSpec, TaskSpec
 from tuneoff.study.streams import INIT, stream_seed
 from tuneoff.training.models import load_base, load_tokenizer
 from tuneoff.training.runtime import open_runtime
-from tuneoff.training.steps import Forward, to_device
+from tuneoff.training.steps import Forward
 
 BASE = "demo"
 NUM_STEPS = 50
@@ -170,7 +170,7 @@ def gradient(split: TokenSplit, micro_batch: int, dtype: torch.dtype, precision:
     layout = loop._micro_batches(0)
     count = sum(int(column[0].targets.sum()) for column in layout)
     for batches in layout:
-        loop._backward(to_device(batches, torch.device("cpu"), loop.plan.pad_id), [count])
+        loop._backward(loop._placed(batches), [count])
     return torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
 
 

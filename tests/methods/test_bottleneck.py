@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, OPTConf
 from tuneoff.errors import UnsupportedError
 from tuneoff.methods import Bottleneck
 from tuneoff.methods.bottleneck import DOWN_STD, BottleneckLayer
+from tuneoff.training.layout import padded
 from tuneoff.training.masks import masked
 
 PLACES = {
@@ -146,7 +147,7 @@ def test_dropout_is_on_what_is_added_and_draws_the_runs_masks() -> None:
     h = torch.zeros(2, 6, 16)
 
     def answer(slots: list[int], length: int) -> torch.Tensor:
-        with masked([1] * len(slots), 0, torch.tensor(slots), length):
+        with masked(padded([length] * len(slots), [1] * len(slots), slots), 0, torch.device("cpu")):
             out: torch.Tensor = layer(h[: len(slots), :length])
         return out.detach()
 

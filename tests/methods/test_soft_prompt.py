@@ -19,7 +19,7 @@ from tuneoff.methods import AdaptedModel, Method, PrefixTuning, PromptTuning
 from tuneoff.methods.soft_prompt import PrefixModel, PromptModel
 from tuneoff.study.testing import Decoding, GenerateSpec
 from tuneoff.training.recompute import recompute_activations
-from tuneoff.training.steps import Forward, to_device
+from tuneoff.training.steps import Forward
 
 VIRTUAL = 5
 SEED = 7
@@ -133,7 +133,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batch(name: str, architecture
         loop = make_loop(adapted, [0], [1e-3], split, Recorder(), micro_batch=micro_batch, batch_size=16)
         adapted.module.train()  # the dropouts of GPT-2 and GPT-NeoX are on
         for batches in loop._micro_batches(0):
-            loop._backward(to_device(batches, torch.device("cpu"), PAD), [100])
+            loop._backward(loop._placed(batches), [100])
         return {key: parameter.grad for key, parameter in adapted.trainable_parameters().items()}
 
     whole = gradient(16)

@@ -109,6 +109,18 @@ def adapt(
     return adapted
 
 
+def checked_forward(adapted: AdaptedModel, split: TokenSplit, own: Runtime, *, may_pack: bool = True) -> Forward:
+    """Return the way through a model, as a session finds it out."""
+    forward = Forward(adapted.module)
+    adapted.module.eval()
+    probes = [torch.from_numpy(split.sequence(place)[0].astype("int64")) for place in range(3)]
+    with own.autocast(), adapted.member(0):
+        forward.check(probes[0][None])
+        if adapted.can_pack and may_pack:
+            forward.check_packing(probes)
+    return forward
+
+
 def make_loop(
     adapted: AdaptedModel,
     seeds: Sequence[int],
@@ -123,6 +135,7 @@ def make_loop(
     evaluate_every: int = 5,
     checkpoint_every: int = 5,
     precision: str = "fp32",
+    may_pack: bool = True,
 ) -> Loop:
     """Return a loop over the members of an adapted model; the split is its own validation split."""
     spec = optimizer or OptimizerSpec(weight_decay=0.01)
@@ -143,7 +156,7 @@ def make_loop(
     ]
     meter = Meter(runtime(precision))
 
-    forward = Forward(adapted.module)
+    forward = checked_forward(adapted, split, meter.runtime, may_pack=may_pack)
     recorder.score = lambda module: score_split(module, forward, split, meter.runtime, PAD).likelihood
     plan = LoopPlan(num_steps, evaluate_every, checkpoint_every, micro_batch, PAD)
     return Loop(adapted, forward, members, split, plan, recorder, meter)

@@ -15,7 +15,6 @@ from tuneoff.methods import Full, LoRA
 from tuneoff.study.spec import OptimizerSpec
 from tuneoff.training.loop import Loop
 from tuneoff.training.optim import rate_factor
-from tuneoff.training.steps import to_device
 
 COHORT = (
     LoRA(rank=2, alpha=4.0, dropout=0.1),
@@ -42,7 +41,7 @@ def _first_gradient(
     layout = loop._micro_batches(0)
     count = sum(int(column[0].targets.sum()) for column in layout)
     for batches in layout:
-        loop._backward(to_device(batches, torch.device("cpu"), PAD), [count])
+        loop._backward(loop._placed(batches), [count])
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 

@@ -9,7 +9,6 @@ from torch import nn
 from tuneoff.errors import UnsupportedError
 from tuneoff.methods import Bottleneck, Full, LoRA, Method, PromptTuning
 from tuneoff.training.recompute import recompute_activations
-from tuneoff.training.steps import to_device
 
 
 def gradients(method: Method, architecture: str, *, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
@@ -26,7 +25,7 @@ def gradients(method: Method, architecture: str, *, recompute: bool) -> tuple[di
     blocks[0].mlp.register_forward_pre_hook(lambda *args: calls.append(1))
     model.train()
     for batches in loop._micro_batches(0):
-        loop._backward(to_device(batches, torch.device("cpu"), PAD), [50])
+        loop._backward(loop._placed(batches), [50])
     grown = {name: p.grad for name, p in adapted.trainable_parameters().items() if p.grad is not None}
     return grown, len(calls)
 

@@ -109,12 +109,28 @@ def micro_batches(split: TokenSplit, indices: NDArray[np.int64], micro_batch: in
     return [_batch(split, indices[part], part, pad_id) for part in parts]
 
 
-def evaluation_batches(split: TokenSplit, batch_size: int, pad_id: int) -> Iterator[Batch]:
-    """Yield all sequences of a split once, longest first; `slots` are their indices."""
+def evaluation_batches(
+    split: TokenSplit, batch_size: int | None, pad_id: int, max_tokens: int = 0
+) -> Iterator[Batch]:
+    """Yield all sequences of a split once, longest first; `slots` are their indices.
+
+    Args:
+        split: tokenised sequences.
+        batch_size: sequences in one forward; none takes as many as `max_tokens` holds, one at least.
+        pad_id: token that fills rows up.
+        max_tokens: tokens of one forward, padding not counted.
+    """
     order = np.argsort(-split.lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        if batch_size is None:
+            running = np.cumsum(split.lengths[order[start : start + max_tokens]])
+            size = max(1, int(np.searchsorted(running, max_tokens, side="right")))
+        else:
+            size = batch_size
+        part = order[start : start + size]
         yield _batch(split, part, part, pad_id)
+        start += size
 
 
 def _batch(split: TokenSplit, indices: NDArray[np.int64], slots: NDArray[np.int64], pad_id: int) -> Batch:

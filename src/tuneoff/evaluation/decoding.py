@@ -28,7 +28,7 @@ from transformers.generation.logits_process import (
 )
 
 from tuneoff.study.testing import Decoding
-from tuneoff.training.masks import GOLDEN, mix
+from tuneoff.training.hashing import GOLDEN, mix
 
 NEAR_TIE = 1e-4
 """Scores this close count as a near tie."""

@@ -61,21 +61,26 @@ def score_split(
         stride_tokens: reported with the result, for text that was cut into windows.
     """
     module.eval()
-    rows = batch_size or max(1, EVALUATION_TOKENS // int(split.lengths.max()))
+    rows = batch_size
+    if rows is None and not forward.is_packed:
+        rows = max(1, EVALUATION_TOKENS // int(split.lengths.max()))
     nll = np.zeros(len(split))
     counts = np.zeros(len(split), dtype=np.int64)
     predictions = np.zeros(len(split), dtype=np.int64) if split.has_labels else None
-    for batch in evaluation_batches(split, rows, pad_id):
-        placed = to_device([batch], runtime.device, pad_id)
+    size = 0 if split.has_labels else _vocabulary_size(module)
+    for batch in evaluation_batches(split, rows, pad_id, EVALUATION_TOKENS):
+        placed = to_device([batch], runtime.device, pad_id, is_packed=forward.is_packed)
+        sequences = batch.slots[placed.sequences.cpu().numpy()]
         with runtime.autocast():
-            logits = forward.target_logits(placed)
-        found = F.cross_entropy(logits, placed.labels, reduction="none")
-        sequences = batch.slots[placed.rows.cpu().numpy()]
+            if predictions is None:
+                found = forward.target_nll(placed)
+            else:
+                logits = forward.target_logits(placed)
+                found = F.cross_entropy(logits, placed.labels, reduction="none")
+                predictions[sequences] = logits.argmax(dim=-1).cpu().numpy()
+                size = logits.shape[-1]
         np.add.at(nll, sequences, found.double().cpu().numpy())
         np.add.at(counts, sequences, 1)
-        if predictions is not None:
-            predictions[sequences] = logits.argmax(dim=-1).cpu().numpy()
-    size = logits.shape[-1] if split.has_labels else _vocabulary_size(module)
     return Scores(nll, sum_up(nll, counts, split, size, stride_tokens), predictions)
 
 

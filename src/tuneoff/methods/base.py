@@ -24,12 +24,14 @@ class AdaptedModel(ABC):
         num_members: runs that share the base.
         num_virtual_tokens: positions that the method puts before every text; callers never see them, but text and
             they must fit the model's context together.
+        can_pack: whether all that the method added works position by position, so that sequences may stand end to end.
     """
 
     module: nn.Module
     matched: tuple[str, ...] = ()
     num_members: int = 1
     num_virtual_tokens: int = 0
+    can_pack: bool = False
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

@@ -87,6 +87,8 @@ class BottleneckModel(AdaptedModel):
         layers: each bottleneck by the name of its sub-layer.
     """
 
+    can_pack = True
+
     def __init__(self, module: nn.Module, layers: Mapping[str, BottleneckLayer]) -> None:
         super().__init__(module)
         self.layers = dict(layers)

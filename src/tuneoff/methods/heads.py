@@ -87,6 +87,7 @@ class HeadedModel(AdaptedModel):
         self.inner = inner
         self.matched = inner.matched
         self.num_virtual_tokens = inner.num_virtual_tokens
+        self.can_pack = inner.can_pack
         self.head = SubsetModel(inner.module, tuple(head_parameters(inner.module)))
         for parameter in inner.trainable_parameters().values():
             parameter.requires_grad_(True)  # the line before froze all that is not the head

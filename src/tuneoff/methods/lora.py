@@ -40,6 +40,8 @@ class LoRAModel(AdaptedModel):
         biases: the base's biases that are trained, none of them as a rule.
     """
 
+    can_pack = True
+
     def __init__(
         self, module: nn.Module, layers: Mapping[str, LoRALayer], methods: Sequence["LoRA"], biases: SubsetModel
     ) -> None:

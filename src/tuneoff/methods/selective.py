@@ -23,6 +23,8 @@ from tuneoff.methods.subset import SubsetModel
 class FrozenModel(AdaptedModel):
     """The base as it is; nothing is trained."""
 
+    can_pack = True
+
     def trainable_parameters(self, member: int = 0) -> Mapping[str, nn.Parameter]:
         """Return nothing."""
         return {}
@@ -30,6 +32,8 @@ class FrozenModel(AdaptedModel):
 
 class FullModel(AdaptedModel):
     """The base with every weight trained, in place."""
+
+    can_pack = True
 
     def trainable_parameters(self, member: int = 0) -> Mapping[str, nn.Parameter]:
         """Return all parameters; tied ones once."""

@@ -48,6 +48,8 @@ class SubsetModel(AdaptedModel):
             becomes a weight of its own, and the embeddings stay as they are).
     """
 
+    can_pack = True
+
     def __init__(self, module: nn.Module, names: Sequence[str], *, unties: bool = False) -> None:
         super().__init__(module)
         owners: dict[int, list[str]] = {}

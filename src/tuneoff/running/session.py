@@ -119,11 +119,17 @@ def open_session(runs: Sequence[Run], place: Place, *, is_afterwards: bool = Fal
 
 
 def _check_forward(session: Session) -> None:
-    """Find out on one sequence whether logits at target positions alone are the model's own."""
-    ids, _ = session.data.train.sequence(0)
+    """Find out whether logits at target positions alone, and of sequences end to end, are the model's own."""
+    train = session.data.train
+    places = dict.fromkeys((0, int(train.lengths.argmax()), int(train.lengths.argmin())))
+    probes = [
+        torch.from_numpy(train.sequence(place)[0].astype("int64")).to(session.runtime.device) for place in places
+    ]
     session.adapted.module.eval()
     with session.runtime.autocast(), session.adapted.member(0):
-        session.forward.check(torch.from_numpy(ids[None].astype("int64")).to(session.runtime.device))
+        session.forward.check(probes[0][None])
+        if session.adapted.can_pack:
+            session.forward.check_packing(probes)
 
 
 def _guard_checkpoint(runs: Sequence[Run], place: Place, setup: dict[str, Any], data_sha256: str) -> None:

@@ -18,7 +18,6 @@ from tuneoff.methods.base import AdaptedModel
 from tuneoff.study.records import Likelihood
 from tuneoff.study.streams import DROPOUT, stream_seed
 from tuneoff.training.checkpoint import Checkpoint
-from tuneoff.training.masks import masked
 from tuneoff.training.meter import Meter
 from tuneoff.training.optim import MemberOptimizer
 from tuneoff.training.runtime import Runtime
@@ -155,6 +154,16 @@ class Loop:
         ]
         return [list(batches) for batches in zip(*layouts, strict=True)]
 
+    def _placed(self, batches: Sequence[Batch]) -> DeviceBatch:
+        return to_device(
+            batches,
+            self.runtime.device,
+            self.plan.pad_id,
+            [stream_seed(member.seed, DROPOUT) for member in self.members],
+            is_packed=self.forward.is_packed,
+            num_virtual_tokens=self.adapted.num_virtual_tokens,
+        )
+
     def _train_step(self) -> None:
         layout = self._micro_batches(self.step)
         num_targets = [sum(int(batch.targets.sum()) for batch in column) for column in zip(*layout, strict=True)]
@@ -163,7 +172,7 @@ class Loop:
         with self.meter.step(sum(num_inputs), sum(num_targets)):
             sums = [torch.zeros((), device=self.runtime.device) for _ in self.members]
             for batches in layout:
-                batch = to_device(batches, self.runtime.device, self.plan.pad_id)
+                batch = self._placed(batches)
                 for index, nll in enumerate(self._backward(batch, num_targets)):
                     sums[index] = sums[index] + nll
             self._backward_extra()
@@ -186,16 +195,13 @@ class Loop:
         A member's loss is its NLL divided by its own target tokens in the effective batch, so the layout in micro-
         batches does not weigh. The sum over members keeps their gradients apart, as no trained weight is shared.
         """
-        rows = len(batch.slots) // len(self.members)
-        streams = [stream_seed(member.seed, DROPOUT) for member in self.members for _ in range(rows)]
-        length, num_virtual = batch.input_ids.shape[1], self.adapted.num_virtual_tokens
-        with masked(streams, self.step, batch.slots, length, num_virtual), self.runtime.autocast():
-            nll = self.forward.target_nll(batch)
-        owner = batch.rows // rows  # (N,)
         weights = [m.optimizer.loss_scale.scale / count for m, count in zip(self.members, num_targets, strict=True)]
-        loss = (nll * torch.tensor(weights, device=nll.device, dtype=nll.dtype)[owner]).sum()
+        kind = torch.promote_types(self.runtime.compute_dtype, torch.float32)
+        of_targets = torch.tensor(weights, device=self.runtime.device, dtype=kind)[batch.members]
+        with batch.masked(self.step), self.runtime.autocast():
+            loss, nll = self.forward.summed_nll(batch, of_targets)
         self.runtime.accelerator.backward(loss)
-        return [nll.detach()[owner == index].sum() for index in range(len(self.members))]
+        return [nll[batch.members == index].sum() for index in range(len(self.members))]
 
     def _backward_extra(self) -> None:
         """Add the gradients of what the method itself adds to the loss: once, as the step's NLL is a mean over all."""

@@ -2,13 +2,15 @@
 
 Training, scoring and planning all go through here. Logits are made at target positions alone: of text, where the next
 token is predicted; of classification, at each sequence's last token, pooled here and never by the model, which would
-have to guess from the padding where that is. Rows are padded on the right and causal attention never looks right, so
-no attention mask is needed and padding cannot reach a real token.
+have to guess from the padding where that is. Where the model allows it the sequences stand end to end, each attending to
+itself alone, so that nothing is padding; else rows are padded on the right, and as causal attention never looks right no
+attention mask is needed and padding cannot reach a real token.
 
 Shapes: R rows, T positions, N targets of the micro-batch, D width, V vocabulary or classes.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +18,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tuneoff.data.batching import Batch
 from tuneoff.errors import ModelError
 from tuneoff.methods.heads import head_names, is_classifier
+from tuneoff.training.head_loss import summed_nll, target_nll
+from tuneoff.training.layout import Layout, packed, padded
+from tuneoff.training.masks import Masks, current_masks, masked
+
+LARGEST_SHARE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Of the largest logit: how far a packed sequence's logits may lie from those of the sequence alone. Rounding stays far
+below; a model that looks across sequences, or takes other positions, lies far above."""
 
 
 @dataclass(frozen=True)
@@ -28,41 +38,81 @@ class DeviceBatch:
 
     Attributes:
         input_ids: int64 (R, T).
+        position_ids: int64 (R, T), of each token in its sequence; none where every row is one sequence.
         rows, positions: int64 (N,), where each target's *predicting* position stands: one before the target token, or
             the last token of a sequence with a class.
         labels: int64 (N,), the target tokens or classes.
-        slots: int64 (R,), each row's place in its effective batch.
-        num_input_tokens: tokens that are no padding.
+        sequences: int64 (N,), which sequence of the micro-batch each target belongs to, members one after another.
+        members: int64 (N,), which member it belongs to.
+        layout: where the sequences stand.
     """
 
     input_ids: Tensor
+    position_ids: Tensor | None
     rows: Tensor
     positions: Tensor
     labels: Tensor
-    slots: Tensor
-    num_input_tokens: int
+    sequences: Tensor
+    members: Tensor
+    layout: Layout
+
+    def masked(self, step: int) -> AbstractContextManager[None]:
+        """Within the context dropout draws this step's masks, and packed sequences are kept apart."""
+        return masked(self.layout, step, self.input_ids.device)
 
 
-def to_device(batches: Sequence[Batch], device: torch.device, pad_id: int) -> DeviceBatch:
-    """Stack one micro-batch of each member, all of the same number of rows, into one."""
-    length = max(batch.input_ids.shape[1] for batch in batches)
-    ids = np.concatenate([_widen(batch.input_ids, length, pad_id) for batch in batches])
-    targets = np.concatenate([_widen(batch.targets, length, False) for batch in batches])
-    rows, positions = np.nonzero(targets)
+def to_device(
+    batches: Sequence[Batch],
+    device: torch.device,
+    pad_id: int,
+    streams: Sequence[int] = (0,),
+    *,
+    is_packed: bool = False,
+    num_virtual_tokens: int = 0,
+) -> DeviceBatch:
+    """Put one micro-batch of each member, all of the same number of sequences, into one.
+
+    Args:
+        batches: one for each member.
+        device: where to.
+        pad_id: token that fills rows up.
+        streams: seed of each member's dropout stream.
+        is_packed: put the sequences of a member end to end.
+        num_virtual_tokens: positions that the method puts before each row.
+    """
+    inside = [np.arange(batch.input_ids.shape[1]) < batch.lengths[:, None] for batch in batches]
+    if is_packed:
+        layout = packed([batch.lengths.tolist() for batch in batches], streams, [b.slots.tolist() for b in batches])
+    else:
+        layout = padded(
+            [int(length) for batch in batches for length in batch.lengths],
+            [stream for batch, stream in zip(batches, streams, strict=True) for _ in range(len(batch))],
+            [int(slot) for batch in batches for slot in batch.slots],
+            num_virtual_tokens,
+        )
+    segments = [segment for segment in layout.segments if not segment.is_padding]
+    rows = np.concatenate([np.full(one.length, one.row) for one in segments])
+    columns = np.concatenate([np.arange(one.start, one.start + one.length) for one in segments])
+    own = np.concatenate([np.arange(one.length) for one in segments])
+    sequences = np.repeat(np.arange(len(segments)), [one.length for one in segments])
+    ids = np.full((layout.num_rows, layout.length), pad_id, dtype=np.int64)
+    ids[rows, columns] = np.concatenate([batch.input_ids[where] for batch, where in zip(batches, inside, strict=True)])
+    places = np.zeros_like(ids)
+    places[rows, columns] = own
+    is_target = np.concatenate([batch.targets[where] for batch, where in zip(batches, inside, strict=True)])
     classes = np.concatenate([batch.labels for batch in batches])
-    labels = classes if len(classes) else ids[rows, positions]
-    return DeviceBatch(
-        input_ids=torch.from_numpy(ids).to(device),
-        rows=torch.from_numpy(rows).to(device),
-        positions=torch.from_numpy(positions if len(classes) else positions - 1).to(device),
-        labels=torch.from_numpy(labels).to(device),
-        slots=torch.from_numpy(np.concatenate([batch.slots for batch in batches])).to(device),
-        num_input_tokens=int(sum(batch.lengths.sum() for batch in batches)),
-    )
-
-
-def _widen(array: np.ndarray[Any, Any], length: int, fill: int | bool) -> np.ndarray[Any, Any]:
-    return np.pad(array, ((0, 0), (0, length - array.shape[1])), constant_values=fill)
+    members = np.repeat(np.arange(len(batches)), [len(batch) for batch in batches])[sequences[is_target]]
+    arrays = {
+        "input_ids": ids,
+        "rows": rows[is_target],
+        "positions": columns[is_target] - (0 if len(classes) else 1),
+        "labels": classes if len(classes) else ids[rows[is_target], columns[is_target]],
+        "sequences": sequences[is_target],
+        "members": members,
+    }
+    placed = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
+    position_ids = torch.from_numpy(places).to(device) if is_packed else None
+    return DeviceBatch(**placed, position_ids=position_ids, layout=layout)
 
 
 class Forward:
@@ -79,6 +129,8 @@ class Forward:
         self.is_classifier = is_classifier(module)
         has_trunk = isinstance(getattr(module, self._trunk_name or " ", None), nn.Module)
         self.is_short = has_trunk and self._head_name() is not None
+        self.is_packed = False
+        """Whether several sequences may stand in one row; `check_packing` finds out."""
 
     def _head_name(self) -> str | None:
         """Return the name of the module that makes logits of hidden states; none where there is no single one."""
@@ -110,22 +162,81 @@ class Forward:
             )
         return self.is_short
 
+    @torch.no_grad()
+    def check_packing(self, sequences: Sequence[Tensor]) -> bool:
+        """Find out whether sequences that stand end to end give the logits that each gives alone, and pack if so.
+
+        A window of attention is not seen here where the sequences are shorter, so a model that has one is never packed.
+
+        Args:
+            sequences: int64 (length,) each, several of different lengths.
+        """
+        config = getattr(self.module, "config", None)
+        if not self.is_short or config is None or not _looks_everywhere(config.get_text_config()):
+            return False
+        lengths = [len(one) for one in sequences]
+        layout = packed([lengths], (0,), [list(range(len(lengths)))])
+        ids = torch.cat(list(sequences))[None]
+        places = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
+        with Masks(layout, None, ids.device):
+            together = self._head(self._hidden(ids, places))[0].split(lengths)
+        alone = [self._head(self._hidden(one[None]))[0] for one in sequences]
+        self.is_packed = all(_is_close(*pair) for pair in zip(together, alone, strict=True))
+        return self.is_packed
+
     def target_logits(self, batch: DeviceBatch) -> Tensor:
         """Return the logits from which each target is predicted (N, V), in fp32 at least."""
         if self.is_short:
-            logits = self._head(self._hidden(batch.input_ids)[batch.rows, batch.positions])
+            logits = self._head(self._target_hidden(batch))
         else:
             own = self.module(input_ids=batch.input_ids, use_cache=False).logits  # (R, T, V)
             logits = own[batch.rows, batch.positions]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def target_nll(self, batch: DeviceBatch) -> Tensor:
-        """Return the negative log-likelihood (nats) of each target (N,), in fp32 at least."""
-        return F.cross_entropy(self.target_logits(batch), batch.labels, reduction="none")
+        """Return the negative log-likelihood (nats) of each target (N,), in fp32 at least, without a way back."""
+        head = self._plain_head()
+        if head is None:
+            return F.cross_entropy(self.target_logits(batch), batch.labels, reduction="none").detach()
+        return target_nll(self._target_hidden(batch), head, batch.labels)
 
-    def _hidden(self, input_ids: Tensor) -> Tensor:
+    def summed_nll(self, batch: DeviceBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of the targets' NLL, to be differentiated, and each one's NLL (N,).
+
+        Args:
+            batch: the micro-batch.
+            weights: of each target, (N,).
+        """
+        head = self._plain_head()
+        if head is None:
+            nll = F.cross_entropy(self.target_logits(batch), batch.labels, reduction="none")
+            return (nll * weights).sum(), nll.detach()
+        return summed_nll(self._target_hidden(batch), head, batch.labels, weights)
+
+    def _plain_head(self) -> nn.Linear | None:
+        """Return the head whose logits can be made and dropped a few targets at a time; none where there is none."""
+        name = self._head_name() if self.is_short else None
+        head = None if name is None else self.module.get_submodule(name)
+        return head if type(head) is nn.Linear or (isinstance(head, nn.Linear) and is_parametrized(head)) else None
+
+    def _target_hidden(self, batch: DeviceBatch) -> Tensor:
+        """Return the last hidden states from which each target is predicted, (N, D)."""
+        if batch.position_ids is None:
+            return self._hidden(batch.input_ids)[batch.rows, batch.positions]
+        if current_masks() is not None:
+            return self._hidden(batch.input_ids, batch.position_ids)[batch.rows, batch.positions]
+        with Masks(batch.layout, None, batch.input_ids.device):
+            return self._hidden(batch.input_ids, batch.position_ids)[batch.rows, batch.positions]
+
+    def _hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Return the trunk's hidden states (R, T, D); with `position_ids` within `Masks` that keep sequences apart."""
         trunk = self.module.get_submodule(self._trunk_name)
-        hidden: Tensor = trunk(input_ids=input_ids, use_cache=False).last_hidden_state  # (R, T, D)
+        given: dict[str, Tensor] = {}
+        if position_ids is not None:
+            # A mask of four dimensions is passed on as it is; `Masks` attends within each sequence instead.
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
+            given = {"position_ids": position_ids, "attention_mask": mask}
+        hidden: Tensor = trunk(input_ids=input_ids, use_cache=False, **given).last_hidden_state
         return hidden
 
     def _head(self, hidden: Tensor) -> Tensor:
@@ -133,3 +244,14 @@ class Forward:
         assert name is not None, "asked for only where there is one"
         logits: Tensor = self.module.get_submodule(name)(hidden)
         return logits
+
+
+def _looks_everywhere(config: Any) -> bool:
+    """Whether every layer attends to all that came before."""
+    kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
+    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool:
+    largest = float(other.abs().max())
+    return float((one - other).abs().max()) <= LARGEST_SHARE.get(other.dtype, 0.0) * largest

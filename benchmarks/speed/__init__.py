@@ -1,0 +1,1 @@
+"""Training speed and memory beside the usual tools, in one run on one machine."""

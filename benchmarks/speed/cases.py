@@ -1,0 +1,113 @@
+"""What is trained: shapes, lengths, batch, type and method, the same for every contender."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tuneoff.data.tokens import TokenSplit
+from tuneoff.study.shapes import known_shape
+
+VOCABULARY = 50257
+SQUAD_PROMPTS = (39, 108, 126, 139, 150, 162, 177, 194, 217, 256, 378)
+"""Deciles (0 to 10) of prompt lengths of SQuAD v1.1's training split, in GPT-2's tokens, below 384 with the answer."""
+SQUAD_ANSWERS = (2, 2, 3, 3, 4, 4, 5, 5, 7, 10, 52)
+"""The same of answers with their end."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A piece of work.
+
+    Attributes:
+        name: what it is called in the table.
+        max_length: tokens that a sequence may hold.
+        batch_size: effective batch, in one forward.
+        rank: of LoRA on `c_attn`; 0 trains all weights.
+        is_supervised: whether every token carries loss, else only an answer at the end.
+        dropout: of the base in embedding, residual and attention, and of LoRA.
+    """
+
+    name: str
+    max_length: int
+    batch_size: int
+    rank: int
+    is_supervised: bool
+    dropout: float
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether the base is frozen."""
+        return self.rank > 0
+
+    def shape(self, model: str) -> dict[str, Any]:
+        """Return the configuration of GPT-2 (small), or another that ships with the package, with this dropout."""
+        shape = dict(known_shape(model) or {})
+        return shape | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), self.dropout)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("squad-lora", 384, 8, 8, False, 0.1),
+        Case("squad-lora-no-dropout", 384, 8, 8, False, 0.0),
+        Case("text-lora", 512, 8, 8, True, 0.0),
+        Case("text-full", 512, 8, 0, True, 0.0),
+    )
+}
+
+
+def drawn_split(case: Case, num_sequences: int, seed: int = 0) -> TokenSplit:
+    """Return sequences of random tokens with SQuAD's lengths, or all of `max_length` where every token carries loss."""
+    generator = np.random.default_rng(seed)
+    sequences, targets = [], []
+    for _ in range(num_sequences):
+        if case.is_supervised:
+            length, answer = case.max_length, case.max_length - 1
+        else:
+            prompt, answer = (
+                int(np.interp(generator.uniform(0, 10), range(11), deciles)) for deciles in (SQUAD_PROMPTS, SQUAD_ANSWERS)
+            )
+            length = min(case.max_length, prompt + answer)
+        sequences.append(generator.integers(0, VOCABULARY, length, dtype=np.int32))
+        targets.append(np.arange(length) >= length - answer)
+    return TokenSplit(
+        input_ids=np.concatenate(sequences),
+        targets=np.concatenate(targets),
+        offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
+        target_bytes=np.array([int(flags.sum()) for flags in targets], dtype=np.int64),
+        items=np.arange(num_sequences, dtype=np.int32),
+        labels=np.zeros(0, dtype=np.int32),
+        item_names=tuple(map(str, range(num_sequences))),
+    )
+
+
+def real_split(case: Case, data: Path, tokenizer: Path, num_sequences: int) -> TokenSplit:
+    """Return the first sequences of a SQuAD file, tokenised."""
+    from tuneoff.data.prepare import prepare
+    from tuneoff.study.spec import TaskSpec
+    from tuneoff.training.models import load_tokenizer
+
+    task = TaskSpec(kind="qa", data=str(data), max_length=case.max_length, limit=20)
+    train = prepare(task, load_tokenizer(str(tokenizer), Path()), Path(), None).train
+    keep = min(num_sequences, len(train))
+    return TokenSplit(
+        input_ids=train.input_ids[: train.offsets[keep]],
+        targets=train.targets[: train.offsets[keep]],
+        offsets=train.offsets[: keep + 1],
+        target_bytes=train.target_bytes[:keep],
+        items=train.items[:keep],
+        labels=train.labels,
+        item_names=train.item_names,
+    )
+
+
+def base(case: Case, model: str, dtype: torch.dtype) -> Any:
+    """Return a model of the shape with weights drawn from one seed, so that every contender starts from the same."""
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(GPT2Config(**case.shape(model)))
+    return made.to(dtype)

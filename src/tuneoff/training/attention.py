@@ -1,0 +1,154 @@
+"""Causal attention within packed sequences, and with dropped-out weights, without keeping the weights.
+
+With dropout the weights of one sequence at a time are made, used and thrown away; the backward pass makes them again, as
+Dao et al., 2022, "FlashAttention", arXiv:2205.14135, section 3.1, does by blocks. Only queries, keys and values are kept.
+
+Shapes: R rows, H heads, T positions of a row (several sequences, end to end), L of one sequence, D head size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tuneoff.training.layout import Layout, Segment
+
+Keep = Callable[[Segment], Tensor]
+"""Which weights of a sequence stay, bool (H, L, L)."""
+
+
+class _Drop(torch.autograd.Function):
+    """Zeroes elements and scales the others, keeping one byte an element for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.factor = factor
+        return torch.where(keep, x, 0.0).mul_(factor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return torch.where(keep, gradients[0], 0.0).mul_(ctx.factor), None, None
+
+
+def drop(x: Tensor, keep: Tensor, factor: float) -> Tensor:
+    """Return x where `keep`, times `factor`, and 0 elsewhere.
+
+    Args:
+        x: of any shape.
+        keep: bool, of the same shape.
+        factor: 1 / (1 - p).
+    """
+    dropped: Tensor = _Drop.apply(x, keep, factor)  # type: ignore[no-untyped-call]
+    return dropped
+
+
+def attend_written_out(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype, *, is_causal: bool
+) -> Tensor:
+    """Return the attention weights (R, H, T, keys) in `dtype` (Vaswani et al., 2017, section 3.2.1).
+
+    Summed in fp32 at least, whatever the compute type.
+    """
+    scores = query @ key.transpose(-2, -1) * scale
+    if is_causal:
+        ones = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        scores = scores.masked_fill(ones.triu(1), float("-inf"))
+    elif mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        scores = scores + mask
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=-1).to(dtype)
+
+
+def attend_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float,
+    keep: Keep | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """Return causal attention within each sequence, (R, H, T, D).
+
+    Args:
+        query, key, value: (R, H, T, D).
+        layout: where the sequences stand; every position belongs to one.
+        scale: of the products of queries and keys.
+        keep: which weights of a sequence stay; none drops nothing.
+        factor: of those that stay.
+    """
+    if keep is not None:
+        found: Tensor = _Attention.apply(query, key, value, layout, scale, keep, factor)  # type: ignore[no-untyped-call]
+        return found
+    length = layout.common_length
+    if length is not None:  # as one product
+        parts = (tensor.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+        found = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale)  # (R * sequences, H, L, D)
+        return found.unflatten(0, (layout.num_rows, -1)).transpose(1, 2).flatten(2, 3)
+    rows = []
+    for row in range(layout.num_rows):
+        split = (tensor[row : row + 1].split(layout.lengths(row), dim=2) for tensor in (query, key, value))
+        parts_of_row = [
+            F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale) for parts in zip(*split, strict=True)
+        ]
+        rows.append(torch.cat(parts_of_row, dim=2))
+    return torch.cat(rows)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention with dropped-out weights, one sequence at a time.
+
+    With S = scale Q K^T (causal), P = softmax(S), P' = factor keep * P and O = P' V, and g the gradient of O:
+    dV = P'^T g, dP = factor keep * (g V^T), dS = P * (dP - rowsum(dP * P)), dQ = scale dS K, dK = scale dS^T Q.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, keep: Keep, factor: float
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.layout, ctx.scale, ctx.keep, ctx.factor = layout, scale, keep, factor
+        out = torch.zeros_like(query)
+        for segment in layout.segments:
+            if segment.is_padding:
+                continue
+            q, k, v = (_part(tensor, segment) for tensor in (query, key, value))
+            weights = _weights(q, k, scale).masked_fill_(~keep(segment), 0.0).mul_(factor)
+            _part(out, segment).copy_(weights.to(v.dtype) @ v)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = ctx.saved_tensors
+        found = [torch.zeros_like(tensor) for tensor in (query, key, value)]
+        for segment in ctx.layout.segments:
+            if segment.is_padding:
+                continue
+            q, k, v, g = (_part(tensor, segment) for tensor in (query, key, value, gradients[0]))
+            g, dropped = g.to(v.dtype), ~ctx.keep(segment)
+            weights = _weights(q, k, ctx.scale)
+            kept = weights.masked_fill(dropped, 0.0).mul_(ctx.factor).to(v.dtype)
+            d_weights = (g @ v.transpose(-2, -1)).to(weights.dtype).masked_fill_(dropped, 0.0).mul_(ctx.factor)
+            d_scores = d_weights.sub_((d_weights * weights).sum(-1, keepdim=True)).mul_(weights).mul_(ctx.scale)
+            d_scores = d_scores.to(q.dtype)
+            own = (d_scores @ k, d_scores.transpose(-2, -1) @ q, kept.transpose(-2, -1) @ g)
+            for whole, part in zip(found, own, strict=True):
+                _part(whole, segment).copy_(part)
+        return (*found, None, None, None, None)
+
+
+def _part(tensor: Tensor, segment: Segment) -> Tensor:
+    """Return the (H, L, D) of one sequence, a view."""
+    return tensor[segment.row, :, segment.start : segment.start + segment.length]
+
+
+def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Return the causal attention weights (H, L, L), in fp32 at least."""
+    scores = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32)).mul_(scale)
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
+    return scores.masked_fill_(future, float("-inf")).softmax(dim=-1)
