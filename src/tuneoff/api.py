@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tuneoff.errors import StoreError, StudyError
+from tuneoff.study.explained import ExplainRecord
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
@@ -61,6 +62,14 @@ class Result:
         """Return the test scores by item of the runs that have them."""
         found = ((run_id, self.store.items(run_id)) for run_id in tests)
         return {run_id: items for run_id, items in found if items is not None}
+
+    def explained(self) -> dict[str, ExplainRecord]:
+        """Return what was worked out of the arms' runs at their chosen rates, and of the base, by run id."""
+        from tuneoff.study.expand import base_run
+
+        chosen = (run_id for arm in self.summary().arms for run_id in arm.chosen_run_ids)
+        found = ((run_id, self.store.explained(run_id)) for run_id in (base_run(self.study).run_id, *chosen))
+        return {run_id: record for run_id, record in found if record is not None}
 
     def num_other_runs(self) -> int:
         """Return how many finished runs in the folder the study as given does not want: other settings made them."""
@@ -182,6 +191,7 @@ def run(
         listener=listener,
         data_sha256=found.data_sha256,
         model_sha256=found.model_sha256,
+        retention_sha256=found.retention_sha256,
     )
     runner = StudyRunner(study, store, options)
     runner.run()

@@ -132,8 +132,9 @@ def test_flags() -> None:
     fakes.tests[first] = TestRecord(run_id=first, test=make_likelihood(11.0), score_s=1.0)
     summary = summary_of(fakes)
     kinds = {arm.name: {flag.kind for flag in arm.flags} for arm in summary.arms}
-    assert kinds["fixed"] == {"untuned", "assumed", "infeasible_seeds", "worse_than_uniform"}
-    assert kinds["edge"] == {"edge"}
+    assert kinds["fixed"] == {"untuned", "assumed", "worse_than_uniform"}
+    assert [one.kind for one in summary.arm("fixed").findings] == ["num_trials", "lost_seed"]
+    assert [one.kind for one in summary.arm("edge").findings] == ["edge"]
     assert summary.arm("edge").edge == "highest"
     assert kinds["loaded"] == {"unverified"}
     assert not summary.arm("loaded").is_verified
@@ -147,10 +148,12 @@ def test_arms_that_share_a_run_count_it_once() -> None:
 @pytest.mark.parametrize(
     ("losses", "says"),
     [
-        (([2.30, 2.31, 2.32], [2.31, 2.32, 2.33]), "The intervals overlap, so this does not tell them apart."),
-        (([2.30, 2.301, 2.302], [2.5, 2.501, 2.502]), "no test of the difference was made."),
-        (([2.30], [2.5]), "Both have one seed only"),
-        (([2.30, 2.31, 2.32], [2.5]), "b has one seed only"),
+        (([2.30, 2.31, 2.32], [2.32, 2.31, 2.33]), "but whether it is better than the next, b, is undecided"),
+        (([2.30, 2.31, 2.32], [2.32, 2.31, 2.33]), "About 7 more seeds would decide between a and b."),
+        (([2.30, 2.301, 2.302], [2.5, 2.502, 2.501]), "is better than the next, b, by 0.200 nats per token, 95 %"),
+        (([2.30, 2.31, 2.32], [2.301, 2.312, 2.321]), "is equivalent to the next, b, within the margin of 0.010 nats"),
+        (([2.30], [2.5]), "One seed cannot tell a and b apart; run at least 3 seeds."),
+        (([2.30, 2.31, 2.32], [2.5]), "One seed cannot tell a and b apart; run at least 3 seeds."),
     ],
 )
 def test_verdict_claims_no_more_than_is_known(losses: tuple[list[float], list[float]], says: str) -> None:
@@ -161,27 +164,23 @@ def test_verdict_claims_no_more_than_is_known(losses: tuple[list[float], list[fl
         for run_id, loss in zip(summary.chosen_run_ids, values, strict=False):
             fakes.tests[run_id] = TestRecord(run_id=run_id, test=make_likelihood(loss), score_s=1.0)
     summary = summary_of(fakes)
-    assert summary.verdict.startswith("Lowest test loss: a (")
+    assert summary.verdict.startswith("a has the lowest test loss (2.3")
     assert summary.verdict.count(". ") == 1
     assert says in summary.verdict
     assert any("not finished" in caveat for caveat in summary.caveats) == (min(map(len, losses)) < 3)
 
 
-@pytest.mark.parametrize(
-    ("base", "says"),
-    [
-        (2.315, "base lies inside the interval of a, so this does not tell them apart."),
-        (9.0, "base lies outside the interval of a; that covers seeds alone"),
-    ],
-)
-def test_verdict_on_a_base_that_has_no_interval(base: float, says: str) -> None:
+@pytest.mark.parametrize(("base", "outcome"), [(2.315, "undecided"), (9.0, "better")])
+def test_a_base_is_held_against_every_seed(base: float, outcome: str) -> None:
     fakes = Fakes(make_study(arms={"base": {"method": "none"}, "a": {"method": "lora", "rank": 8, "lr": 1e-3}}))
     losses = [base, 2.30, 2.31, 2.32]
     fakes.tests = {
         run_id: TestRecord(run_id=run_id, test=make_likelihood(loss), score_s=1.0)
         for run_id, loss in zip(fakes.tests, losses, strict=True)
     }
-    assert says in summary_of(fakes).verdict
+    (pair,) = summary_of(fakes).comparisons
+    assert (pair.one, pair.outcome, pair.num_seeds) == ("a", outcome, 3)
+    assert pair.p_difference == pytest.approx(stats.ttest_1samp([2.30, 2.31, 2.32], base).pvalue, rel=1e-6)
 
 
 def test_missing_arms_are_said() -> None:
@@ -233,33 +232,22 @@ def test_arms_rank_by_the_primary_metric() -> None:
     assert second is not None
     assert first.loss_nats.value < second.loss_nats.value
     assert summary.ranking == ("b", "a", "base")
-    assert summary.verdict == (
-        "Highest test accuracy: b (91.2, 95 % interval 91.0 to 91.4, 3 seeds); next: a (88.1, 95 % interval 87.9 to "
-        "88.3, 3 seeds). The intervals do not overlap; they cover seeds alone, not the noise of the test items, and no "
-        "test of the difference was made."
+    assert summary.verdict.startswith(
+        "b has the highest test accuracy (91.2 points, 3 seeds) and is better than the next, a, by 3.1 points, 95 % "
     )
 
 
-@pytest.mark.parametrize(
-    ("points", "says"),
-    [
-        (([91.0, 91.2, 91.4], [90.9, 91.1, 91.3]), "The intervals overlap, so this does not tell them apart."),
-        (([91.0, 91.0, 91.0], [91.0, 91.0, 91.0]), "The two are equal to the last digit."),
-    ],
-)
-def test_verdict_on_points(points: tuple[list[float], list[float]], says: str) -> None:
+def test_identical_arms_are_equivalent() -> None:
     arm = {"method": "lora", "rank": 8}
     fakes = Fakes(make_classification(arms={"a": {**arm, "lr": 1e-3}, "b": {**arm, "lr": 1e-4}}))
-    with_metric(fakes, "accuracy", {"a": points[0], "b": points[1]})
-    assert summary_of(fakes).verdict.endswith(says)
-
-
-def test_base_inside_and_outside_an_interval_of_points() -> None:
-    arms = {"base": {"method": "none"}, "a": {"method": "lora", "rank": 8, "lr": 1e-3}}
-    for base, where in ((91.0, "inside"), (85.0, "outside"), (97.0, "outside")):
-        fakes = Fakes(make_classification(arms=arms))
-        with_metric(fakes, "accuracy", {"a": [91.0, 91.2, 91.4], "base": [base]})
-        assert f"base lies {where} the interval of a" in summary_of(fakes).verdict
+    points = [91.0, 91.2, 91.4]
+    with_metric(fakes, "accuracy", {"a": points, "b": points})
+    summary = summary_of(fakes)
+    (pair,) = summary.comparisons
+    assert (pair.outcome, pair.p_difference, pair.p_equivalence) == ("equivalent", 1.0, 0.0)
+    assert summary.verdict.endswith(
+        "It is also the cheapest of the arms that are equivalent, with 294,912 trainable parameters."
+    )
 
 
 def test_a_test_with_other_settings_does_not_count() -> None:

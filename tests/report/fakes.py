@@ -5,10 +5,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
+from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.selection import choose_rate
-from tuneoff.study.expand import chosen_runs, trials
+from tuneoff.study.expand import base_run, chosen_runs, trials
 from tuneoff.study.explained import ExplainRecord, LayerChange, Retention, Sample
-from tuneoff.study.identity import Run, make_run
+from tuneoff.study.identity import Run
 from tuneoff.study.loading import study_from
 from tuneoff.study.methods import DEFAULT_RATES, NoneMethod
 from tuneoff.study.records import (
@@ -302,7 +305,9 @@ def make_explained(study: Study, arm: Arm, run: Run) -> ExplainRecord:
         run_id=run.run_id,
         asked=study.explain,
         retention_sha256="a" * 64,
-        retention=make_retention(BASE_RETENTION + forgotten, f"{arm.name}/{run.seed}"),
+        retention=None
+        if study.task.kind == "classification"
+        else make_retention(BASE_RETENTION + forgotten, f"{arm.name}/{run.seed}"),
         layers=tuple(layers) if is_trained else (),
         samples=make_samples(arm, min(3, study.explain.samples)),
         explain_s=12.5,
@@ -312,7 +317,32 @@ def make_explained(study: Study, arm: Arm, run: Run) -> ExplainRecord:
 def make_base_explained(study: Study) -> ExplainRecord:
     """The base's, which belongs to the run that trains nothing, whether an arm of the study is zero-shot or not."""
     arm = Arm(name="base", family="base", method=NoneMethod(method="none"))
-    return make_explained(study, arm, make_run(study, arm, None, None))
+    return make_explained(study, arm, base_run(study))
+
+
+def make_items(fakes: "Fakes", num_items: int = 64, spread: float = 0.3) -> dict[str, ItemScores]:
+    """Scores by item of every tested run: noise of the items, which arms share, and of run and item, around its mean.
+
+    Args:
+        fakes: the study.
+        num_items: test items.
+        spread: standard deviation of the items' own, in the metric's unit; a fifth of it for run and item.
+    """
+    names = tuple(f"document {place}" for place in range(num_items))
+    shared = Random("items")
+    own = [shared.gauss(0, spread) for _ in names]
+    found: dict[str, ItemScores] = {}
+    for run_id, test in fakes.tests.items():
+        means = {"loss": test.test.loss_nats, **test.metrics}
+        for texts in test.generated:
+            means |= {f"{name}@{texts.decoding.name}": value for name, value in texts.metrics.items()}
+        scores = {}
+        for name, mean in means.items():
+            luck = Random(f"items/{run_id}/{name.partition('@')[0]}")
+            values = np.array([value + luck.gauss(0, spread / 5) for value in own])
+            scores[name] = mean + values - values.mean()
+        found[run_id] = ItemScores(names, scores)
+    return found
 
 
 class Fakes:

@@ -61,7 +61,7 @@ def world(base: Path) -> Path:
 
 
 def body(name: str, arms: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """Return a study as a plain mapping, with small steps."""
+    """Return a study as a plain mapping, with small steps; its runs are not explained unless `changes` say so."""
     return {
         "name": name,
         "model": "base",
@@ -69,6 +69,7 @@ def body(name: str, arms: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         "budget": {"steps": 6, "batch_size": 4},
         "seeds": [0],
         "evaluate": {"every": 2},
+        "explain": {"weights": False, "samples": 0},
         "arms": dict(arms),
     } | changes
 

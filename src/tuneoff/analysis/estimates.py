@@ -1,8 +1,8 @@
 """Estimates over seeds: a value, its interval, its n, and how it was made.
 
-The interval is Student's t over seeds, on the scale on which losses add (nats per token); a perplexity is the exp
+The interval here is Student's t over seeds, on the scale on which losses add (nats per token); a perplexity is the exp
 of it, ends included. It says how far the mean would move with other seeds. It does not hold the noise of the test
-items, which takes the scores of each item.
+items, which takes the scores of each item: `tuneoff.analysis.stats.tables` makes intervals of both.
 """
 
 import math

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from tuneoff.analysis.selection import Edge, Trial
+from tuneoff.analysis.selection import Trial
 from tuneoff.analysis.values import DecodingSummary, Flag
-from tuneoff.study.records import Likelihood, Record
+from tuneoff.study.records import Likelihood
 from tuneoff.study.spec import Arm
 from tuneoff.study.testing import TaskKind
 
@@ -12,35 +12,13 @@ MAX_TRUNCATED_PCT = 20.0
 """Convention: where more texts than this were cut at the limit, the limit is part of what the scores measure."""
 
 
-def flags_of(arm: Arm, chosen_lr: float | None, edge: Edge | None, runs: Sequence[Record]) -> Iterator[Flag]:
-    """Yield the flags that follow from the arm itself and from its runs.
-
-    Args:
-        arm: the arm.
-        chosen_lr: its chosen rate, where there is one.
-        edge: at which end of the grid that rate lies.
-        runs: the records of its chosen runs.
-    """
-    if edge is not None and chosen_lr is not None:
-        yield Flag(
-            kind="edge",
-            label="rate at edge",
-            message=f"the best rate tried, {chosen_lr:g}, is the {edge} of its grid, so a better one may lie beyond",
-        )
+def flags_of(arm: Arm) -> Iterator[Flag]:
+    """Yield the flags that follow from the arm itself; what makes it incomparable with others is the audit's."""
     if arm.is_trained and not arm.is_tuned:
         yield Flag(kind="untuned", label="untuned", message="its learning rate was fixed, not chosen among several")
     if arm.assumed:
         names = ", ".join(arm.assumed)
         yield Flag(kind="assumed", label="assumed values", message=f"assumed, because not published: {names}")
-    lost = [record for record in runs if record.status == "infeasible"]
-    if lost:
-        reasons = "; ".join(dict.fromkeys(record.reason or "no reason given" for record in lost))
-        seeds = "seed" if len(lost) == 1 else "seeds"
-        yield Flag(
-            kind="infeasible_seeds",
-            label=f"{len(lost)} {seeds} lost",
-            message=f"{len(lost)} of {len(runs)} seeds gave no result ({reasons}); the means leave them out",
-        )
     if arm.method.method == "load":
         yield Flag(
             kind="unverified",

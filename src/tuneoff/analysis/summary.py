@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 
+from tuneoff.analysis.audit import audit
 from tuneoff.analysis.decodings import decoding_summaries, metric_estimates
-from tuneoff.analysis.estimates import exp_of, over_seeds
+from tuneoff.analysis.estimates import Estimate, exp_of, over_seeds
 from tuneoff.analysis.flags import flags_of, reasons_of, truncated_flag, uniform_flag
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.measures import measure
 from tuneoff.analysis.selection import choose_rate, edge_of, is_current, tried
+from tuneoff.analysis.stats.compare import compare_all
+from tuneoff.analysis.stats.tables import estimate_of
 from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Origins, Scores, Status, Summary
 from tuneoff.analysis.verdict import caveats, verdict
 from tuneoff.study.expand import chosen_runs, num_runs
@@ -26,6 +29,7 @@ from tuneoff.study.methods import (
 )
 from tuneoff.study.records import Costs, Likelihood, Parameters, Record, TestRecord
 from tuneoff.study.spec import Arm, Study
+from tuneoff.study.testing import LOSS
 
 
 def summarise(
@@ -44,11 +48,19 @@ def summarise(
     """
     full_trainable = _full_trainable(study, records)
     current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
-    arms = tuple(_summarise_arm(study, arm, records, current, full_trainable) for arm in study.arms)
+    scores = items or {}
+    found_arms = tuple(_summarise_arm(study, arm, records, current, scores, full_trainable) for arm in study.arms)
+    audited = audit(study, found_arms, records, current)
+    arms = tuple(
+        arm.model_copy(update={"findings": tuple(one for one in audited.findings if arm.name in one.arms)})
+        for arm in found_arms
+    )
     primary = measure(study.primary_metric, study.task.kind)
     found = [(None if arm.test is None else arm.test.of(primary), place, arm.name) for place, arm in enumerate(arms)]
     scored = [(primary.badness(score.value), place, name) for score, place, name in found if score is not None]
     ranking = tuple(name for _, _, name in sorted(scored))
+    margin = study.equivalence_margin
+    comparisons = compare_all(arms, ranking, primary, margin, records, current, scores)
     wanted = {run_id for arm in arms for run_id in arm.run_ids}
     finished = [records[run_id] for run_id in wanted if run_id in records]
     # The seeds' runs of an arm whose rate is not chosen yet have no name, so nothing can share them.
@@ -60,8 +72,10 @@ def summarise(
         metric_names=study.task.metric_names,
         arms=arms,
         ranking=ranking,
-        verdict=verdict(arms, ranking, primary),
-        margin=study.equivalence_margin,
+        verdict=verdict(arms, ranking, primary, comparisons, margin),
+        margin=margin,
+        comparisons=comparisons,
+        audit=audited,
         caveats=(*caveats(arms, ranking), *_outdated(wanted & tests.keys() - current.keys()), *_cautions(finished)),
         num_wanted=len(wanted) + num_nameless,
         num_done=sum(record.status == "done" for record in finished),
@@ -75,6 +89,7 @@ def _summarise_arm(
     arm: Arm,
     records: Mapping[str, Record],
     tests: Mapping[str, TestRecord],
+    items: Mapping[str, ItemScores],
     full_trainable: int | None,
 ) -> ArmSummary:
     trials = tried(study, arm, records)
@@ -86,13 +101,14 @@ def _summarise_arm(
     found = [records[run_id] for run_id in run_ids if run_id in records]
     runs = [records[run_id] for run_id in chosen if run_id in records]
     tested = [tests[run_id] for run_id in chosen if run_id in tests]
+    scored = [items.get(test.run_id) for test in tested]
     likelihoods = [test.test for test in tested]
-    generated = decoding_summaries([test.generated for test in tested], is_drawn=arm.is_trained)
+    generated = decoding_summaries([test.generated for test in tested], scored, is_drawn=arm.is_trained)
     validated = [record.validation for record in runs if record.validation is not None]
     num_wanted = len(trials) if is_lost else num_runs(study, arm)
     num_done = sum(record.status == "done" for record in found)
     is_finished = len(found) == num_wanted and len(tested) >= sum(record.status == "done" for record in runs)
-    flags = () if is_lost else flags_of(arm, lr, edge_of(arm, lr), runs)
+    flags = () if is_lost else flags_of(arm)
     return ArmSummary(
         name=arm.name,
         family=arm.family,
@@ -114,8 +130,8 @@ def _summarise_arm(
         is_verified=arm.method.method != "load",
         assumed=arm.assumed,
         parameters=_parameters(found, full_trainable),
-        validation=_scores(validated, (), is_drawn=arm.is_trained),
-        test=_scores(likelihoods, tested, is_drawn=arm.is_trained),
+        validation=_scores(validated, (), (), is_drawn=arm.is_trained),
+        test=_scores(likelihoods, tested, scored, is_drawn=arm.is_trained),
         generated=generated,
         costs=_costs([record.costs for record in runs if record.costs is not None]),
         flags=(
@@ -134,8 +150,14 @@ def _status(found: Sequence[Record], *, is_lost: bool, is_finished: bool) -> Sta
     return "partly" if found else "missing"
 
 
-def _scores(splits: Sequence[Likelihood], tests: Sequence[TestRecord], *, is_drawn: bool) -> Scores | None:
-    loss = over_seeds([split.loss_nats for split in splits], is_drawn=is_drawn)
+def _scores(
+    splits: Sequence[Likelihood],
+    tests: Sequence[TestRecord],
+    items: Sequence[ItemScores | None],
+    *,
+    is_drawn: bool,
+) -> Scores | None:
+    loss = estimate_of([split.loss_nats for split in splits], items, LOSS, is_drawn=is_drawn)
     by_sequence = over_seeds([split.mean_sequence_loss_nats for split in splits], is_drawn=is_drawn)
     perplexity, sequence_perplexity = exp_of(loss), exp_of(by_sequence)
     if loss is None or perplexity is None or sequence_perplexity is None:
@@ -145,10 +167,19 @@ def _scores(splits: Sequence[Likelihood], tests: Sequence[TestRecord], *, is_dra
         loss_nats=loss,
         perplexity=perplexity,
         mean_sequence_perplexity=sequence_perplexity,
-        bits_per_byte=over_seeds(bits, is_drawn=is_drawn),
+        bits_per_byte=_bits(loss, bits),
         num_target_tokens=splits[0].num_target_tokens,
-        metrics=metric_estimates([test.metrics for test in tests], is_drawn=is_drawn),
+        metrics=metric_estimates([test.metrics for test in tests], items, is_drawn=is_drawn),
     )
+
+
+def _bits(loss: Estimate, bits: Sequence[float]) -> Estimate | None:
+    """Return the bits per byte, which are the loss times a constant of the split: so are the ends of its interval."""
+    if not bits or not loss.value:
+        return None
+    value = sum(bits) / len(bits)
+    low, high = (None if end is None else end * value / loss.value for end in (loss.low, loss.high))
+    return Estimate(value=value, low=low, high=high, n=loss.n, how=loss.how)
 
 
 def _full_trainable(study: Study, records: Mapping[str, Record]) -> int | None:

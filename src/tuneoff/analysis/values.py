@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from tuneoff.analysis.audit import Audit
 from tuneoff.analysis.comparison import Comparison
 from tuneoff.analysis.estimates import Estimate
+from tuneoff.analysis.findings import Audit, Finding
 from tuneoff.analysis.measures import Measure, loss_unit, measure
 from tuneoff.analysis.selection import Edge, Trial
 from tuneoff.study.methods import MethodSpec
@@ -13,7 +13,7 @@ from tuneoff.study.testing import LOSS, Decoding, TaskKind
 from tuneoff.study.value import Value
 
 Status = Literal["done", "partly", "missing", "infeasible"]
-FlagKind = Literal["worse_than_uniform", "truncated", "edge", "untuned", "assumed", "infeasible_seeds", "unverified"]
+FlagKind = Literal["worse_than_uniform", "truncated", "untuned", "assumed", "unverified"]
 
 
 class Flag(Value):
@@ -135,6 +135,14 @@ class ArmSummary(Value):
     """
     costs: ArmCosts | None
     flags: tuple[Flag, ...]
+    findings: tuple[Finding, ...] = ()
+    """What the audit found of it, differences that are meant among them."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return what must be said beside its numbers: a sentence by its two or three words."""
+        found = {one.label: one.reason for one in self.findings}
+        return found | {flag.label: flag.message for flag in self.flags if flag.label not in found}
 
     @property
     def num_left(self) -> int:

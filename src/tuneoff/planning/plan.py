@@ -22,6 +22,7 @@ from tuneoff.methods.interchange import is_adapter_folder, read_peft
 from tuneoff.methods.lora import LoRA
 from tuneoff.methods.surgery import AdaptableLayer, adaptable_layers, features, match_targets
 from tuneoff.planning.groups import ModuleGroup, group_modules
+from tuneoff.planning.power import Power, study_power
 from tuneoff.study.expand import num_runs
 from tuneoff.study.identity import canonical_json
 from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, MethodSpec
@@ -96,6 +97,8 @@ class Plan(Value):
     """The base's, storage that is shared counted once."""
     precision: str
     arms: tuple[ArmPlan, ...]
+    power: Power | None = None
+    """How often an equivalence would be found; none where there is no pair of arms to compare, or none is trained."""
 
     @property
     def num_runs(self) -> int:
@@ -125,10 +128,12 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
     seen: dict[str, _Measured] = {}
     arms = []
     for arm in study.arms:
-        key = canonical_json(plain(arm.method))  # a published arm and its tuned twin have one shape
+        own = study.for_arm(arm)
+        # A published arm and its tuned twin have one shape.
+        key = canonical_json([plain(arm.method), own.task.max_length, own.gradient_checkpointing])
         if key not in seen:
-            seen[key] = _measure(study, arm, base)
-        arms.append(_arm_plan(study, arm, num_parameters(base), seen[key]))
+            seen[key] = _measure(own, arm, base)
+        arms.append(_arm_plan(own, arm, num_parameters(base), seen[key]))
     return Plan(
         study=study.name,
         model=study.model,
@@ -136,6 +141,7 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
         num_parameters=num_parameters(base),
         precision=study.precision,
         arms=tuple(arms),
+        power=study_power(study),
     )
 
 

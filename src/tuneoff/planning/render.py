@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneoff.planning.plan import ArmPlan, Plan, TargetMatch
+from tuneoff.planning.power import power_text
 from tuneoff.study.labels import bias_label, lora_name
 from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, PeftMethod, PrefixMethod, PromptMethod
 
@@ -26,6 +27,8 @@ def render(plan: Plan) -> RenderableType:
         cost_table(plan),
         Text(totals(plan)),
     ]
+    if plan.power is not None:
+        parts.append(Text(power_text(plan.power)))
     listing = module_listing(plan)
     if listing:
         parts.append(Text(listing))

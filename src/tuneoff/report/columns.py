@@ -147,8 +147,8 @@ def _progress(arm: ArmSummary) -> Cell:
 
 
 def _flags(arm: ArmSummary) -> Cell:
-    labels = [flag.label for flag in arm.flags]
-    return Cell("; ".join(labels) or None, ", ".join(labels), " ".join(f"{flag.message}." for flag in arm.flags))
+    labels = arm.labels
+    return Cell("; ".join(labels) or None, ", ".join(labels), " ".join(f"{message}." for message in labels.values()))
 
 
 NAME = ArmColumn("arm", "arm", "arm", _name, is_number=False)

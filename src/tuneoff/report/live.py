@@ -101,7 +101,7 @@ class Live:
 
     def _finished(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)
-        what = "test split scored" if task.kind == "score" else "done"
+        what = {"score": "test split scored", "explain": "explained"}.get(task.kind, "done")
         self._say(label(task), f"{what}{_validation(body)}{self._count(task)}", style="green")
 
     def _count(self, task: Task) -> str:

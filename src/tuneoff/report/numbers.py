@@ -94,8 +94,12 @@ def percent(value: float) -> str:
 
 
 def interval(estimate: Estimate, decimals: int) -> str:
-    """Return a value with half the width of its interval, which is symmetrical: `41.2 ± 0.6`."""
-    half = "" if estimate.low is None else f" ± {estimate.value - estimate.low:.{decimals}f}"
+    """Return a value with half the width of its interval: `41.2 ± 0.6`.
+
+    Intervals are symmetrical but for those over items alone, whose ends stand in the files.
+    """
+    low, high = estimate.low, estimate.high
+    half = "" if low is None or high is None else f" ± {(high - low) / 2:.{decimals}f}"
     return f"{estimate.value:.{decimals}f}{half}"
 
 

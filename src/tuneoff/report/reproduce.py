@@ -59,7 +59,8 @@ def _arm_mapping(arm: Arm) -> dict[str, Any]:
         body["tune"] = {"lr": list(arm.lr)}
     elif arm.lr:
         body["lr"] = arm.lr[0]
-    return body | ({"assumed": list(arm.assumed)} if arm.assumed else {})
+    body |= {"assumed": list(arm.assumed)} if arm.assumed else {}
+    return body | ({"override": dict(arm.override)} if arm.override else {})
 
 
 def _write_one_line(dumper: yaml.SafeDumper, value: _OneLine) -> yaml.Node:

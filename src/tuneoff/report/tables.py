@@ -13,7 +13,9 @@ from rich.text import Text
 from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import columns as col
+from tuneoff.report.auditing import audit_line, comparable
 from tuneoff.report.columns import ArmColumn, Cell, Column, Raw, Row, columns_of, shown_columns
+from tuneoff.report.comparisons import comparison_fields, comparison_tables, comparisons_markdown
 from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, narrow_columns, texts_note, texts_of
 from tuneoff.report.text import clean, markdown, spreadsheet
 from tuneoff.study.records import Record, TestRecord
@@ -43,8 +45,10 @@ class StudyTable:
         wide = self._table(columns_of(self.summary).all)
         yield from [wide] if fits(wide) else self._narrow(fits)
         yield from self._texts(fits)
+        yield from comparison_tables(self.summary)
         yield Text("")
         yield Text(clean(self.summary.verdict), style="bold")
+        yield Text(audit_line(self.summary.audit), style="dim")
         for caveat in self.summary.caveats:
             yield Text(f"- {clean(caveat)}")
 
@@ -151,6 +155,8 @@ def rows(summary: Summary) -> list[dict[str, Raw]]:
     shown = columns_of(summary).all
     return [
         {key: value for column in shown for key, value in _fields(column, column.cell(arm)).items()}
+        | comparison_fields(summary, arm.name)
+        | comparable(arm)
         for arm in summary.ranked
     ]
 
@@ -186,9 +192,11 @@ def to_markdown(summary: Summary) -> str:
     arms, found = summary.ranked, columns_of(summary)
     candidates = (col.NAME, *found.results, col.FLAGS, *found.method, *found.costs)
     lines = [f"# {markdown(summary.study)}", "", f"**{markdown(summary.verdict)}**", "", f"{progress(summary)}.", ""]
+    lines += [f"{audit_line(summary.audit)}", ""] if audit_line(summary.audit) else []
     lines += [f"- {markdown(caveat)}" for caveat in summary.caveats]
     lines += [""] if summary.caveats else []
     lines += _markdown_table(shown_columns(candidates, arms), arms)
+    lines += comparisons_markdown(summary)
     texts = texts_of(summary)
     if texts:
         lines += ["", "## Decoding", "", markdown(texts_note(summary)), ""]

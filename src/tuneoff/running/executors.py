@@ -227,6 +227,7 @@ def _work(job: Job, connection: Connection) -> None:
 def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     from filelock import Timeout
 
+    from tuneoff.running.explain import explain_run
     from tuneoff.running.session import Place
     from tuneoff.running.store import Store
     from tuneoff.running.trial import score_run, train_runs
@@ -239,7 +240,10 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     try:
         with store.lock(task.run.run_id):
             place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch)
-            if task.kind == "score" and task.testing is not None:
+            if task.kind == "explain" and task.explaining is not None:
+                if not task.explaining.is_met_by(store.explained(task.run.run_id)):
+                    explain_run(task.run, place, tell, task.explaining)
+            elif task.kind == "score" and task.testing is not None:
                 test = store.test(task.run.run_id, verify=True)
                 if test is None or test.testing != task.testing:
                     if task.run.lr is not None and store.weights(task.run.run_id) is None:

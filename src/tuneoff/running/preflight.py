@@ -7,8 +7,10 @@ import numpy as np
 from tuneoff.data.batching import num_steps
 from tuneoff.data.metrics import check_metrics
 from tuneoff.data.prepare import prepare
+from tuneoff.data.retention import prepare_retention
 from tuneoff.evaluation.generation import check_lengths
 from tuneoff.planning.plan import Plan, plan
+from tuneoff.study.identity import task_key
 from tuneoff.study.spec import Study
 from tuneoff.study.value import Value
 from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
@@ -29,10 +31,12 @@ class Preflight(Value):
     """Optimizer steps of each run."""
     num_epochs: float
     """The same in passes over the training split."""
-    data_sha256: str
-    """Hash of the tokenised splits."""
+    data_sha256: dict[str, str]
+    """Hash of the tokenised splits, by the task's key: arms may override the template or the length."""
     model_sha256: str
     """Hash of the base's configuration and weights."""
+    retention_sha256: str = ""
+    """Hash of the tokenised retention text; empty where none is asked for."""
 
     def lines(self) -> Iterator[str]:
         """Yield what a person should know before the run starts."""
@@ -48,7 +52,6 @@ def preflight(study: Study) -> Preflight:
     Raises:
         TuneoffError: the first thing that is wrong.
     """
-    check_precision(study.precision)
     check_metrics(study.task.metric_names, study.root)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
     planned = plan(study)  # what is wrong with the arms is said before the data are read
@@ -60,19 +63,29 @@ def preflight(study: Study) -> Preflight:
     data = prepare(study.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
     if data.classes:  # how many there are, and so how wide the heads, the data alone tell
         planned = plan(study, len(data.classes))
+    hashes = {task_key(study.task): data.sha256}
+    for own in map(study.for_arm, study.arms):
+        check_precision(own.precision)
+        if task_key(own.task) not in hashes:
+            other = prepare(own.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
+            hashes[task_key(own.task)] = other.sha256
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     if data.prompts is not None and study.testing.decoding:
         num_virtual = max((arm.num_virtual_tokens for arm in planned.arms), default=0)
         lengths = np.diff(data.prompts.offsets)[: study.generate.limit]
         check_lengths(lengths.tolist(), study.generate, context, num_virtual)
+    general = None
+    if study.retention is not None:
+        general = prepare_retention(study.retention, study.task, tokenizer, study.root)
     steps = num_steps(study.budget, data.train)
     return Preflight(
         plan=planned,
-        notes=(*tokenizer_notes(tokenizer), *data.notes),
+        notes=(*tokenizer_notes(tokenizer), *data.notes, *(general.notes if general is not None else ())),
         num_sequences={name: len(split) for name, split in splits.items()},
         num_target_tokens={name: split.num_target_tokens for name, split in splits.items()},
         num_steps=steps,
         num_epochs=steps * study.budget.batch_size / len(data.train),
-        data_sha256=data.sha256,
+        data_sha256=hashes,
         model_sha256=model_sha256,
+        retention_sha256=general.sha256 if general is not None else "",
     )

@@ -3,14 +3,17 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tuneoff.analysis.selection import is_current
 from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_mean
 from tuneoff.running.events import Event, Listener
 from tuneoff.running.executors import Job, LocalExecutor, Message
-from tuneoff.running.schedule import Task, ready_tasks, unchosen
+from tuneoff.running.schedule import Explained, Task, ready_tasks, unchosen
 from tuneoff.running.store import FULL_WEIGHTS, Store
+from tuneoff.study.expand import base_run
+from tuneoff.study.explained import Explaining, ExplainRecord
+from tuneoff.study.identity import task_key
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 
@@ -33,10 +36,12 @@ class Options:
     num_jobs: int = 1
     num_threads: int | None = None
     listener: Listener = lambda event: None
-    data_sha256: str = ""
-    """Hash of the splits as they are now; a finished run on others is done again. Empty does not look."""
+    data_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each task's splits as they are now (by `task_key`); a finished run on others is done again."""
     model_sha256: str = ""
     """Hash of the base as it is now, likewise."""
+    retention_sha256: str = ""
+    """Hash of the retention text's tokens as they are now; runs that were scored on another text are scored anew."""
 
 
 class StudyRunner:
@@ -53,11 +58,18 @@ class StudyRunner:
         self.store = store
         self.options = options
         self.arms = select_arms(study, options.only)
+        self.explaining = Explaining(
+            asked=study.explain,
+            retention=study.retention,
+            retention_sha256=options.retention_sha256,
+            model_sha256=options.model_sha256,
+        )
         self.failed: dict[str, str] = {}
         """Runs that crashed or were killed in this sitting, with what is known of it."""
         self._busy_until: dict[str, float] = {}
         self._micro_batch: dict[str, int] = {}
         self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
+        self._explained: dict[str, ExplainRecord] = {}
 
     def run(self) -> None:
         """Do everything that is left.
@@ -89,9 +101,10 @@ class StudyRunner:
     def _fill(self, executor: LocalExecutor) -> bool:
         """Start what there is room for; return whether anything is left that waits for another process."""
         records, tests = self._finished()
+        explained = self._worked_out(tests)
         at_work = {child.job.task.run.run_id for child in executor.children}
         waiting = False
-        for task in ready_tasks(self.study, self.arms, records, tests):
+        for task in ready_tasks(self.study, self.arms, records, tests, explained):
             run_id = task.run.run_id
             if run_id in self.failed or run_id in at_work:
                 continue
@@ -102,7 +115,7 @@ class StudyRunner:
                 break
             at_work.add(run_id)
             self._start(executor, task)
-        self._prune(records, tests)
+        self._prune(records, tests, explained)
         return waiting
 
     def _start(self, executor: LocalExecutor, task: Task) -> None:
@@ -135,11 +148,25 @@ class StudyRunner:
         records = {run_id: record for run_id, (record, _) in self._verified.items()}
         return records, {run_id: test for run_id, (_, test) in self._verified.items() if test is not None}
 
+    def _worked_out(self, tests: Mapping[str, TestRecord]) -> Explained:
+        """Return what is to be worked out of tested runs, and what is there of it, each file read once in a sitting."""
+        if not self.explaining.is_empty:
+            current = [run_id for run_id, test in tests.items() if is_current(test, self.study)]
+            for run_id in (base_run(self.study).run_id, *current):
+                if run_id not in self._explained:
+                    found = self.store.explained(run_id)
+                    if found is not None and self.explaining.is_met_by(found):
+                        self._explained[run_id] = found
+        return Explained(wanted=self.explaining, records=self._explained)
+
     def _unless_stale(self, record: Record | None) -> Record | None:
         """Pass a record on; one of other data or another base is set aside, and its run is done again."""
         if record is None:
             return None
-        now = {"data": self.options.data_sha256, "base model": self.options.model_sha256}
+        now = {
+            "data": self.options.data_sha256.get(task_key(record.run.task), ""),
+            "base model": self.options.model_sha256,
+        }
         then = {"data": record.provenance.data_sha256, "base model": record.provenance.model_sha256}
         changed = [what for what, sha256 in now.items() if sha256 and sha256 != then[what]]
         if not changed:
@@ -161,7 +188,10 @@ class StudyRunner:
         elif message.kind == "busy":
             self._busy_until[run_id] = time.monotonic() + BUSY_WAIT_S
             self.options.listener(Event("busy", task))
+        elif message.kind == "done" and task.kind == "explain":
+            self.options.listener(Event("finished", task))
         elif message.kind == "done":
+            self._explained.pop(run_id, None)  # what was worked out before went with the old record
             record = self.store.record(run_id)
             is_sound = record is not None and record.status == "done"
             loss = record.validation.loss_nats if record is not None and record.validation is not None else None
@@ -172,19 +202,23 @@ class StudyRunner:
 
     def _error(self, task: Task, error: TuneoffError) -> None:
         """Halve the micro-batch after an out-of-memory; anything else is bad input and ends the study."""
+        run_id = task.run.run_id
+        if task.kind == "explain":  # what was trained and tested stands, whatever comes of this
+            self.failed[run_id] = f"could not be explained ({error})"
+            self.options.listener(Event("failed", task, {"what": self.failed[run_id]}))
+            return
         if not isinstance(error, InfeasibleError):
             raise error
-        run_id = task.run.run_id
         micro_batch = int((self.store.setup(run_id) or {}).get("micro_batch", 2))
         self._micro_batch[run_id] = micro_batch // 2
         what = f"out of memory; trying again with a micro-batch of {micro_batch // 2} (the effective batch stays)"
         self.options.listener(Event("problem", task, {"what": what}))
 
-    def _prune(self, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> None:
+    def _prune(self, records: Mapping[str, Record], tests: Mapping[str, TestRecord], explained: Explained) -> None:
         """Remove full weights that nothing will read again; adapters are small and stay."""
         gone = list(unchosen(self.study, records))
         if self.study.keep == "none":
-            gone += [run_id for run_id in tests if run_id in records]
+            gone += [run_id for run_id in tests if run_id in records and not explained.is_left(records[run_id].run)]
         for run_id in gone:
             (self.store.run_folder(run_id) / FULL_WEIGHTS).unlink(missing_ok=True)
 

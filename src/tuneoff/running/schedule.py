@@ -4,10 +4,12 @@ Every arm at its first seed before any second one.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from tuneoff.analysis.selection import choose_rate, is_current
-from tuneoff.study.expand import chosen_runs, trials
+from tuneoff.study.expand import base_run, chosen_runs, trials
+from tuneoff.study.explained import Explaining, ExplainRecord
 from tuneoff.study.identity import Run
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Arm, Study
@@ -18,16 +20,35 @@ from tuneoff.study.value import Value
 class Task(Value):
     """One thing for a child process to do."""
 
-    kind: Literal["train", "score"]
-    """Train (and validate), or read the test split with weights that are there."""
+    kind: Literal["train", "score", "explain"]
+    """Train (and validate), read the test split with weights that are there, or work out what these became."""
     arm: str
     run: Run
     testing: Testing | None = None
     """How to read the test split; of a training task, right after it, as the rate is chosen already."""
+    explaining: Explaining | None = None
+    """What to work out."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What is to be worked out of tested runs, and what has been."""
+
+    wanted: Explaining
+    records: Mapping[str, ExplainRecord]
+
+    def is_left(self, run: Run) -> bool:
+        """Whether something is to be worked out of a run and has not been."""
+        nothing = run.method.method == "none" and not (self.wanted.asked.samples or self.wanted.retention)
+        return not (nothing or self.wanted.is_empty or self.wanted.is_met_by(self.records.get(run.run_id)))
 
 
 def ready_tasks(
-    study: Study, arms: tuple[Arm, ...], records: Mapping[str, Record], tests: Mapping[str, TestRecord]
+    study: Study,
+    arms: tuple[Arm, ...],
+    records: Mapping[str, Record],
+    tests: Mapping[str, TestRecord],
+    explained: Explained | None = None,
 ) -> Iterator[Task]:
     """Yield what can be done now, most urgent first; what waits for a rate to be chosen is not among it.
 
@@ -36,6 +57,7 @@ def ready_tasks(
         arms: those to work on.
         records: finished runs.
         tests: readings of the test split.
+        explained: what is to be worked out of them beside; none works out nothing.
     """
     for arm in arms:
         for run in trials(study, arm):
@@ -44,6 +66,8 @@ def ready_tasks(
     for index in range(len(study.seeds)):
         for arm in arms:
             yield from _seed(study, arm, index, records, tests)
+        if explained is not None:
+            yield from _explain(study, arms, index, records, tests, explained)
 
 
 def _seed(
@@ -62,6 +86,25 @@ def _seed(
             yield Task(kind="train", arm=arm.name, run=run, testing=study.testing)
     elif record.status == "done" and not is_current(tests.get(run.run_id), study):
         yield Task(kind="score", arm=arm.name, run=run, testing=study.testing)
+
+
+def _explain(
+    study: Study,
+    arms: tuple[Arm, ...],
+    index: int,
+    records: Mapping[str, Record],
+    tests: Mapping[str, TestRecord],
+    explained: Explained,
+) -> Iterator[Task]:
+    """Yield the tested runs of one seed of which something is to be worked out; first the base, on general text."""
+    base = base_run(study)
+    if index == 0 and explained.wanted.retention is not None and base.run_id not in records and explained.is_left(base):
+        yield Task(kind="explain", arm="base", run=base, explaining=explained.wanted)
+    for arm in arms:
+        runs = chosen_runs(study, arm, choose_rate(study, arm, records))[index : index + 1]
+        for run in runs:
+            if is_current(tests.get(run.run_id), study) and run.run_id in records and explained.is_left(run):
+                yield Task(kind="explain", arm=arm.name, run=run, explaining=explained.wanted)
 
 
 def unchosen(study: Study, records: Mapping[str, Record]) -> Iterator[str]:

@@ -75,8 +75,14 @@ class Session:
         return self.runs[0]
 
 
-def open_session(runs: Sequence[Run], place: Place) -> Session:
-    """Load base, tokenizer and data, and adapt the base."""
+def open_session(runs: Sequence[Run], place: Place, *, is_afterwards: bool = False) -> Session:
+    """Load base, tokenizer and data, and adapt the base.
+
+    Args:
+        runs: what is worked on.
+        place: where.
+        is_afterwards: whether all that is recorded is done, so that what its bits depended on stays as it was stored.
+    """
     first = runs[0]
     setup = _settle_setup(runs, place)
     runtime = open_runtime(first.precision, setup["num_threads"])
@@ -85,7 +91,8 @@ def open_session(runs: Sequence[Run], place: Place) -> Session:
     config = load_config(first.model, place.root, first.revision, first.trust_remote_code)
     context_length = getattr(config.get_text_config(), "max_position_embeddings", None)
     data = prepare(first.task, tokenizer, place.root, context_length, trust_remote_code=first.trust_remote_code)
-    _guard_checkpoint(runs, place, setup, data.sha256)
+    if not is_afterwards:
+        _guard_checkpoint(runs, place, setup, data.sha256)
     problem = ""
     with meter.phase("load"):
         try:

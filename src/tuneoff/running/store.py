@@ -178,7 +178,8 @@ class Store:
         self._write(self.run_folder(record.run_id) / RECORD_FILE, to_json(record))
 
     def write_test(self, test: TestRecord) -> None:
-        """Write a run's reading of the test split."""
+        """Write a run's reading of the test split. What was worked out beside an earlier one goes."""
+        (self.run_folder(test.run_id) / EXPLAIN_FILE).unlink(missing_ok=True)
         self._write(self.run_folder(test.run_id) / TEST_FILE, to_json(test))
 
     def write_explained(self, record: ExplainRecord) -> None:

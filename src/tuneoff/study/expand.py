@@ -9,10 +9,11 @@ from typing import Any
 
 from tuneoff.errors import StudyError, did_you_mean
 from tuneoff.study.identity import Run, make_run
-from tuneoff.study.methods import DEFAULT_RATES, METHODS, UNTRAINED_METHODS
+from tuneoff.study.methods import DEFAULT_RATES, METHODS, UNTRAINED_METHODS, NoneMethod
+from tuneoff.study.overriding import check_override
 from tuneoff.study.spec import Arm, Study
 
-NOT_OF_THE_METHOD = ("lr", "tune", "assumed")
+NOT_OF_THE_METHOD = ("lr", "tune", "assumed", "override")
 
 
 def expand_arms(arms: Any) -> list[dict[str, Any]]:
@@ -45,6 +46,8 @@ def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
             raise StudyError(
                 f"{path}.{key}: unknown key; {name} takes {', '.join(allowed)}.{did_you_mean(str(key), allowed)}"
             )
+    if "override" in body:
+        check_override(path, body["override"])
     rates = _rates(path, name, body)
     own = {key: value for key, value in body.items() if key not in NOT_OF_THE_METHOD}
     grids = {key: value for key, value in own.items() if _is_grid(fields[key].annotation, value)}
@@ -60,6 +63,7 @@ def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
             "method": own | chosen,
             "lr": rates,
             "assumed": body.get("assumed", ()),
+            "override": body.get("override", {}),
         }
 
 
@@ -136,6 +140,11 @@ def chosen_runs(study: Study, arm: Arm, lr: float | None) -> tuple[Run, ...]:
     if not arm.is_trained:
         return trials(study, arm)
     return tuple(make_run(study, arm, lr, seed) for seed in study.seeds)
+
+
+def base_run(study: Study) -> Run:
+    """Return the run of the base as it is: a zero-shot arm's, whether or not the study has one."""
+    return make_run(study, Arm(name="base", family="base", method=NoneMethod(method="none")), None, None)
 
 
 def num_runs(study: Study, arm: Arm) -> int:

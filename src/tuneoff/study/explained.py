@@ -61,12 +61,47 @@ class Retention(Value):
     """Of each independent unit of the text; their mean is the loss (see `tuneoff.data.items`)."""
 
 
+class Explaining(Value):
+    """All that an explanation depends on beside the run and its reading of the test split."""
+
+    asked: ExplainSpec
+    retention: str | None = None
+    """File with the general text, or `demo`."""
+    retention_sha256: str = ""
+    """Hash of its tokens as they are now; empty where none is asked for, or where nobody looked."""
+    model_sha256: str = ""
+    """Hash of the base as it is now; empty where nobody looked."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked for."""
+        return not (self.asked.weights or self.asked.samples or self.retention is not None)
+
+    def is_met_by(self, record: "ExplainRecord | None") -> bool:
+        """Whether an explanation is there and is what is asked for; another is made anew."""
+        if (
+            record is None
+            or record.asked != self.asked
+            or bool(record.retention_sha256) != (self.retention is not None)
+        ):
+            return False
+        return all(
+            now in ("", then)
+            for now, then in (
+                (self.retention_sha256, record.retention_sha256),
+                (self.model_sha256, record.model_sha256),
+            )
+        )
+
+
 class ExplainRecord(Value):
     """What was worked out of a finished run."""
 
     version: int = RECORD_VERSION
     run_id: str
     asked: ExplainSpec
+    model_sha256: str = ""
+    """Hash of the base; of a base that no arm stands for there is no other record."""
     retention_sha256: str = ""
     """Hash of the retention text's tokens; empty where none was asked for."""
     retention: Retention | None = None

@@ -56,21 +56,27 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def task_key(task: TaskSpec) -> str:
+    """Return what names a task's data: all of it but the metrics, which belong to the test."""
+    return digest(plain(task.model_copy(update={"metrics": None})))
+
+
 def make_run(study: Study, arm: Arm, lr: float | None, seed: int | None) -> Run:
     """Return the run of `arm` at one learning rate and seed."""
+    own = study.for_arm(arm)
     return Run(
-        model=study.model,
-        revision=study.revision,
-        trust_remote_code=study.trust_remote_code,
-        task=study.task.model_copy(update={"metrics": None}),  # they belong to the test, not to the run
-        budget=study.budget,
-        precision=study.precision,
-        optimizer=study.optimizer,
-        evaluate=study.evaluate,
-        keep="last" if study.keep == "last" else "best",
-        gradient_checkpointing=study.gradient_checkpointing,
+        model=own.model,
+        revision=own.revision,
+        trust_remote_code=own.trust_remote_code,
+        task=own.task.model_copy(update={"metrics": None}),  # they belong to the test, not to the run
+        budget=own.budget,
+        precision=own.precision,
+        optimizer=own.optimizer,
+        evaluate=own.evaluate,
+        keep="last" if own.keep == "last" else "best",
+        gradient_checkpointing=own.gradient_checkpointing,
         method=arm.method,
         lr=lr,
         seed=seed,
-        micro_batch=study.micro_batch,
+        micro_batch=own.micro_batch,
     )

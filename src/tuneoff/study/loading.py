@@ -204,7 +204,7 @@ def _assign_one(raw: dict[str, Any], key: str, value: Any, label: str) -> None:
 
 def _is_path_key(key: str) -> bool:
     return (
-        key in ("model", "task.data")
+        key in ("model", "task.data", "retention")
         or key.startswith("task.splits.")
         or (key.startswith("arms.") and key.endswith(".path"))
     )

@@ -10,11 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tuneoff.errors import did_you_mean
 from tuneoff.study.methods import UNTRAINED_METHODS, MethodSpec
-from tuneoff.study.options import ExplainSpec, Invariant, Tracker, TuningSpec
+from tuneoff.study.options import ExplainSpec, Invariant
+from tuneoff.study.overriding import merged
 from tuneoff.study.testing import (
     CLASS_METRICS,
     DEFAULT_METRICS,
@@ -27,7 +36,7 @@ from tuneoff.study.testing import (
     TaskKind,
     Testing,
 )
-from tuneoff.study.value import Value
+from tuneoff.study.value import Value, plain
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names become folder names, so they may hold no separator and may not start with a dot."""
@@ -215,8 +224,6 @@ class Arm(Value):
     """Candidate learning rates, rising; one is an arm that is not tuned, none an arm that is not trained."""
     assumed: tuple[str, ...] = ()
     """Hyperparameters whose published value is not known."""
-    is_extended: bool = False
-    """Whether `lr` is where the search starts (`tune: {lr: auto}`), and is extended while the best lies at an edge."""
     override: Mapping[str, Any] = {}
     """What this arm has otherwise than the study, such as `{budget: {steps: 100}}`; the audit names it."""
 
@@ -261,14 +268,11 @@ class Study(Value):
     generate: GenerateSpec = GenerateSpec()
     margin: PositiveFloat | None = None
     """How close counts as equal, in the primary metric's unit; none is 1 point, or 0.01 nats per token of loss."""
-    tuning: TuningSpec = TuningSpec()
     retention: str | None = None
     """General text (a file) on which forgetting is measured: its loss after training minus before."""
     explain: ExplainSpec = ExplainSpec()
     declare: tuple[Invariant, ...] = ()
     """Differences between arms that are meant: the audit says them and does not count them against the comparison."""
-    trackers: tuple[Tracker, ...] = ()
-    """Where learning curves are sent beside the store; nothing is sent over a network unless the tracker is set so."""
     gradient_checkpointing: bool = False
     """Work activations out again in the backward pass: less memory, more time, the same gradient."""
     micro_batch: PositiveInt | None = None
@@ -296,6 +300,15 @@ class Study(Value):
             raise ValueError(f"two arms have the same name: {', '.join(double)}; rename one")
         return self
 
+    @model_validator(mode="after")
+    def _has_a_text_head(self) -> Self:
+        if self.retention is not None and self.task.kind == "classification":
+            raise ValueError(
+                f"retention: found {self.retention!r}; a model that is trained for kind: classification has no "
+                "language-model head, so it predicts no text. Leave retention out."
+            )
+        return self
+
     @field_validator("decoding", mode="before")
     @classmethod
     def _listed(cls, decoding: object) -> object:
@@ -309,6 +322,26 @@ class Study(Value):
         if double:
             raise ValueError(f"two strategies are the same but for their samples: {', '.join(double)}; leave one out")
         return decoding
+
+    @model_validator(mode="after")
+    def _overrides(self) -> Self:
+        for arm in self.arms:
+            try:
+                self.for_arm(arm)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(["arms", arm.name, "override", *map(str, first["loc"])])
+                message = first["msg"].removeprefix("Value error, ")
+                raise ValueError(f"{where}: {message}; found {first['input']!r}") from None
+        return self
+
+    def for_arm(self, arm: Arm) -> "Study":
+        """Return the study as one arm has it: itself, or with what the arm overrides."""
+        if not arm.override:
+            return self
+        bare = arm.model_copy(update={"override": {}})
+        body = merged(plain(self), arm.override) | {"arms": [plain(bare)], "root": self.root}
+        return Study.model_validate(body)
 
     @property
     def primary_metric(self) -> str:
