@@ -56,8 +56,8 @@ class LayerEstimates(Value):
 
     module: str
     shape: tuple[int, int]
-    relative_norm: Estimate
-    """Frobenius norm of the change over that of the base's matrix."""
+    relative_norm: Estimate | None
+    """Frobenius norm of the change over that of the base's matrix; none where that is zero."""
     effective_rank: Estimate | None
     rank_90: Estimate | None
     """Directions that carry 90 % of the change's squared norm."""
@@ -74,7 +74,7 @@ class Weights(Value):
     layers: tuple[LayerEstimates, ...]
     spectrum: tuple[float, ...]
     """Singular values of the change over the largest one, mean over layers and seeds."""
-    relative_norm: Estimate
+    relative_norm: Estimate | None
     """Of all changed matrices together."""
     num_intruders: Estimate
     """Sum over layers."""
@@ -92,6 +92,10 @@ class Forgetting(Value):
     arm: str
     difference: Estimate
     """Loss on the retention text after training minus before, nats per token."""
+    reference: str = ""
+    """Full fine-tuning's arm, where there is another one."""
+    beyond_reference: Estimate | None = None
+    """What this arm forgets minus what the reference does, on the same seeds and units of the text."""
 
 
 class Capacity(Value):
@@ -102,7 +106,7 @@ class Capacity(Value):
     num_target_tokens: int
     """That the run was trained on, repeats counted."""
     num_unique_target_tokens: int | None
-    """Of the training split, where it is known."""
+    """Those of them that are no repeats: of the training split, or of the part of it that the budget reaches."""
 
 
 class Frontier(Value):
@@ -112,7 +116,7 @@ class Frontier(Value):
     arms: tuple[str, ...]
     """From the cheapest to the best."""
     contested: tuple[str, ...]
-    """Arms beaten by a cheaper one, but not for certain: the test does not tell the two apart."""
+    """Arms beaten by one that costs no more, but not for certain: the test does not tell the two apart."""
 
 
 class Explanation(Value):
@@ -120,6 +124,8 @@ class Explanation(Value):
 
     sentences: tuple[str, ...] = ()
     """What it comes to, a sentence each, the most telling first."""
+    loss_margin_nats: float = 0.01
+    """How far above the reference's validation loss counts as having left its curve."""
     leaving: tuple[Leaving, ...] = ()
     optima: tuple[Optimum, ...] = ()
     ratios: tuple[OptimumRatio, ...] = ()
