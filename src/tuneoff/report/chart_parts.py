@@ -32,6 +32,7 @@ def score_title(measure: Measure) -> str:
 
 
 def score_tips(measure: Measure) -> list[alt.Tooltip]:
+    """Return what a tooltip says of a test score."""
     form = f".{measure.decimals + 1}f"
     return [
         alt.Tooltip("score:Q", title=f"test {clean(measure.label)}", format=form),

@@ -22,7 +22,7 @@ from tuneoff.report.chart_parts import (
     whiskers,
 )
 from tuneoff.report.look import PAPER, Arms, finished
-from tuneoff.report.points import Point
+from tuneoff.report.points import Point, arms_in
 from tuneoff.report.points_why import (
     capacity_points,
     forgetting_points,
@@ -62,7 +62,7 @@ def gap_chart(
     across = alt.X(f"{x}:Q", title=title, scale=scale_of(scale, nice=False), axis=axis)
     named = f"above {points[0]['reference']}" if len({point["reference"] for point in points}) == 1 else "above it"
     up = alt.Y("gap:Q", title=f"validation loss {named}, {arms.summary.loss_unit}", scale=scale_of("linear"))
-    arm = arms.channels()
+    arm = arms.channels(arms_in(points))
     shown = {"arm": ("arm", ""), title: (x, ","), "above": ("gap", "+.4f")}
     shown |= {"lowest seed": ("low", "+.4f"), "highest seed": ("high", "+.4f")}
     ring = left.mark_point(size=260, filled=False, strokeWidth=2, stroke=arms.look.ink, shape="circle")
@@ -97,7 +97,7 @@ def spectrum_chart(points: Sequence[Point], arms: Arms, *, scale: Axis = "log") 
     axis = alt.Axis(format="~g", tickCount=6, labelOverlap="greedy")
     up = alt.Y("value:Q", title="singular value over the largest", scale=scale_of(scale), axis=axis)
     shown = {"arm": ("arm", ""), "direction": ("direction", "d"), "over the largest": ("value", ".3~g")}
-    return _lines(arms, across, up, shown)
+    return _lines(points, arms, across, up, shown)
 
 
 def held_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
@@ -118,13 +118,15 @@ def held_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
     shown = {"arm": ("arm", ""), "rank": ("rank", "d"), "held, %": ("held", ".1f")}
     if any(point["low"] is not None for point in points):
         shown |= {"95 % from": ("low", ".1f"), "95 % to": ("high", ".1f")}
-    return _lines(arms, across, up, shown)
+    return _lines(points, arms, across, up, shown)
 
 
-def _lines(arms: Arms, across: alt.X, up: alt.Y, shown: Mapping[str, tuple[str, str]]) -> alt.LayerChart:
+def _lines(
+    points: Sequence[Point], arms: Arms, across: alt.X, up: alt.Y, shown: Mapping[str, tuple[str, str]]
+) -> alt.LayerChart:
     """Return a line with points for each arm."""
     chart = alt.Chart(alt.NamedData(ROWS))
-    arm = arms.channels()
+    arm = arms.channels(arms_in(points))
     return finished(
         arms.look,
         260,
@@ -160,7 +162,7 @@ def module_chart(points: Sequence[Point], arms: Arms, change: Change, *, kind: i
     across = alt.X("layer:Q", title="layer", scale=scale_of("linear", nice=False, padding=10), axis=axis)
     up = alt.Y("value:Q", title=title, scale=scale)
     shown = {"arm": ("arm", ""), "layer": ("layer", "d"), "value": ("value", form)}
-    arm = arms.channels()
+    arm = arms.channels(arms_in(points))
     return finished(
         arms.look,
         260,
@@ -194,7 +196,7 @@ def forgetting_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
         alt.Tooltip("to:Q", title="95 % to", format="+.4f"),
         *score_tips(arms.summary.primary),
     ]
-    arm = arms.channels()
+    arm = arms.channels(arms_in(points))
     return finished(
         arms.look,
         280,
@@ -229,7 +231,7 @@ def capacity_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
         alt.Tooltip("tokens:Q", title=targets_word(arms.summary), format=","),
         *score_tips(arms.summary.primary),
     ]
-    arm = arms.channels()
+    arm = arms.channels(arms_in(points))
     return finished(
         arms.look,
         280,

@@ -13,7 +13,7 @@ from tuneoff.report.chart_parts import ROWS
 from tuneoff.report.points import Point, arms_in
 from tuneoff.report.text import clean
 
-WIDE, NARROW = 1080, 320
+WIDE, HALF, NARROW = 1080, 520, 320
 """Pixels of a chart's picture; where there is less room the browser shrinks it."""
 
 MAX_PICTURE_ARMS = 24
@@ -52,6 +52,8 @@ class Panel:
         points: the data.
         width: pixels of its picture.
         controls: the choices.
+        title: its heading, where the page has none of its own for it.
+        note: how to read it, in a sentence or two.
     """
 
     key: str
@@ -60,6 +62,8 @@ class Panel:
     points: Sequence[Point]
     width: int = WIDE
     controls: tuple[Control, ...] = ()
+    title: str = ""
+    note: str = ""
 
     def picture(self) -> Markup:
         """Return the first variant as SVG, for where JavaScript is off. Vega escapes the texts in it."""

@@ -1,25 +1,22 @@
 """The page's charts: which there are, what each can be switched to, and the numbers behind them as tables."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
-import altair as alt
-import vl_convert
-from markupsafe import Markup
-
+from tuneoff.analysis.explanation import NOTHING, Explanation
 from tuneoff.analysis.values import Summary
 from tuneoff.report import charts, numbers
-from tuneoff.report.charts import Across, Axis
+from tuneoff.report.chart_parts import Across, Axis, targets_word
+from tuneoff.report.charts_compare import forest_chart
 from tuneoff.report.look import PAGE, Arms
+from tuneoff.report.panel import NARROW, Control, Numbers, Panel
 from tuneoff.report.points import (
     CurveLine,
     Point,
-    arms_in,
     cost_points,
+    difference_points,
     learning_points,
+    optimum_points,
     rate_points,
     tradeoff_points,
 )
@@ -29,17 +26,37 @@ MAX_TABLE_STEPS = 12
 """Rows of the table behind the learning curves; the chart has them all."""
 
 
-def panels(summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> dict[str, Panel]:
+def panels(
+    summary: Summary, curves: Mapping[str, Sequence[CurveLine]], explanation: Explanation = NOTHING
+) -> dict[str, Panel]:
     """Return the panels that have something to show, by key.
 
     Args:
         summary: what is known.
         curves: the lines of each run's `curve.jsonl`.
+        explanation: where the best rates lie, and which arms are on a frontier.
     """
     arms = Arms(summary, PAGE)
-    found = (*_learning(arms, learning_points(summary, curves)), *_rates(arms, rate_points(summary)))
-    found += (*_tradeoff(arms, tradeoff_points(summary)), *_costs(arms, cost_points(summary)))
+    found = (*_differences(arms, difference_points(summary)), *_learning(arms, learning_points(summary, curves)))
+    found += _rates(arms, [*rate_points(summary), *optimum_points(explanation)])
+    found += (*_tradeoff(arms, tradeoff_points(summary)), *_costs(arms, cost_points(summary, explanation)))
     return {panel.key: panel for panel in found}
+
+
+def _differences(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
+    if not points:
+        return ()
+    others = {point["reference"]: clean(point["other"]) for point in points}
+    names = tuple(others.values())
+    return (
+        Panel(
+            key="differences",
+            label=f"Difference of every arm to {' and to '.join(names)}, with its 95 % interval",
+            variants=tuple(forest_chart(points, arms, reference=place) for place in others),
+            points=points,
+            controls=(Control("against", names),) if len(names) > 1 else (),
+        ),
+    )
 
 
 def _learning(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
@@ -53,7 +70,7 @@ def _learning(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
             label="Loss while training, for every arm",
             variants=tuple(charts.learning_chart(points, arms, x=x, scale=scale) for x, scale in product(ways, scales)),
             points=points,
-            controls=(Control("against", ("steps", charts.targets_word(arms.summary))), Control("axes", scales)),
+            controls=(Control("against", ("steps", targets_word(arms.summary))), Control("axes", scales)),
         ),
     )
 

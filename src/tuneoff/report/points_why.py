@@ -113,7 +113,7 @@ def kinds_of(explanation: Explanation) -> dict[str, str]:
 
 
 def kind_and_layer(module: str) -> tuple[str, int | None]:
-    """Return the kind of a module and its layer: `h.3.mlp.c_fc` is the `h.mlp.c_fc` of layer 3; none without a number."""
+    """Return the kind of a module and its layer, if any: `h.3.mlp.c_fc` is the `h.mlp.c_fc` of layer 3."""
     parts = module.split(".")
     numbers = [int(part) for part in parts if part.isdecimal()]
     return ".".join(part for part in parts if not part.isdecimal()) or module, numbers[0] if numbers else None
