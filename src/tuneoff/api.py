@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tuneoff.errors import StoreError, StudyError
-from tuneoff.study.explained import ExplainRecord
+from tuneoff.study.explained import ExplainRecord, Sample
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
@@ -119,7 +119,24 @@ class Result:
             )
         curves = {run_id: self.store.curve(run_id) for run_id in records}
         summary = summarise(self.study, records, tests, self.items(tests))
-        return write_report(folder or self.store.folder, self.study, summary, curves, records, tests, figures)
+        return write_report(
+            folder or self.store.folder,
+            self.study,
+            summary,
+            curves,
+            records,
+            tests,
+            figures,
+            samples=self._samples(summary),
+        )
+
+    def _samples(self, summary: "Summary") -> dict[str, tuple[Sample, ...]]:
+        """Return what each arm wrote at its first seed, or at the first that is known, by the arm's name."""
+        found = {}
+        for arm in summary.arms:
+            records = (self.store.explained(run_id) for run_id in arm.chosen_run_ids)
+            found[arm.name] = next((one.samples for one in records if one is not None and one.samples), ())
+        return {name: samples for name, samples in found.items() if samples}
 
 
 def load(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Study:

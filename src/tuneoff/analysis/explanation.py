@@ -137,3 +137,7 @@ class Explanation(Value):
     frontiers: tuple[Frontier, ...] = ()
     notes: tuple[str, ...] = ()
     """What could not be worked out, and why."""
+
+
+NOTHING = Explanation()
+"""What is known where nothing was worked out."""

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito (2008), which people with any colour vision t
 vanishes on white. Shapes and dashes differ too, so that nothing is said by colour alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,11 +87,16 @@ class Arms:
         """Return the dashes of an arm's line."""
         return list(DASHES[0] if name in self.bases else DASHES[self.names.index(name) % len(DASHES)])
 
-    def channels(self) -> Channels:
-        """Return the encodings of the arm."""
+    def channels(self, names: Sequence[str] = ()) -> Channels:
+        """Return the encodings of the arm.
+
+        Args:
+            names: arms that are drawn, which may be untrained ones; none is every trained one.
+        """
+        drawn = list(names or self.names)
         legend = self.legend() if self.look.has_legend else None
         colours, shapes, dashes = (
-            alt.Scale(domain=self.names, range=[style(name) for name in self.names])
+            alt.Scale(domain=drawn, range=[style(name) for name in drawn])
             for style in (self.colour, self.shape, self.dash)
         )
         return Channels(
