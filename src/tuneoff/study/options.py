@@ -1,4 +1,4 @@
-"""What a study may ask for beside arms and data: how rates are searched, what is explained, declared and tracked."""
+"""What a study may ask for beside arms and data: what is explained, and what is declared."""
 
 from typing import Literal
 
@@ -21,18 +21,6 @@ Invariant = Literal[
     "lost_seed",
 ]
 """What the audit holds to be the same for every arm, and what it holds every arm to."""
-
-Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-"""Experiment trackers that Accelerate writes to."""
-
-
-class TuningSpec(Value):
-    """How learning rates are searched, the same for every arm."""
-
-    extend: NonNegativeInt = 4
-    """Extra trials of each arm with `lr: auto`, at most, while the best rate of one of them lies at an edge."""
-    search: Literal["grid", "halving"] = "grid"
-    """Train every trial to the end, or stop those that fall behind: successive halving, by Optuna's own pruner."""
 
 
 class ExplainSpec(Value):
