@@ -21,6 +21,7 @@ from tuneoff.study.testing import Decoding
 if TYPE_CHECKING:
     from altair import LayerChart
 
+    from tuneoff.analysis.explanation import Explanation
     from tuneoff.analysis.items import ItemScores
     from tuneoff.analysis.values import Summary
     from tuneoff.evaluation.scoring import Scoring
@@ -65,11 +66,25 @@ class Result:
 
     def explained(self) -> dict[str, ExplainRecord]:
         """Return what was worked out of the arms' runs at their chosen rates, and of the base, by run id."""
+        return self._explained(self.summary())
+
+    def _explained(self, summary: "Summary") -> dict[str, ExplainRecord]:
         from tuneoff.study.expand import base_run
 
-        chosen = (run_id for arm in self.summary().arms for run_id in arm.chosen_run_ids)
+        chosen = (run_id for arm in summary.arms for run_id in arm.chosen_run_ids)
         found = ((run_id, self.store.explained(run_id)) for run_id in (base_run(self.study).run_id, *chosen))
         return {run_id: record for run_id, record in found if record is not None}
+
+    def explanation(self) -> "Explanation":
+        """Return when, why and how the arms differ, as far as the finished runs tell."""
+        return self._explanation(self.summary())
+
+    def _explanation(self, summary: "Summary") -> "Explanation":
+        from tuneoff.analysis.explain import explain
+
+        chosen = {run_id for arm in summary.arms for run_id in arm.chosen_run_ids}
+        curves = {run_id: self.store.curve(run_id) for run_id in chosen}
+        return explain(self.study, summary, self.records()[0], curves, self._explained(summary))
 
     def num_other_runs(self) -> int:
         """Return how many finished runs in the folder the study as given does not want: other settings made them."""
@@ -95,7 +110,8 @@ class Result:
 
         from tuneoff.report.tables import study_table
 
-        Console().print(study_table(self.summary()))
+        summary = self.summary()
+        Console().print(study_table(summary, self._explanation(summary)))
 
     def report(self, folder: Path | None = None, *, figures: Sequence[str] = ()) -> list[Path]:
         """Write report.html, .md, .csv and .json, and return their paths.
@@ -127,6 +143,7 @@ class Result:
             records,
             tests,
             figures,
+            explanation=self._explanation(summary),
             samples=self._samples(summary),
         )
 

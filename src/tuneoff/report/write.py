@@ -52,10 +52,10 @@ def write_report(
     """
     wanted = figure_formats(forms)
     done = {run_id: lines for run_id, lines in curves.items() if _is_done(records.get(run_id))}
-    facts = to_json(study, summary, records, tests)
+    facts = to_json(study, summary, records, tests, explanation)
     texts = {
         "report.html": render_page(study, summary, done, explanation, samples),
-        "report.md": to_markdown(summary),
+        "report.md": to_markdown(summary, explanation),
         "report.csv": to_csv(rows(summary)),
         "report.json": json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }

@@ -53,7 +53,9 @@ def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn
         ),
         spectrum=_spectrum(layer for layers in runs for layer in layers),
         relative_norm=over(_relative(layers) for layers in runs),
-        num_intruders=over_runs([sum(layer.num_intruders for layer in layers) for layers in runs], is_drawn=is_drawn),
+        num_intruders=over_runs(
+            [sum(layer.num_intruders for layer in layers) for layers in runs], is_drawn=is_drawn, lowest=0.0
+        ),
         num_top=max(sum(layer.num_top for layer in layers) for layers in runs),
         share_held=_shares(runs, ranks, is_drawn=is_drawn),
         rank_90=over(_mean_rank_90(layers) for layers in runs),
@@ -67,17 +69,25 @@ def _layer(seeds: Layers, ranks: Sequence[int], *, is_drawn: bool) -> LayerEstim
         relative_norm=_over((_relative([layer]) for layer in seeds), is_drawn=is_drawn),
         effective_rank=_over((layer.effective_rank for layer in seeds), is_drawn=is_drawn),
         rank_90=_over((layer.rank_90 for layer in seeds), is_drawn=is_drawn),
-        num_intruders=over_runs([layer.num_intruders for layer in seeds], is_drawn=is_drawn),
+        num_intruders=over_runs([layer.num_intruders for layer in seeds], is_drawn=is_drawn, lowest=0.0),
         num_top=max(layer.num_top for layer in seeds),
         share_held=_shares([[layer] for layer in seeds], ranks, is_drawn=is_drawn),
     )
 
 
-def _over(values: Iterable[float | None], *, is_drawn: bool) -> Estimate | None:
-    """Return the mean over seeds; none where a seed has no value, as the mean of the others would be another one."""
+def _over(values: Iterable[float | None], *, is_drawn: bool, highest: float = math.inf) -> Estimate | None:
+    """Return the mean over seeds; none where a seed has no value, as the mean of the others would be another one.
+
+    Args:
+        values: none below 0.
+        is_drawn: whether seeds were drawn at all.
+        highest: what none of them can be above.
+    """
     found = [None if value is None else float(value) for value in values]
     known = [value for value in found if value is not None]
-    return over_runs(known, is_drawn=is_drawn) if known and len(known) == len(found) else None
+    if not known or len(known) < len(found):
+        return None
+    return over_runs(known, is_drawn=is_drawn, lowest=0.0, highest=highest)
 
 
 def _relative(layers: Layers) -> float | None:
@@ -92,7 +102,7 @@ def _mean_rank_90(layers: Layers) -> float | None:
 
 
 def _shares(runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn: bool) -> dict[int, Estimate]:
-    found = {rank: _over((_share(layers, rank) for layers in runs), is_drawn=is_drawn) for rank in ranks}
+    found = {rank: _over((_share(layers, rank) for layers in runs), is_drawn=is_drawn, highest=1.0) for rank in ranks}
     return {rank: estimate for rank, estimate in found.items() if estimate is not None}
 
 

@@ -1,5 +1,6 @@
 """What an explanation is worked out from: the chosen runs of every arm, with their curves and what became of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,9 +53,12 @@ class Evidence:
 
     @cached_property
     def full(self) -> ArmSummary | None:
-        """The arm that trains every weight, which others are held against: the first that came to a result."""
-        found = [arm for arm in self.summary.arms if arm.method.method == "full"]
-        return next((arm for arm in found if self.runs(arm)), None)
+        """The arm that trains every weight, which others are held against: of several the one that ranks highest."""
+        ranking = self.summary.ranking
+        found = [arm for arm in self.summary.arms if arm.method.method == "full" and self.runs(arm)]
+        return min(
+            found, key=lambda arm: ranking.index(arm.name) if arm.name in ranking else len(ranking), default=None
+        )
 
     def barriers(self, one: str, other: str) -> tuple[Finding, ...]:
         """Return why the curves of two arms must not be held against each other, differences that are meant too."""
@@ -70,14 +74,21 @@ class Evidence:
             self.notes.append(text)
 
 
-def over_runs(values: Sequence[float], *, is_drawn: bool = True) -> Estimate:
+def over_runs(
+    values: Sequence[float], *, is_drawn: bool = True, lowest: float = -math.inf, highest: float = math.inf
+) -> Estimate:
     """Return the mean of what was worked out of an arm's runs, with its t interval over seeds; none of one seed.
 
     Args:
         values: at least one, one for each seed.
         is_drawn: whether seeds were drawn at all.
+        lowest: what no such number can be below: the interval is cut off there, which costs it no coverage.
+        highest: what none can be above.
     """
     found = over_seeds(values, is_drawn=is_drawn)
     assert found is not None  # there is a value
     known = {ONE_SEED: ONE_SEED, NOT_DRAWN: "nothing is trained here, so no seed can move it"}
-    return found.model_copy(update={"how": known.get(found.how, f"t over {len(values)} seeds")})
+    low, high = (None if end is None else min(max(end, lowest), highest) for end in (found.low, found.high))
+    return found.model_copy(
+        update={"low": low, "high": high, "how": known.get(found.how, f"t over {len(values)} seeds")}
+    )

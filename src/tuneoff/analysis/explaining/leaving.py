@@ -50,8 +50,7 @@ def loss_margin(evidence: Evidence) -> float:
 def leavings(evidence: Evidence) -> tuple[Leaving, ...]:
     """Return of every arm with a rank when it leaves the curve of the largest capacity, ranks rising."""
     found: list[Leaving] = []
-    for members in rank_groups(evidence.summary.arms):
-        reference = evidence.full or (members[-1] if len(members) > 1 else None)
+    for members, reference in held_against(evidence):
         if reference is None:
             evidence.note(
                 f"When a rank leaves the common curve is not known of {members[0].name}: there is neither full "
@@ -60,6 +59,12 @@ def leavings(evidence: Evidence) -> tuple[Leaving, ...]:
             continue
         found += (one for arm in members if arm is not reference for one in _leaving(evidence, arm, reference))
     return tuple(found)
+
+
+def held_against(evidence: Evidence) -> Iterator[tuple[list[ArmSummary], ArmSummary | None]]:
+    """Yield the arms that differ in their rank alone, and what they are held against: full, or the highest rank."""
+    for members in rank_groups(evidence.summary.arms):
+        yield members, evidence.full or (members[-1] if len(members) > 1 else None)
 
 
 def rank_groups(arms: Sequence[ArmSummary]) -> list[list[ArmSummary]]:
@@ -71,9 +76,20 @@ def rank_groups(arms: Sequence[ArmSummary]) -> list[list[ArmSummary]]:
     return [sorted(group, key=lambda arm: rank_of(arm.method) or 0) for group in groups.values()]
 
 
+def is_with_it(one: Leaving, margin: float) -> bool:
+    """Whether an arm stays with the curve it is held against: the whole interval of the last gap is within the margin.
+
+    Args:
+        one: when it leaves.
+        margin: how far above counts as having left, in nats.
+    """
+    highest = one.gap_nats.value if one.gap_nats.high is None else one.gap_nats.high
+    return one.step is None and highest <= margin
+
+
 def _but_for_rank(arm: ArmSummary) -> str:
     body: dict[str, Any] = plain(arm.method)
-    inner = body["peft"] if "peft" in body else body
+    inner = body.get("peft", body)
     return canonical_json(body | {"rank": None, "peft": {key: inner[key] for key in inner if key not in ("r", "rank")}})
 
 

@@ -1,14 +1,17 @@
 """What an explanation comes to, a sentence each, the most telling first.
 
-A sentence says what the numbers say and no more: where an interval does not tell two things apart it says so, what rests
-on one seed is said to, and where the test split judges otherwise than the validation curves, that is said beside.
+A sentence says what the numbers say and no more: where an interval does not tell two things apart it says so, and what
+rests on one seed is said to.
 """
 
 from collections.abc import Iterator, Sequence
 
 from tuneoff.analysis.explaining import wording as w
-from tuneoff.analysis.explaining.capacity import is_too_small
+from tuneoff.analysis.explaining.capacity import BITS_PER_PARAMETER, BITS_PER_TOKEN, is_too_small
 from tuneoff.analysis.explaining.evidence import Evidence
+from tuneoff.analysis.explaining.frontiers import beaten
+from tuneoff.analysis.explaining.leaving import is_with_it
+from tuneoff.analysis.explaining.ranks import compared_ranks
 from tuneoff.analysis.explanation import Capacity, Explanation, Forgetting, Leaving, OptimumRatio, Weights
 from tuneoff.study.methods import rank_of
 
@@ -21,6 +24,7 @@ def sentences(evidence: Evidence, found: Explanation) -> tuple[str, ...]:
         found: the explanation, without its sentences.
     """
     return (
+        *compared_ranks(evidence),
         *_leaving(evidence, found),
         *_rates(found.ratios),
         *_spectrum(evidence, found.weights),
@@ -28,6 +32,7 @@ def sentences(evidence: Evidence, found: Explanation) -> tuple[str, ...]:
         *_capacity(evidence, found),
         *_intruders(found.weights),
         *_frontiers(evidence, found),
+        *_caution(evidence),
     )
 
 
@@ -35,71 +40,72 @@ def _leaving(evidence: Evidence, found: Explanation) -> Iterator[str]:
     by_reference: dict[str, list[Leaving]] = {}
     for one in found.leaving:
         by_reference.setdefault(one.reference, []).append(one)
-    unit = evidence.summary.loss_unit
     for reference, arms in by_reference.items():
         left = [one for one in arms if one.step is not None]
-        stayed = [one for one in arms if one.step is None and one.gap_nats.value <= found.loss_margin_nats]
-        unclear = [one for one in arms if one not in left and one not in stayed]
-        parts = [_left(evidence, one) for one in left]
-        if stayed:
-            ends = w.listed(
-                [f"{one.arm} ({w.side(one.gap_nats.value)} at the end{_doubt(evidence, one)})" for one in stayed]
-            )
-            parts.append(f"{ends} {'does' if len(stayed) == 1 else 'do'} not leave it by the last step")
-        parts += [
-            f"{one.arm} is not told apart from it at the last step ({w.side(one.gap_nats.value)}, "
-            f"{w.interval(one.gap_nats)})"
-            for one in unclear
-        ]
-        seeds = "; one seed, so another may turn this" if any(one.gap_nats.n == 1 for one in arms) else ""
-        margin = f"margin {found.loss_margin_nats:g} {unit}"
-        yield f"Against the validation curve of {reference} ({margin}): {'; '.join(parts)}{seeds}."
+        stayed = [one for one in arms if is_with_it(one, found.loss_margin_nats)]
+        undecided = [one for one in arms if one not in left and one not in stayed]
+        is_short = len(arms) <= w.MAX_NAMED
+        parts = _each(evidence, left, stayed, undecided) if is_short else _counted(left, stayed, undecided)
+        is_one = any(one.gap_nats.n == 1 for one in arms)
+        how = "one seed, so another may turn this" if is_one else "95 % intervals over seeds alone"
+        margin = f"margin {found.loss_margin_nats:g} {evidence.summary.loss_unit}"
+        yield f"Held against the validation curve of {reference} ({margin}; {how}): {'; '.join(parts)}."
 
 
-def _left(evidence: Evidence, one: Leaving) -> str:
-    tokens = f", {one.target_tokens:,} target tokens" if one.target_tokens is not None else ""
-    return (
-        f"{one.arm} has left it by step {one.step}{tokens}, and ends {w.side(one.gap_nats.value)}"
-        f"{_doubt(evidence, one)}"
-    )
+def _each(
+    evidence: Evidence, left: Sequence[Leaving], stayed: Sequence[Leaving], undecided: Sequence[Leaving]
+) -> list[str]:
+    what = "training examples" if evidence.summary.kind == "classification" else "target tokens"
+    return [
+        *(
+            f"{one.arm} has left it by step {one.step:,} ({one.target_tokens or 0:,} {what}) and ends at {_gap(one)}"
+            for one in left
+        ),
+        *(f"{one.arm} stays with it to the last step ({_gap(one)})" for one in stayed),
+        *(f"for {one.arm} it is undecided ({_gap(one)} at the last step)" for one in undecided),
+    ]
 
 
-def _doubt(evidence: Evidence, one: Leaving) -> str:
-    """Return where the test split judges otherwise than the validation curve."""
-    pair = evidence.summary.comparison(one.arm, one.reference)
-    if pair is None:
-        return ""
-    is_worse = pair.outcome == ("worse" if pair.one == one.arm else "better")
-    label = evidence.summary.primary.label
-    if one.step is None:
-        return f", but worse by the test's {label}" if is_worse else ""
-    if is_worse:
-        return ""
-    said = {"undecided": "not told apart", "equivalent": "equivalent"}.get(pair.outcome, "better")
-    return f" (by the test's {label} {said})"
+def _counted(left: Sequence[Leaving], stayed: Sequence[Leaving], undecided: Sequence[Leaving]) -> list[str]:
+    steps = [one.step for one in left if one.step is not None]
+    first, last = min(steps, default=0), max(steps, default=0)
+    return [
+        text
+        for text, some in (
+            (f"{w.arms(len(left))} left it, {w.span(f'{first:,}', f'{last:,}', 'by step ')}", left),
+            (f"{w.arms(len(stayed))} stayed with it to the last step", stayed),
+            (f"for {w.arms(len(undecided))} it is undecided", undecided),
+        )
+        if some
+    ]
+
+
+def _gap(one: Leaving) -> str:
+    return f"{one.gap_nats.value:+.3f} nats{w.interval(one.gap_nats)}"
 
 
 def _rates(ratios: Sequence[OptimumRatio]) -> Iterator[str]:
     if not ratios:
         return
-    base = ratios[0].base
-    known = [(one.arm, one.chosen if one.fitted is None else one.fitted, one) for one in ratios]
-    end = "rates were chosen on one seed; published: about 10"
-    if len(known) > w.MAX_NAMED:
-        values = sorted(value for _, value, _ in known)
-        span = f"{w.digits(values[0])} to {w.digits(values[-1])}"
-        yield f"The best rates of {len(known)} arms with a rank lie at {span} times that of {base} ({end})."
+    base, about = ratios[0].base, "rates are chosen on one seed; published for LoRA: about 10"
+    if len(ratios) > w.MAX_NAMED:
+        values = sorted(one.chosen if one.fitted is None else one.fitted for one in ratios)
+        span = w.span(w.digits(values[0]), w.digits(values[-1]))
+        yield f"The best learning rates of {len(ratios)} arms with a rank are {span} times that of {base} ({about})."
         return
-    parts = [f"{arm} {w.digits(value)} times ({_bracket(one)})" for arm, value, one in known]
-    yield f"Best learning rate, over that of {base}: {w.listed(parts)}; {end}."
+    parts = [f"{one.arm} {_times(one)}" for one in ratios]
+    yield f"Best learning rate over that of {base}, and what the grids enclose: {w.listed(parts)} ({about})."
 
 
-def _bracket(one: OptimumRatio) -> str:
-    if one.low is not None and one.high is not None:
-        return f"{w.digits(one.low)} to {w.digits(one.high)} by the grids"
-    if one.low is not None:
-        return f"at least {w.digits(one.low)} by the grids"
-    return "not enclosed by the grids" if one.high is None else f"at most {w.digits(one.high)} by the grids"
+def _times(one: OptimumRatio) -> str:
+    """Return the ratio, fitted where that is known, with the ends between which the grids enclose it."""
+    value = w.digits(one.chosen if one.fitted is None else one.fitted)
+    low, high = ("" if end is None else w.digits(end) for end in (one.low, one.high))
+    if low and high:
+        return f"{value} [{low}, {high}]"
+    if low:
+        return f"{value} [at least {low}]"
+    return f"{value} [at most {high}]" if high else f"{value} [not enclosed]"
 
 
 def _spectrum(evidence: Evidence, weights: Sequence[Weights]) -> Iterator[str]:
@@ -108,18 +114,17 @@ def _spectrum(evidence: Evidence, weights: Sequence[Weights]) -> Iterator[str]:
     if one is None:
         return
     own = {rank_of(arm.method) for arm in evidence.summary.arms}
-    ranks = [rank for rank in one.share_held if rank in own] or list(one.share_held)
-    held = [f"rank {rank} {w.share(one.share_held[rank].value)}" for rank in sorted(ranks, reverse=True)[: w.MAX_NAMED]]
-    could = f"of its squared norm, {w.listed(held)} could be held" if held else ""
-    if one.rank_90 is None:
-        if could:
-            yield f"Of the weight change of {one.arm}, by squared norm, {w.listed(held)} could be held."
-        return
-    sizes = sorted({min(layer.shape) for layer in one.layers})
-    of = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    ranks = sorted([rank for rank in one.share_held if rank in own] or one.share_held, reverse=True)[: w.MAX_NAMED]
+    held = w.listed([f"{w.share(one.share_held[rank].value)} at rank {rank}" for rank in ranks]) if ranks else ""
+    keeps = f"the best approximation of each matrix keeps {held}" if held else ""
     matrices = "1 matrix" if len(one.layers) == 1 else f"{len(one.layers)} matrices"
-    head = f"90 % of the weight change of {one.arm} lies in {w.times(one.rank_90.value)} of {of} directions a matrix"
-    yield f"{head} (mean over {matrices}){f'; {could}' if could else ''}."
+    if one.rank_90 is not None:
+        sizes = sorted({min(layer.shape) for layer in one.layers})
+        of = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+        head = f"90 % of the weight change of {one.arm} (squared norm) lies in {w.times(one.rank_90.value)} of {of}"
+        yield f"{head} directions a matrix, mean over {matrices}{f'; {keeps}' if keeps else ''}."
+    elif keeps:
+        yield f"Of the weight change of {one.arm} (squared norm, {matrices}), {keeps}."
 
 
 def _forgetting(found: Explanation) -> Iterator[str]:
@@ -130,89 +135,116 @@ def _forgetting(found: Explanation) -> Iterator[str]:
     shown = ordered if len(arms) <= w.MAX_NAMED else [ordered[0], ordered[-1]]
     parts = [f"{one.arm} {one.difference.value:+.3f}" for one in shown]
     which = w.listed(parts) if shown is ordered else f"from {parts[1]} to {parts[0]} over {len(arms)} arms"
-    before = "" if found.base_retention_nats is None else f" ({w.nats(found.base_retention_nats)} before)"
-    yield f"Loss on the retention text after training, nats per token{before}: {which}{_against_reference(arms)}."
+    before = "" if found.base_retention_nats is None else f" (before: {w.nats(found.base_retention_nats)})"
+    yield (
+        f"Loss on the retention text, nats per token, after training minus before{before}: {which}"
+        f"{_against_zero(arms)}{_against_reference(arms)}."
+    )
+
+
+def _against_zero(arms: Sequence[Forgetting]) -> str:
+    ends = [(one.arm, one.difference.low, one.difference.high) for one in arms]
+    names = [name for name, low, high in ends if low is not None and high is not None and low <= 0 <= high]
+    return f"; not told apart from none: {w.named(names)}" if names else ""
 
 
 def _against_reference(arms: Sequence[Forgetting]) -> str:
     held = [(one.arm, one.beyond_reference) for one in arms if one.beyond_reference is not None]
     reference = next((one.reference for one in arms if one.reference), "")
-    if not held:
-        return ""
-    if any(estimate.n < 2 for _, estimate in held):
+    if any(estimate.n == 1 for _, estimate in held):
         return "; one seed, so another may turn the order"
     less = [name for name, found in held if found.high is not None and found.high < 0]
     more = [name for name, found in held if found.low is not None and found.low > 0]
-    apart = {*less, *more}
-    open_ones = [name for name, _ in held if name not in apart]
     parts = [
         (f"less than {reference}", less),
         (f"more than {reference}", more),
-        (f"not told apart from {reference}", open_ones),
+        (f"not told apart from {reference}", [name for name, _ in held if name not in {*less, *more}]),
     ]
-    return "".join(f"; {what}: {_names(names)}" for what, names in parts if names)
-
-
-def _names(names: Sequence[str]) -> str:
-    return w.listed(names) if len(names) <= w.MAX_NAMED else f"{len(names)} arms"
+    return "".join(f"; {what}: {w.named(names)}" for what, names in parts if names)
 
 
 def _capacity(evidence: Evidence, found: Explanation) -> Iterator[str]:
     ranked = [one for one in found.capacity if rank_of(evidence.summary.arm(one.arm).method) is not None]
-    if not ranked:
-        return
     tokens = {one.num_unique_target_tokens or one.num_target_tokens for one in ranked}
-    if len(tokens) > 1:
-        return  # they saw different data, so that one number of tokens would be wrong for some of them
+    # A class is not a token; and where arms saw different data, one number of tokens would be wrong for some of them.
+    if evidence.summary.kind == "classification" or len(tokens) != 1:
+        return
     small, large = ([one for one in ranked if is_too_small(one) is wanted] for wanted in (True, False))
     parts = [_sized(some, is_small=is_small) for some, is_small in ((small, True), (large, False)) if some]
-    rule = f"By the rule of thumb of 2 bits a parameter and 1 bit a token, of the {tokens.pop():,} target tokens"
-    yield f"{rule} {', and '.join(parts)}{_agreement(ranked, found.leaving)}."
+    rule = f"2 bits a parameter against 1 bit for each of {tokens.pop():,} target tokens, repeats not counted"
+    need = f"at least {BITS_PER_TOKEN / BITS_PER_PARAMETER:g} parameters a token"
+    yield f"By a rule of thumb ({rule}: {need}) {', and '.join(parts)}{_agreement(ranked, found)}."
 
 
 def _sized(some: Sequence[Capacity], *, is_small: bool) -> str:
     per_token = [one.trainable / (one.num_unique_target_tokens or one.num_target_tokens) for one in some]
     if len(some) > w.MAX_NAMED:
-        who = f"{len(some)} arms ({w.digits(min(per_token))} to {w.digits(max(per_token))} parameters a token)"
+        who = f"{len(some)} arms ({w.span(w.digits(min(per_token)), w.digits(max(per_token)))})"
     else:
-        who = w.listed([f"{one.arm} ({w.digits(value)} a token)" for one, value in zip(some, per_token, strict=True)])
-    return f"{who} {'cannot' if is_small else 'can'} hold all there is to learn"
+        who = w.listed([f"{one.arm} ({w.digits(value)})" for one, value in zip(some, per_token, strict=True)])
+    verb = "is" if len(some) == 1 else "are"
+    return f"{who} {verb} {'too small for' if is_small else 'large enough for'} all there is to learn"
 
 
-def _agreement(ranked: Sequence[Capacity], leaving: Sequence[Leaving]) -> str:
-    """Return whether the curves bear the rule out: an arm that is too small leaves the common curve, another does not."""
-    left = {one.arm: one.step is not None for one in leaving}
-    known = [one for one in ranked if one.arm in left]
-    wrong = [one.arm for one in known if left[one.arm] is not is_too_small(one)]
-    if not known:
-        return ""
-    return f"; the curves do not bear this out for {_names(wrong)}" if wrong else "; the curves bear this out"
+def _agreement(ranked: Sequence[Capacity], found: Explanation) -> str:
+    """Return whether the curves agree: an arm that is too small leaves the common curve, another stays with it."""
+    small = {one.arm: is_too_small(one) for one in ranked}
+    decided = {
+        one.arm: one.step is not None
+        for one in found.leaving
+        if one.arm in small and (one.step is not None or is_with_it(one, found.loss_margin_nats))
+    }
+    agree, disagree = (
+        [name for name, left in decided.items() if (left is small[name]) is is_so] for is_so in (True, False)
+    )
+    parts = [(names, text) for names, text in ((agree, "agree"), (disagree, "do not agree")) if names]
+    return "".join(
+        f"{', and' if place else '; the curves'} {text} for {w.named(names)}"
+        for place, (names, text) in enumerate(parts)
+    )
 
 
 def _intruders(weights: Sequence[Weights]) -> Iterator[str]:
-    if not any(one.num_intruders.value > 0 for one in weights):
+    looked_at = [one for one in weights if one.num_top > 0]
+    if not looked_at:
         return
-    ordered = sorted(weights, key=lambda one: -one.num_intruders.value / max(1, one.num_top))
+    head = "Leading directions of the trained weights that are like none of the base's (intruders)"
+    if not any(one.num_intruders.value > 0 for one in looked_at):
+        yield f"{head}: none, in {w.arms(len(looked_at))}."
+        return
+    ordered = sorted(looked_at, key=lambda one: -one.num_intruders.value / one.num_top)
     shown = ordered if len(ordered) <= w.MAX_NAMED else [ordered[0], ordered[-1]]
     parts = [f"{one.arm} {w.times(one.num_intruders.value)} of {one.num_top:,}" for one in shown]
     which = w.listed(parts) if shown is ordered else f"from {parts[1]} to {parts[0]} over {len(ordered)} arms"
-    yield f"Leading directions of the trained weights that are like none of the base's (intruders): {which}."
+    yield f"{head}: {which}."
 
 
 def _frontiers(evidence: Evidence, found: Explanation) -> Iterator[str]:
     if not found.frontiers:
         return
+    summary = evidence.summary
     on_all = set.intersection(*(set(one.arms) for one in found.frontiers))
-    off_all = set.intersection(*({*_beaten(evidence, one)} for one in found.frontiers))
-    costs = w.listed([one.cost for one in found.frontiers])
-    label = evidence.summary.primary.label
-    if off_all:
-        names = [arm.name for arm in evidence.summary.arms if arm.name in off_all]
-        yield f"Beaten in the test's {label} by an arm that costs no more, by {costs} alike: {_names(names)}."
-    elif on_all and len(on_all) < len(evidence.summary.ranking):
-        names = [arm.name for arm in evidence.summary.arms if arm.name in on_all]
-        yield f"No arm costs less and scores better in the test's {label}, by {costs} alike, than {_names(names)}."
+    off_all = set.intersection(*(beaten(summary, one) for one in found.frontiers))
+    on, off = ([arm.name for arm in summary.arms if arm.is_trained and arm.name in some] for some in (on_all, off_all))
+    costs, label = w.listed([one.cost for one in found.frontiers]), summary.primary.label
+    trained = [name for name in summary.ranking if summary.arm(name).is_trained]
+    who = "every trained arm" if len(trained) == len(on) > 1 else w.named(on) if on else ""
+    if who:
+        yield f"On the frontier of the test's {label} against {costs}, by the means: {who}."
+    if off:
+        yield (
+            f"Off it for certain, since an arm that costs no more is better by the corrected test, or one that costs "
+            f"less is equivalent: {w.named(off)}."
+        )
 
 
-def _beaten(evidence: Evidence, one: object) -> list[str]:
-    raise NotImplementedError
+def _caution(evidence: Evidence) -> Iterator[str]:
+    """Yield which arms the audit found unlike the others: what is said of them may not be their method's doing."""
+    audit = evidence.summary.audit
+    names = [arm.name for arm in evidence.summary.arms if audit.of(arm.name)]
+    if names:
+        kinds = dict.fromkeys(one.label for name in names for one in audit.of(name))
+        yield (
+            f"Not comparable by the audit ({', '.join(kinds)}), so that what is said of them may not be their method's "
+            f"doing: {w.named(names)}."
+        )

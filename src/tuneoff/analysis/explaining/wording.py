@@ -14,6 +14,16 @@ def listed(parts: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def arms(number: int) -> str:
+    """Return `1 arm`, `2 arms`."""
+    return "1 arm" if number == 1 else f"{number:,} arms"
+
+
+def named(names: Sequence[str]) -> str:
+    """Return the names of a few arms, and how many of more."""
+    return listed(names) if len(names) <= MAX_NAMED else arms(len(names))
+
+
 def digits(value: float) -> str:
     """Return a positive number with two significant digits: 5.6, 18, 120, 0.31."""
     return f"{float(f'{value:.1e}'):,g}"
@@ -36,13 +46,19 @@ def nats(value: float) -> str:
     return f"{value:.3f}"
 
 
+def span(first: str, last: str, before: str = "") -> str:
+    """Return `1 to 3`, or `1` where both ends are the same.
+
+    Args:
+        first: the lower end.
+        last: the upper end.
+        before: what stands before it.
+    """
+    return f"{before}{first}" if first == last else f"{before}{first} to {last}"
+
+
 def interval(estimate: Estimate) -> str:
-    """Return `95 % interval -0.010 to 0.021`; empty where there is none."""
+    """Return ` [-0.010, +0.021]`; empty where there is none."""
     if estimate.low is None or estimate.high is None:
         return ""
-    return f"95 % interval {nats(estimate.low)} to {nats(estimate.high)}"
-
-
-def side(value: float) -> str:
-    """Return `0.021 nats above` or below."""
-    return f"{nats(abs(value))} nats {'above' if value >= 0 else 'below'}"
+    return f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
