@@ -67,17 +67,17 @@ def ratios(evidence: Evidence, found: Sequence[Optimum]) -> tuple[OptimumRatio, 
 
 
 def vertex(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Return the rate at the lowest point of a parabola in log10 rate; none where the three losses are equal.
+    """Return the rate at the lowest point of a parabola in log10 rate; none where the middle one is not the lowest.
 
     Args:
         lrs: three rates, rising.
-        losses: of them, nats per token; the middle one is the lowest.
+        losses: of them, nats per token. All three equal have no lowest point either.
     """
     left, best, right = (math.log10(lr) for lr in lrs)
     p, q = best - left, right - best
     a, b = losses[0] - losses[1], losses[2] - losses[1]
     bend = 2 * (p * b + q * a)
-    if bend <= 0:
+    if min(a, b) < 0 or bend == 0:
         return None
     return float(10 ** (best + (q * q * a - p * p * b) / bend))
 

@@ -30,7 +30,7 @@ def compared_ranks(evidence: Evidence) -> Iterator[str]:
     for name, found in groups.items():
         outcomes = {arm: outcome for group in found for arm, outcome in group.items()}
         by_outcome = [(kind, [arm for arm, outcome in outcomes.items() if outcome == kind]) for kind in _OUTCOMES]
-        parts = [f"{kind} {w.named(arms)}" for kind, arms in by_outcome if arms]
+        parts = [f"{w.named(arms)} {'is' if len(arms) == 1 else 'are'} {kind}" for kind, arms in by_outcome if arms]
         margin = f"{summary.margin:g} {summary.primary.unit}".rstrip()
         lowest = _lowest(evidence, found[0]) if len(found) == 1 else ""
         if parts:

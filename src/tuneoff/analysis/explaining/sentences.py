@@ -13,6 +13,7 @@ from tuneoff.analysis.explaining.frontiers import beaten
 from tuneoff.analysis.explaining.leaving import is_with_it
 from tuneoff.analysis.explaining.ranks import compared_ranks
 from tuneoff.analysis.explanation import Capacity, Explanation, Forgetting, Leaving, OptimumRatio, Weights
+from tuneoff.analysis.weights.layers import THRESHOLD
 from tuneoff.study.methods import rank_of
 
 
@@ -169,21 +170,24 @@ def _capacity(evidence: Evidence, found: Explanation) -> Iterator[str]:
     # A class is not a token; and where arms saw different data, one number of tokens would be wrong for some of them.
     if evidence.summary.kind == "classification" or len(tokens) != 1:
         return
+    is_short = len(ranked) <= w.MAX_NAMED
     small, large = ([one for one in ranked if is_too_small(one) is wanted] for wanted in (True, False))
-    parts = [_sized(some, is_small=is_small) for some, is_small in ((small, True), (large, False)) if some]
+    parts = [
+        _sized(some, is_small=is_small, is_short=is_short) for some, is_small in ((small, True), (large, False)) if some
+    ]
     rule = f"2 bits a parameter against 1 bit for each of {tokens.pop():,} target tokens, repeats not counted"
     need = f"at least {BITS_PER_TOKEN / BITS_PER_PARAMETER:g} parameters a token"
     yield f"By a rule of thumb ({rule}: {need}) {', and '.join(parts)}{_agreement(ranked, found)}."
 
 
-def _sized(some: Sequence[Capacity], *, is_small: bool) -> str:
+def _sized(some: Sequence[Capacity], *, is_small: bool, is_short: bool) -> str:
     per_token = [one.trainable / (one.num_unique_target_tokens or one.num_target_tokens) for one in some]
-    if len(some) > w.MAX_NAMED:
-        who = f"{len(some)} arms ({w.span(w.digits(min(per_token)), w.digits(max(per_token)))})"
-    else:
+    if is_short:
         who = w.listed([f"{one.arm} ({w.digits(value)})" for one, value in zip(some, per_token, strict=True)])
+    else:
+        who = f"{w.arms(len(some))} ({w.span(w.digits(min(per_token)), w.digits(max(per_token)))})"
     verb = "is" if len(some) == 1 else "are"
-    return f"{who} {verb} {'too small for' if is_small else 'large enough for'} all there is to learn"
+    return f"{who} {verb} {'too small to hold' if is_small else 'large enough for'} all there is to learn"
 
 
 def _agreement(ranked: Sequence[Capacity], found: Explanation) -> str:
@@ -197,18 +201,19 @@ def _agreement(ranked: Sequence[Capacity], found: Explanation) -> str:
     agree, disagree = (
         [name for name, left in decided.items() if (left is small[name]) is is_so] for is_so in (True, False)
     )
-    parts = [(names, text) for names, text in ((agree, "agree"), (disagree, "do not agree")) if names]
-    return "".join(
-        f"{', and' if place else '; the curves'} {text} for {w.named(names)}"
-        for place, (names, text) in enumerate(parts)
-    )
+    parts = [
+        f"{text} for {w.named(names) if len(ranked) <= w.MAX_NAMED else w.arms(len(names))}"
+        for names, text in ((agree, "agree"), (disagree, "do not agree"))
+        if names
+    ]
+    return f"; the curves {', and '.join(parts)}" if parts else ""
 
 
 def _intruders(weights: Sequence[Weights]) -> Iterator[str]:
     looked_at = [one for one in weights if one.num_top > 0]
     if not looked_at:
         return
-    head = "Leading directions of the trained weights that are like none of the base's (intruders)"
+    head = f"Leading directions of the trained weights unlike any of the base's (intruders, cosine below {THRESHOLD:g})"
     if not any(one.num_intruders.value > 0 for one in looked_at):
         yield f"{head}: none, in {w.arms(len(looked_at))}."
         return
@@ -229,8 +234,11 @@ def _frontiers(evidence: Evidence, found: Explanation) -> Iterator[str]:
     costs, label = w.listed([one.cost for one in found.frontiers]), summary.primary.label
     trained = [name for name in summary.ranking if summary.arm(name).is_trained]
     who = "every trained arm" if len(trained) == len(on) > 1 else w.named(on) if on else ""
+    maybe = {name for one in found.frontiers for name in one.contested}
+    unsure = [arm.name for arm in summary.arms if arm.is_trained and arm.name in maybe]
+    tail = f"; beaten, but not for certain in every one of these costs: {w.named(unsure)}" if unsure else ""
     if who:
-        yield f"On the frontier of the test's {label} against {costs}, by the means: {who}."
+        yield f"On the frontier of the test's {label} against {costs}, by the means: {who}{tail}."
     if off:
         yield (
             f"Off it for certain, since an arm that costs no more is better by the corrected test, or one that costs "
