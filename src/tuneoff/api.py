@@ -54,9 +54,11 @@ class Result:
 
     def summary(self) -> "Summary":
         """Return what is known about each arm."""
+        return self._summary(*self.records())
+
+    def _summary(self, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> "Summary":
         from tuneoff.analysis.summary import summarise
 
-        records, tests = self.records()
         return summarise(self.study, records, tests, self.items(tests))
 
     def items(self, tests: Mapping[str, TestRecord]) -> "dict[str, ItemScores]":
@@ -77,14 +79,15 @@ class Result:
 
     def explanation(self) -> "Explanation":
         """Return when, why and how the arms differ, as far as the finished runs tell."""
-        return self._explanation(self.summary())
+        records, tests = self.records()
+        return self._explanation(self._summary(records, tests), records)
 
-    def _explanation(self, summary: "Summary") -> "Explanation":
+    def _explanation(self, summary: "Summary", records: Mapping[str, Record]) -> "Explanation":
         from tuneoff.analysis.explain import explain
 
         chosen = {run_id for arm in summary.arms for run_id in arm.chosen_run_ids}
         curves = {run_id: self.store.curve(run_id) for run_id in chosen}
-        return explain(self.study, summary, self.records()[0], curves, self._explained(summary))
+        return explain(self.study, summary, records, curves, self._explained(summary))
 
     def num_other_runs(self) -> int:
         """Return how many finished runs in the folder the study as given does not want: other settings made them."""
@@ -110,8 +113,9 @@ class Result:
 
         from tuneoff.report.tables import study_table
 
-        summary = self.summary()
-        Console().print(study_table(summary, self._explanation(summary)))
+        records, tests = self.records()
+        summary = self._summary(records, tests)
+        Console().print(study_table(summary, self._explanation(summary, records)))
 
     def report(self, folder: Path | None = None, *, figures: Sequence[str] = ()) -> list[Path]:
         """Write report.html, .md, .csv and .json, and return their paths.
@@ -124,7 +128,6 @@ class Result:
             StudyError: a kind of file that charts cannot be written as.
             StoreError: the folder cannot be written to, or none of its finished runs belongs to the study as given.
         """
-        from tuneoff.analysis.summary import summarise
         from tuneoff.report.write import write_report
 
         records, tests = self.records()
@@ -134,7 +137,7 @@ class Result:
                 "Give the --set that they were run with."
             )
         curves = {run_id: self.store.curve(run_id) for run_id in records}
-        summary = summarise(self.study, records, tests, self.items(tests))
+        summary = self._summary(records, tests)
         return write_report(
             folder or self.store.folder,
             self.study,
@@ -143,7 +146,7 @@ class Result:
             records,
             tests,
             figures,
-            explanation=self._explanation(summary),
+            explanation=self._explanation(summary, records),
             samples=self._samples(summary),
         )
 

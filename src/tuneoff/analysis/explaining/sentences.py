@@ -236,7 +236,7 @@ def _frontiers(evidence: Evidence, found: Explanation) -> Iterator[str]:
     who = "every trained arm" if len(trained) == len(on) > 1 else w.named(on) if on else ""
     maybe = {name for one in found.frontiers for name in one.contested}
     unsure = [arm.name for arm in summary.arms if arm.is_trained and arm.name in maybe]
-    tail = f"; beaten, but not for certain in every one of these costs: {w.named(unsure)}" if unsure else ""
+    tail = f"; beaten in some cost, but not for certain: {w.named(unsure)}" if unsure else ""
     if who:
         yield f"On the frontier of the test's {label} against {costs}, by the means: {who}{tail}."
     if off:
