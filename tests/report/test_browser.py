@@ -11,10 +11,8 @@ from typing import Any
 import chromium
 import pytest
 from chromium import Tab
-from fakes import Fakes, make_qa
-
-from tuneoff.analysis.summary import summarise
-from tuneoff.report.page import render_page
+from fakes import HOSTILE, Fakes, make_qa
+from fakes_why import whole_page
 
 FOUND = chromium.find()
 pytestmark = [
@@ -49,8 +47,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
         if record.status == "infeasible":
             fakes.records[run_id] = record.model_copy(update={"reason": ATTACK})
     path = tmp_path_factory.mktemp("page") / "report.html"
-    summary = summarise(fakes.study, fakes.records, fakes.tests)
-    path.write_text(render_page(fakes.study, summary, fakes.curves), encoding="utf-8")
+    path.write_text(whole_page(fakes), encoding="utf-8")
     return path.as_uri()
 
 
@@ -84,7 +81,7 @@ def num_marks(tab: Tab, arm: str | None = None) -> list[int]:
 
 def test_every_chart_is_drawn(tab: Tab) -> None:
     drawn = tab.value(f"{FIGURES}.map((figure) => figure.querySelectorAll('.drawing.vega-embed svg').length)")
-    assert len(drawn) >= 4
+    assert len(drawn) >= 14  # of differences, when/why/how, learning, rates, costs and decoding
     assert set(drawn) == {1}
     for count, nodes in zip(
         num_marks(tab), tab.value(f"{FIGURES}.map((f) => f.querySelectorAll('svg path').length)"), strict=True
@@ -173,6 +170,13 @@ def test_an_attack_is_shown_as_text(tab: Tab) -> None:
     assert text.count(ATTACK) >= 2  # the study's words, and the data's notes
     assert ATTACK in tab.value("[...document.querySelectorAll('[title]')].map((node) => node.title).join('\\n')")
     assert tab.value("document.querySelectorAll('img, [onerror]').length") == 0
+
+
+def test_an_attack_in_a_row_of_data_is_shown_as_text(tab: Tab) -> None:
+    samples: str = tab.value("document.querySelector('#samples').closest('section').textContent")
+    assert samples.count("<script>alert('x')</script>") >= 2  # in a prompt, and in what an arm wrote
+    assert "<script>alert" in HOSTILE
+    assert tab.value("[...document.scripts].filter((one) => one.textContent.startsWith('alert')).length") == 0
 
 
 def test_the_policy_stops_what_is_not_ours(browser: chromium.Browser, url: str) -> None:

@@ -1,5 +1,6 @@
 """The charts of when, why and how arms differ: partings, weight changes, forgetting, capacity."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from tuneoff.report.points_why import (
 
 Change = Literal["norm", "intruders"]
 
+MAX_TICKS = 12
 ENOUGH = 0.5
 """Trainable parameters for each target token at which they could hold all: 2 bits a parameter, 1 bit a token.
 
@@ -158,7 +160,8 @@ def module_chart(points: Sequence[Point], arms: Arms, change: Change, *, kind: i
             new="sum(intruders)", top="sum(top)", groupby=["arm", "layer"]
         ).transform_calculate(value="datum.top > 0 ? 100 * datum.new / datum.top : 0")
         title, form, scale = "intruder dimensions, % of leading directions", ".1f", alt.Scale(zero=True)
-    axis = alt.Axis(format="d", grid=False, tickMinStep=1)
+    layers = sorted({point["layer"] for point in points})
+    axis = alt.Axis(format="d", grid=False, values=layers[:: max(1, math.ceil(len(layers) / MAX_TICKS))])
     across = alt.X("layer:Q", title="layer", scale=scale_of("linear", nice=False, padding=10), axis=axis)
     up = alt.Y("value:Q", title=title, scale=scale)
     shown = {"arm": ("arm", ""), "layer": ("layer", "d"), "value": ("value", form)}
