@@ -23,6 +23,7 @@ from tuneoff.analysis.explaining.evidence import Evidence
 from tuneoff.analysis.explaining.frontiers import beaten, frontiers
 from tuneoff.analysis.explaining.leaving import is_with_it, leavings
 from tuneoff.analysis.explaining.optima import vertex
+from tuneoff.analysis.explaining.wording import share
 from tuneoff.analysis.explanation import NOTHING, Capacity, Explanation, Forgetting, Leaving
 from tuneoff.analysis.stats.twoway import two_way
 from tuneoff.analysis.summary import summarise
@@ -121,7 +122,7 @@ def test_optima_and_their_ratio(whole: Fakes) -> None:
     assert (ratio.base, ratio.chosen) == ("full", pytest.approx(10.0))
     assert (ratio.low, ratio.high) == (pytest.approx(1.0), pytest.approx(100.0))
     sentence = next(one for one in found.sentences if one.startswith("Best learning rate"))
-    for part in ("over that of full", "lora-rank32 10 [1, 100]", "chosen on one seed"):
+    for part in ("over that of full", "lora-rank32 10 [1, 100]", "chosen on the first seed"):
         assert part in sentence
 
 
@@ -130,8 +131,19 @@ def test_an_edge_encloses_nothing() -> None:
     found = told(Fakes(make_study(arms={"full": EVERY_METHOD["full"], "lora": body})))
     assert (found.optima[1].low_lr, found.optima[1].fitted_lr) == (None, None)
     assert (found.ratios[0].low, found.ratios[0].high) == (None, pytest.approx(100.0))
-    assert any("lora 10 [at most 100]" in one for one in found.sentences)
+    assert any("the grids enclose: lora at most 100 (" in one for one in found.sentences)
     assert any("edge of the grid" in note and note.endswith("lora.") for note in found.notes)
+
+
+def test_rates_at_the_edges_of_both_grids_are_no_estimate() -> None:
+    """The grids lie ten times apart, and so do their lowest rates."""
+    full = {"method": "full", "tune": {"lr": [3e-5, 1e-4]}}
+    found = told(Fakes(make_study(arms={"full": full, "lora": LORA | {"rank": 8, "tune": {"lr": [3e-4, 1e-3]}}})))
+    (ratio,) = found.ratios
+    assert (ratio.chosen, ratio.low, ratio.high) == (pytest.approx(10.0), None, None)
+    sentence = next(one for one in found.sentences if one.startswith("Best learning rate"))
+    assert "lora not enclosed (" in sentence
+    assert any(one.startswith("Not comparable by the audit (rate at edge)") for one in found.sentences)
 
 
 # Leaving the common curve
@@ -519,9 +531,25 @@ def test_other_sentences_on_a_whole_study(whole: Fakes) -> None:
         "90 % of the weight change of full (squared norm) lies in 38 of 96 directions a matrix, mean over 4 matrices",
         "keeps 86 % at rank 32, 38 % at rank 8 and 11 % at rank 2.",
         "(intruders, cosine below 0.6): lora-rank2 12 of 40, lora-rank8 12 of 40, lora-rank32 12 of 40 and full 0 of",
-        "On the frontier of the test's loss against parameters, memory, time and disk, by the means: every trained arm",
+        "On the frontier of the test's loss against parameters, memory, time and disk alike, by the means: every",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0 %"), (0.004, "less than 1 %"), (0.386, "39 %"), (0.996, "more than 99 %"), (1.0, "100 %")],
+)
+def test_a_share_is_never_all_for_a_little_less(value: float, text: str) -> None:
+    assert share(value) == text
+
+
+def test_what_is_beaten_for_certain_is_said_and_what_is_not_too() -> None:
+    found = told(Fakes(make_study(arms=EVERY_METHOD)))
+    on, off = (next(one for one in found.sentences if one.startswith(start)) for start in ("On the fr", "Off the fr"))
+    assert on.endswith("by the means: full, qlora and output.")
+    assert off.endswith("one that costs less is equivalent: lora and loha.")
+    assert all({"lora", "loha"}.isdisjoint({*one.arms, *one.contested}) for one in found.frontiers)
 
 
 def test_many_arms_are_counted_and_not_named() -> None:
@@ -530,7 +558,7 @@ def test_many_arms_are_counted_and_not_named() -> None:
     found = told(fakes)
     assert len(found.leaving) == 7
     assert max(map(len, found.sentences)) < 400
-    assert any("of 7 arms with a rank are" in one for one in found.sentences)
+    assert any(one.startswith("Best learning rate over that of full: of ") and "arms" in one for one in found.sentences)
     assert any("7 arms left it" in one for one in found.sentences)
 
 

@@ -88,25 +88,29 @@ def _gap(one: Leaving) -> str:
 def _rates(ratios: Sequence[OptimumRatio]) -> Iterator[str]:
     if not ratios:
         return
-    base, about = ratios[0].base, "rates are chosen on one seed; published for LoRA: about 10"
-    if len(ratios) > w.MAX_NAMED:
-        values = sorted(one.chosen if one.fitted is None else one.fitted for one in ratios)
-        span = w.span(w.digits(values[0]), w.digits(values[-1]))
-        yield f"The best learning rates of {len(ratios)} arms with a rank are {span} times that of {base} ({about})."
+    base, about = ratios[0].base, "rates are chosen on the first seed; published for LoRA: about 10"
+    if len(ratios) <= w.MAX_NAMED:
+        parts = [f"{one.arm} {_times(one)}" for one in ratios]
+        yield f"Best learning rate over that of {base}, and what the grids enclose: {w.listed(parts)} ({about})."
         return
-    parts = [f"{one.arm} {_times(one)}" for one in ratios]
-    yield f"Best learning rate over that of {base}, and what the grids enclose: {w.listed(parts)} ({about})."
+    enclosed = [one for one in ratios if one.low is not None and one.high is not None]
+    values = sorted(one.chosen if one.fitted is None else one.fitted for one in enclosed)
+    parts = [f"of {w.arms(len(values))} {w.span(w.digits(values[0]), w.digits(values[-1]))}"] if values else []
+    parts += [f"of {w.arms(len(ratios) - len(values))} not enclosed"] if len(values) < len(ratios) else []
+    yield f"Best learning rate over that of {base}: {', '.join(parts)} ({about})."
 
 
 def _times(one: OptimumRatio) -> str:
-    """Return the ratio, fitted where that is known, with the ends between which the grids enclose it."""
-    value = w.digits(one.chosen if one.fitted is None else one.fitted)
+    """Return the ratio with the ends between which the grids enclose it.
+
+    Where they do not, the rates that were tried are no estimate: grids that lie ten times apart would always say ten.
+    """
     low, high = ("" if end is None else w.digits(end) for end in (one.low, one.high))
     if low and high:
-        return f"{value} [{low}, {high}]"
+        return f"{w.digits(one.chosen if one.fitted is None else one.fitted)} [{low}, {high}]"
     if low:
-        return f"{value} [at least {low}]"
-    return f"{value} [at most {high}]" if high else f"{value} [not enclosed]"
+        return f"at least {low}"
+    return f"at most {high}" if high else "not enclosed"
 
 
 def _spectrum(evidence: Evidence, weights: Sequence[Weights]) -> Iterator[str]:
@@ -231,7 +235,8 @@ def _frontiers(evidence: Evidence, found: Explanation) -> Iterator[str]:
     on_all = set.intersection(*(set(one.arms) for one in found.frontiers))
     off_all = set.intersection(*(beaten(summary, one) for one in found.frontiers))
     on, off = ([arm.name for arm in summary.arms if arm.is_trained and arm.name in some] for some in (on_all, off_all))
-    costs, label = w.listed([one.cost for one in found.frontiers]), summary.primary.label
+    costs = w.listed([one.cost for one in found.frontiers]) + (" alike" if len(found.frontiers) > 1 else "")
+    label = summary.primary.label
     trained = [name for name in summary.ranking if summary.arm(name).is_trained]
     who = "every trained arm" if len(trained) == len(on) > 1 else w.named(on) if on else ""
     maybe = {name for one in found.frontiers for name in one.contested}
@@ -241,8 +246,8 @@ def _frontiers(evidence: Evidence, found: Explanation) -> Iterator[str]:
         yield f"On the frontier of the test's {label} against {costs}, by the means: {who}{tail}."
     if off:
         yield (
-            f"Off it for certain, since an arm that costs no more is better by the corrected test, or one that costs "
-            f"less is equivalent: {w.named(off)}."
+            f"Off the frontier against {costs} for certain, because an arm that costs no more is better by the "
+            f"corrected test, or one that costs less is equivalent: {w.named(off)}."
         )
 
 
