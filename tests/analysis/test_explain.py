@@ -159,6 +159,7 @@ def test_an_arm_leaves_at_the_step_from_which_it_stays_above(whole: Fakes) -> No
     assert (left.step, left.target_tokens, left.rank, left.reference) == (240, 240 * 1040, 2, "full")
     ends = [own[-1] for own in rises]
     expected = stats.t.interval(0.95, 2, loc=np.mean(ends), scale=stats.sem(ends))
+    assert not left.is_from_start
     assert (left.gap_nats.low, left.gap_nats.high) == pytest.approx(expected, rel=1e-9)
     assert left.gap_nats.value == pytest.approx(np.mean(ends))
     assert with_it.step is None
@@ -168,11 +169,23 @@ def test_an_arm_leaves_at_the_step_from_which_it_stays_above(whole: Fakes) -> No
     sentence = next(one for one in found.sentences if "validation curve of full" in one)
     for part in (
         "margin 0.01 nats per token; 95 % intervals over seeds alone",
-        "lora-rank2 has left it by step 240 (249,600 target tokens) and ends at +0.090 nats [+0.084, +0.097]",
+        "lora-rank2 has left it by step 240 (249,600 target tokens), and ends at +0.090 nats [+0.084, +0.097]",
         "lora-rank8 stays with it to the last step (+0.001 nats",
         "for lora-rank32 it is undecided (+0.067 nats [-0.80",
     ):
         assert part in sentence
+
+
+def test_an_arm_that_was_never_on_the_curve_did_not_leave_it_for_want_of_capacity(whole: Fakes) -> None:
+    above = [[0.05 + luck] * len(STEPS) for luck in (0.0, 0.001, 0.002)]
+    stays = [[0.0] * 5 + [luck] for luck in (0.0, 0.001, 0.002)]
+    gaps = {"lora-rank2": above, "lora-rank8": stays, "lora-rank32": stays}
+    found = told(whole, curves=curves_with(whole, gaps))
+    one = leaving_of(found, "lora-rank2")
+    assert (one.step, one.target_tokens, one.is_from_start) == (0, 0, True)
+    text = "\n".join(found.sentences)
+    assert "lora-rank2 lies above it from the first validated step on, 0 (0 target tokens), and ends at +0.051" in text
+    assert "the curves agree for lora-rank32, and do not agree for lora-rank8." in text
 
 
 @given(st.lists(st.lists(st.floats(-0.05, 0.1), min_size=6, max_size=6), min_size=3, max_size=3))
@@ -189,6 +202,7 @@ def test_no_more_is_claimed_than_the_interval_holds(gaps: list[list[float]]) -> 
     assume(abs(low) > 1e-9)
     steps = [step for place, step in enumerate(STEPS) if (means[place:] > MARGIN).all()]
     assert found.step == (steps[0] if steps and low > 0 else None)
+    assert found.is_from_start is (found.step == STEPS[0])
     if found.step is None and abs(high - MARGIN) > 1e-9:
         assert is_with_it(found, MARGIN) is bool(high <= MARGIN)
 
@@ -559,7 +573,7 @@ def test_many_arms_are_counted_and_not_named() -> None:
     assert len(found.leaving) == 7
     assert max(map(len, found.sentences)) < 400
     assert any(one.startswith("Best learning rate over that of full: of ") and "arms" in one for one in found.sentences)
-    assert any("7 arms left it" in one for one in found.sentences)
+    assert any("7 arms lie above it from the first validated step on" in one for one in found.sentences)
 
 
 def test_arms_by_rank_of_two_families_stand_in_one_sentence() -> None:

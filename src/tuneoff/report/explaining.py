@@ -173,7 +173,7 @@ def _leaving(summary: Summary, explanation: Explanation) -> Part:
 
 def _when(one: Leaving, margin: float) -> str:
     if one.step is not None:
-        return f"{one.step:,}"
+        return f"{one.step:,}, the first" if one.is_from_start else f"{one.step:,}"
     return "stays" if is_with_it(one, margin) else "undecided"
 
 

@@ -58,27 +58,28 @@ def _each(
 ) -> list[str]:
     what = "training examples" if evidence.summary.kind == "classification" else "target tokens"
     return [
-        *(
-            f"{one.arm} has left it by step {one.step:,} ({one.target_tokens or 0:,} {what}) and ends at {_gap(one)}"
-            for one in left
-        ),
+        *(f"{_left(one)} ({one.target_tokens or 0:,} {what}), and ends at {_gap(one)}" for one in left),
         *(f"{one.arm} stays with it to the last step ({_gap(one)})" for one in stayed),
         *(f"for {one.arm} it is undecided ({_gap(one)} at the last step)" for one in undecided),
     ]
 
 
+def _left(one: Leaving) -> str:
+    how = "lies above it from the first validated step on," if one.is_from_start else "has left it by step"
+    return f"{one.arm} {how} {one.step or 0:,}"
+
+
 def _counted(left: Sequence[Leaving], stayed: Sequence[Leaving], undecided: Sequence[Leaving]) -> list[str]:
-    steps = [one.step for one in left if one.step is not None]
+    above = [one for one in left if one.is_from_start]
+    steps = [one.step for one in left if one.step is not None and not one.is_from_start]
     first, last = min(steps, default=0), max(steps, default=0)
-    return [
-        text
-        for text, some in (
-            (f"{w.arms(len(left))} left it, {w.span(f'{first:,}', f'{last:,}', 'by step ')}", left),
-            (f"{w.arms(len(stayed))} stayed with it to the last step", stayed),
-            (f"for {w.arms(len(undecided))} it is undecided", undecided),
-        )
-        if some
-    ]
+    found = (
+        (len(above), "{} lie above it from the first validated step on"),
+        (len(steps), f"{{}} left it, {w.span(f'{first:,}', f'{last:,}', 'by step ')}"),
+        (len(stayed), "{} stayed with it to the last step"),
+        (len(undecided), "for {} it is undecided"),
+    )
+    return [text.format(w.arms(number)) for number, text in found if number]
 
 
 def _gap(one: Leaving) -> str:
@@ -200,7 +201,10 @@ def _agreement(ranked: Sequence[Capacity], found: Explanation) -> str:
     decided = {
         one.arm: one.step is not None
         for one in found.leaving
-        if one.arm in small and (one.step is not None or is_with_it(one, found.loss_margin_nats))
+        # One that was never seen on the curve did not leave it for want of capacity.
+        if one.arm in small
+        and not one.is_from_start
+        and (one.step is not None or is_with_it(one, found.loss_margin_nats))
     }
     agree, disagree = (
         [name for name, left in decided.items() if (left is small[name]) is is_so] for is_so in (True, False)
