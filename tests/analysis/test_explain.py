@@ -23,6 +23,7 @@ from tuneoff.analysis.explaining.evidence import Evidence
 from tuneoff.analysis.explaining.frontiers import beaten, frontiers
 from tuneoff.analysis.explaining.leaving import is_with_it, leavings
 from tuneoff.analysis.explaining.optima import vertex
+from tuneoff.analysis.explaining.wording import share
 from tuneoff.analysis.explanation import NOTHING, Capacity, Explanation, Forgetting, Leaving
 from tuneoff.analysis.stats.twoway import two_way
 from tuneoff.analysis.summary import summarise
@@ -121,7 +122,7 @@ def test_optima_and_their_ratio(whole: Fakes) -> None:
     assert (ratio.base, ratio.chosen) == ("full", pytest.approx(10.0))
     assert (ratio.low, ratio.high) == (pytest.approx(1.0), pytest.approx(100.0))
     sentence = next(one for one in found.sentences if one.startswith("Best learning rate"))
-    for part in ("over that of full", "lora-rank32 10 [1, 100]", "chosen on one seed"):
+    for part in ("over that of full", "lora-rank32 10 [1, 100]", "chosen on the first seed"):
         assert part in sentence
 
 
@@ -130,8 +131,19 @@ def test_an_edge_encloses_nothing() -> None:
     found = told(Fakes(make_study(arms={"full": EVERY_METHOD["full"], "lora": body})))
     assert (found.optima[1].low_lr, found.optima[1].fitted_lr) == (None, None)
     assert (found.ratios[0].low, found.ratios[0].high) == (None, pytest.approx(100.0))
-    assert any("lora 10 [at most 100]" in one for one in found.sentences)
+    assert any("the grids enclose: lora at most 100 (" in one for one in found.sentences)
     assert any("edge of the grid" in note and note.endswith("lora.") for note in found.notes)
+
+
+def test_rates_at_the_edges_of_both_grids_are_no_estimate() -> None:
+    """The grids lie ten times apart, and so do their lowest rates."""
+    full = {"method": "full", "tune": {"lr": [3e-5, 1e-4]}}
+    found = told(Fakes(make_study(arms={"full": full, "lora": LORA | {"rank": 8, "tune": {"lr": [3e-4, 1e-3]}}})))
+    (ratio,) = found.ratios
+    assert (ratio.chosen, ratio.low, ratio.high) == (pytest.approx(10.0), None, None)
+    sentence = next(one for one in found.sentences if one.startswith("Best learning rate"))
+    assert "lora not enclosed (" in sentence
+    assert any(one.startswith("Not comparable by the audit (rate at edge)") for one in found.sentences)
 
 
 # Leaving the common curve
@@ -147,6 +159,7 @@ def test_an_arm_leaves_at_the_step_from_which_it_stays_above(whole: Fakes) -> No
     assert (left.step, left.target_tokens, left.rank, left.reference) == (240, 240 * 1040, 2, "full")
     ends = [own[-1] for own in rises]
     expected = stats.t.interval(0.95, 2, loc=np.mean(ends), scale=stats.sem(ends))
+    assert not left.is_from_start
     assert (left.gap_nats.low, left.gap_nats.high) == pytest.approx(expected, rel=1e-9)
     assert left.gap_nats.value == pytest.approx(np.mean(ends))
     assert with_it.step is None
@@ -156,11 +169,23 @@ def test_an_arm_leaves_at_the_step_from_which_it_stays_above(whole: Fakes) -> No
     sentence = next(one for one in found.sentences if "validation curve of full" in one)
     for part in (
         "margin 0.01 nats per token; 95 % intervals over seeds alone",
-        "lora-rank2 has left it by step 240 (249,600 target tokens) and ends at +0.090 nats [+0.084, +0.097]",
+        "lora-rank2 has left it by step 240 (249,600 target tokens), and ends at +0.090 nats [+0.084, +0.097]",
         "lora-rank8 stays with it to the last step (+0.001 nats",
         "for lora-rank32 it is undecided (+0.067 nats [-0.80",
     ):
         assert part in sentence
+
+
+def test_an_arm_that_was_never_on_the_curve_did_not_leave_it_for_want_of_capacity(whole: Fakes) -> None:
+    above = [[0.05 + luck] * len(STEPS) for luck in (0.0, 0.001, 0.002)]
+    stays = [[0.0] * 5 + [luck] for luck in (0.0, 0.001, 0.002)]
+    gaps = {"lora-rank2": above, "lora-rank8": stays, "lora-rank32": stays}
+    found = told(whole, curves=curves_with(whole, gaps))
+    one = leaving_of(found, "lora-rank2")
+    assert (one.step, one.target_tokens, one.is_from_start) == (0, 0, True)
+    text = "\n".join(found.sentences)
+    assert "lora-rank2 lies above it from the first validated step on, 0 (0 target tokens), and ends at +0.051" in text
+    assert "the curves agree for lora-rank32, and do not agree for lora-rank8." in text
 
 
 @given(st.lists(st.lists(st.floats(-0.05, 0.1), min_size=6, max_size=6), min_size=3, max_size=3))
@@ -177,6 +202,7 @@ def test_no_more_is_claimed_than_the_interval_holds(gaps: list[list[float]]) -> 
     assume(abs(low) > 1e-9)
     steps = [step for place, step in enumerate(STEPS) if (means[place:] > MARGIN).all()]
     assert found.step == (steps[0] if steps and low > 0 else None)
+    assert found.is_from_start is (found.step == STEPS[0])
     if found.step is None and abs(high - MARGIN) > 1e-9:
         assert is_with_it(found, MARGIN) is bool(high <= MARGIN)
 
@@ -519,9 +545,25 @@ def test_other_sentences_on_a_whole_study(whole: Fakes) -> None:
         "90 % of the weight change of full (squared norm) lies in 38 of 96 directions a matrix, mean over 4 matrices",
         "keeps 86 % at rank 32, 38 % at rank 8 and 11 % at rank 2.",
         "(intruders, cosine below 0.6): lora-rank2 12 of 40, lora-rank8 12 of 40, lora-rank32 12 of 40 and full 0 of",
-        "On the frontier of the test's loss against parameters, memory, time and disk, by the means: every trained arm",
+        "On the frontier of the test's loss against parameters, memory, time and disk alike, by the means: every",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0 %"), (0.004, "less than 1 %"), (0.386, "39 %"), (0.996, "more than 99 %"), (1.0, "100 %")],
+)
+def test_a_share_is_never_all_for_a_little_less(value: float, text: str) -> None:
+    assert share(value) == text
+
+
+def test_what_is_beaten_for_certain_is_said_and_what_is_not_too() -> None:
+    found = told(Fakes(make_study(arms=EVERY_METHOD)))
+    on, off = (next(one for one in found.sentences if one.startswith(start)) for start in ("On the fr", "Off the fr"))
+    assert "by the means: full, qlora and output; beaten in some cost, but not for certain: houlsby, prompt" in on
+    assert off.endswith("one that costs less is equivalent: lora and loha.")
+    assert all({"lora", "loha"}.isdisjoint({*one.arms, *one.contested}) for one in found.frontiers)
 
 
 def test_many_arms_are_counted_and_not_named() -> None:
@@ -530,8 +572,8 @@ def test_many_arms_are_counted_and_not_named() -> None:
     found = told(fakes)
     assert len(found.leaving) == 7
     assert max(map(len, found.sentences)) < 400
-    assert any("of 7 arms with a rank are" in one for one in found.sentences)
-    assert any("7 arms left it" in one for one in found.sentences)
+    assert any(one.startswith("Best learning rate over that of full: of ") and "arms" in one for one in found.sentences)
+    assert any("7 arms lie above it from the first validated step on" in one for one in found.sentences)
 
 
 def test_arms_by_rank_of_two_families_stand_in_one_sentence() -> None:

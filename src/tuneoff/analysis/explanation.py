@@ -21,6 +21,8 @@ class Leaving(Value):
     """First validated step from which on it stays more than the margin above; none where it never leaves."""
     target_tokens: int | None
     """Target tokens seen by then."""
+    is_from_start: bool = False
+    """Whether that is the first validated step, so that the arm was never seen on the curve."""
     gap_nats: Estimate
     """At the last step, mean over seeds of its validation loss minus the reference's."""
 

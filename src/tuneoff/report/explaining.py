@@ -11,7 +11,7 @@ from rich.text import Text
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.analysis.explaining.leaving import is_with_it
 from tuneoff.analysis.explaining.wording import digits, times
-from tuneoff.analysis.explanation import Explanation, Leaving, Weights
+from tuneoff.analysis.explanation import Explanation, Leaving, OptimumRatio, Weights
 from tuneoff.analysis.values import Summary
 from tuneoff.report import numbers
 from tuneoff.report.text import clean, markdown
@@ -130,7 +130,7 @@ def _optima(explanation: Explanation) -> Part:
                 numbers.rate(one.chosen_lr),
                 numbers.NONE if one.fitted_lr is None else numbers.rate(float(f"{one.fitted_lr:.1e}")),
                 _enclosed(one.low_lr, one.high_lr, numbers.rate),
-                numbers.NONE if ratio is None else digits(ratio.fitted or ratio.chosen),
+                numbers.NONE if ratio is None or not _is_enclosed(ratio) else digits(ratio.fitted or ratio.chosen),
                 numbers.NONE if ratio is None else _enclosed(ratio.low, ratio.high, digits),
             )
         )
@@ -142,6 +142,11 @@ def _optima(explanation: Explanation) -> Part:
         tuple(heads[place] for place in places),
         tuple(tuple(row[place] for place in places) for row in rows),
     )
+
+
+def _is_enclosed(ratio: OptimumRatio) -> bool:
+    """Whether both ends are known; where they are not, the rates that were tried are no estimate of the ratio."""
+    return ratio.low is not None and ratio.high is not None
 
 
 def _enclosed(low: float | None, high: float | None, write: Callable[[float], str]) -> str:
@@ -168,7 +173,7 @@ def _leaving(summary: Summary, explanation: Explanation) -> Part:
 
 def _when(one: Leaving, margin: float) -> str:
     if one.step is not None:
-        return f"{one.step:,}"
+        return f"{one.step:,}, the first" if one.is_from_start else f"{one.step:,}"
     return "stays" if is_with_it(one, margin) else "undecided"
 
 

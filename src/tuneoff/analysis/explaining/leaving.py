@@ -117,6 +117,7 @@ def _leaving(evidence: Evidence, arm: ArmSummary, reference: ArmSummary) -> Iter
         reference=reference.name,
         step=None if left is None else left.step,
         target_tokens=None if left is None else left.target_tokens,
+        is_from_start=left is points[0],
         gap_nats=last.model_copy(update={"how": f"{last.how}, paired; noise of the validation split not included"}),
     )
 

@@ -58,27 +58,28 @@ def _each(
 ) -> list[str]:
     what = "training examples" if evidence.summary.kind == "classification" else "target tokens"
     return [
-        *(
-            f"{one.arm} has left it by step {one.step:,} ({one.target_tokens or 0:,} {what}) and ends at {_gap(one)}"
-            for one in left
-        ),
+        *(f"{_left(one)} ({one.target_tokens or 0:,} {what}), and ends at {_gap(one)}" for one in left),
         *(f"{one.arm} stays with it to the last step ({_gap(one)})" for one in stayed),
         *(f"for {one.arm} it is undecided ({_gap(one)} at the last step)" for one in undecided),
     ]
 
 
+def _left(one: Leaving) -> str:
+    how = "lies above it from the first validated step on," if one.is_from_start else "has left it by step"
+    return f"{one.arm} {how} {one.step or 0:,}"
+
+
 def _counted(left: Sequence[Leaving], stayed: Sequence[Leaving], undecided: Sequence[Leaving]) -> list[str]:
-    steps = [one.step for one in left if one.step is not None]
+    above = [one for one in left if one.is_from_start]
+    steps = [one.step for one in left if one.step is not None and not one.is_from_start]
     first, last = min(steps, default=0), max(steps, default=0)
-    return [
-        text
-        for text, some in (
-            (f"{w.arms(len(left))} left it, {w.span(f'{first:,}', f'{last:,}', 'by step ')}", left),
-            (f"{w.arms(len(stayed))} stayed with it to the last step", stayed),
-            (f"for {w.arms(len(undecided))} it is undecided", undecided),
-        )
-        if some
-    ]
+    found = (
+        (len(above), "{} lie above it from the first validated step on"),
+        (len(steps), f"{{}} left it, {w.span(f'{first:,}', f'{last:,}', 'by step ')}"),
+        (len(stayed), "{} stayed with it to the last step"),
+        (len(undecided), "for {} it is undecided"),
+    )
+    return [text.format(w.arms(number)) for number, text in found if number]
 
 
 def _gap(one: Leaving) -> str:
@@ -88,25 +89,29 @@ def _gap(one: Leaving) -> str:
 def _rates(ratios: Sequence[OptimumRatio]) -> Iterator[str]:
     if not ratios:
         return
-    base, about = ratios[0].base, "rates are chosen on one seed; published for LoRA: about 10"
-    if len(ratios) > w.MAX_NAMED:
-        values = sorted(one.chosen if one.fitted is None else one.fitted for one in ratios)
-        span = w.span(w.digits(values[0]), w.digits(values[-1]))
-        yield f"The best learning rates of {len(ratios)} arms with a rank are {span} times that of {base} ({about})."
+    base, about = ratios[0].base, "rates are chosen on the first seed; published for LoRA: about 10"
+    if len(ratios) <= w.MAX_NAMED:
+        parts = [f"{one.arm} {_times(one)}" for one in ratios]
+        yield f"Best learning rate over that of {base}, and what the grids enclose: {w.listed(parts)} ({about})."
         return
-    parts = [f"{one.arm} {_times(one)}" for one in ratios]
-    yield f"Best learning rate over that of {base}, and what the grids enclose: {w.listed(parts)} ({about})."
+    enclosed = [one for one in ratios if one.low is not None and one.high is not None]
+    values = sorted(one.chosen if one.fitted is None else one.fitted for one in enclosed)
+    parts = [f"of {w.arms(len(values))} {w.span(w.digits(values[0]), w.digits(values[-1]))}"] if values else []
+    parts += [f"of {w.arms(len(ratios) - len(values))} not enclosed"] if len(values) < len(ratios) else []
+    yield f"Best learning rate over that of {base}: {', '.join(parts)} ({about})."
 
 
 def _times(one: OptimumRatio) -> str:
-    """Return the ratio, fitted where that is known, with the ends between which the grids enclose it."""
-    value = w.digits(one.chosen if one.fitted is None else one.fitted)
+    """Return the ratio with the ends between which the grids enclose it.
+
+    Where they do not, the rates that were tried are no estimate: grids that lie ten times apart would always say ten.
+    """
     low, high = ("" if end is None else w.digits(end) for end in (one.low, one.high))
     if low and high:
-        return f"{value} [{low}, {high}]"
+        return f"{w.digits(one.chosen if one.fitted is None else one.fitted)} [{low}, {high}]"
     if low:
-        return f"{value} [at least {low}]"
-    return f"{value} [at most {high}]" if high else f"{value} [not enclosed]"
+        return f"at least {low}"
+    return f"at most {high}" if high else "not enclosed"
 
 
 def _spectrum(evidence: Evidence, weights: Sequence[Weights]) -> Iterator[str]:
@@ -196,7 +201,10 @@ def _agreement(ranked: Sequence[Capacity], found: Explanation) -> str:
     decided = {
         one.arm: one.step is not None
         for one in found.leaving
-        if one.arm in small and (one.step is not None or is_with_it(one, found.loss_margin_nats))
+        # One that was never seen on the curve did not leave it for want of capacity.
+        if one.arm in small
+        and not one.is_from_start
+        and (one.step is not None or is_with_it(one, found.loss_margin_nats))
     }
     agree, disagree = (
         [name for name, left in decided.items() if (left is small[name]) is is_so] for is_so in (True, False)
@@ -231,7 +239,8 @@ def _frontiers(evidence: Evidence, found: Explanation) -> Iterator[str]:
     on_all = set.intersection(*(set(one.arms) for one in found.frontiers))
     off_all = set.intersection(*(beaten(summary, one) for one in found.frontiers))
     on, off = ([arm.name for arm in summary.arms if arm.is_trained and arm.name in some] for some in (on_all, off_all))
-    costs, label = w.listed([one.cost for one in found.frontiers]), summary.primary.label
+    costs = w.listed([one.cost for one in found.frontiers]) + (" alike" if len(found.frontiers) > 1 else "")
+    label = summary.primary.label
     trained = [name for name in summary.ranking if summary.arm(name).is_trained]
     who = "every trained arm" if len(trained) == len(on) > 1 else w.named(on) if on else ""
     maybe = {name for one in found.frontiers for name in one.contested}
@@ -241,8 +250,8 @@ def _frontiers(evidence: Evidence, found: Explanation) -> Iterator[str]:
         yield f"On the frontier of the test's {label} against {costs}, by the means: {who}{tail}."
     if off:
         yield (
-            f"Off it for certain, since an arm that costs no more is better by the corrected test, or one that costs "
-            f"less is equivalent: {w.named(off)}."
+            f"Off the frontier against {costs} for certain, because an arm that costs no more is better by the "
+            f"corrected test, or one that costs less is equivalent: {w.named(off)}."
         )
 
 
