@@ -45,9 +45,7 @@ def forest_chart(points: Sequence[Point], arms: Arms, *, reference: int = 0) -> 
         title=None,
         axis=alt.Axis(labelLimit=170, labelColor=arms.look.ink, grid=False, ticks=False, labelPadding=10),
     )
-    colour, _ = arms.lines()
-    colour = colour.copy()
-    colour.legend = None
+    colour = alt.Color("arm:N", scale=arms.line_colours(), legend=None)
     outcomes = [outcome for outcome in OUTCOME_SHAPES if any(point["outcome"] == outcome for point in own)]
     shape = alt.Shape(
         "outcome:N",

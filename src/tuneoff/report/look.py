@@ -112,9 +112,14 @@ class Arms:
         """
         names = [*self.names, *self.bases]
         legend = self.legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=260) if self.look.has_legend else None
-        colours = alt.Scale(domain=names, range=[self.colour(name) for name in names])
+        colours = self.line_colours()
         dashes = alt.Scale(domain=names, range=[self.dash(name) for name in names])
         return alt.Color("arm:N", scale=colours, legend=legend), alt.StrokeDash("arm:N", scale=dashes, legend=legend)
+
+    def line_colours(self) -> alt.Scale:
+        """Return the colour of every arm, those that are not trained too."""
+        names = [*self.names, *self.bases]
+        return alt.Scale(domain=names, range=[self.colour(name) for name in names])
 
     def legend(self, **symbols: Any) -> alt.Legend:
         """Return a legend below the chart, in as many columns as fit.

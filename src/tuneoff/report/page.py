@@ -103,7 +103,7 @@ def render_page(
         bundle=Markup(bundle),
         script=Markup(script),
         data=_json_for_html({key: panel.data() for key, panel in drawn.items()}),
-        **_results(study, summary, found),
+        **_results(summary, found),
         **_standings(summary),
         learning_numbers=learning_numbers(found["learning"].points) if "learning" in found else None,
         trial_numbers=trial_numbers(summary),
@@ -125,7 +125,7 @@ def arms_of(drawn: Sequence[Panel]) -> list[str]:
     return list(dict.fromkeys(arm for panel in drawn for arm in arms_in(panel.points)))
 
 
-def _results(study: Study, summary: Summary, found: Mapping[str, Panel]) -> dict[str, Any]:
+def _results(summary: Summary, found: Mapping[str, Panel]) -> dict[str, Any]:
     """Return what the sections on scores and costs are made from."""
     return {
         "panels": found,

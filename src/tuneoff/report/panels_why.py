@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from tuneoff.analysis.estimates import Estimate
-from tuneoff.analysis.explanation import Explanation, LayerEstimates, Weights
+from tuneoff.analysis.explaining.leaving import is_with_it
+from tuneoff.analysis.explanation import Explanation, LayerEstimates, Leaving, Weights
 from tuneoff.analysis.values import Summary
 from tuneoff.report import charts_why, numbers
 from tuneoff.report.chart_parts import Across, Axis, targets_word
@@ -195,7 +196,7 @@ def leaving_numbers(summary: Summary, explanation: Explanation) -> Numbers:
             leaving.arm,
             numbers.NONE if leaving.rank is None else str(leaving.rank),
             leaving.reference,
-            "stays with it" if leaving.step is None else f"{leaving.step:,}",
+            _left(leaving, explanation.loss_margin_nats),
             numbers.NONE if leaving.target_tokens is None else f"{leaving.target_tokens:,}",
             _signed(leaving.gap_nats, 4),
         )
@@ -206,12 +207,20 @@ def leaving_numbers(summary: Summary, explanation: Explanation) -> Numbers:
     return Numbers(heads, tuple(rows), frozenset({0, 2}))
 
 
+def _left(leaving: Leaving, margin: float) -> str:
+    """Return at which step an arm leaves, or that it does not, or that the last step does not tell."""
+    if leaving.step is not None:
+        return f"{leaving.step:,}"
+    return "stays with it" if is_with_it(leaving, margin) else "not told apart at the end"
+
+
 def optimum_numbers(explanation: Explanation) -> Numbers:
     """Return where each arm's best rate lies, and how many times that of another arm it is."""
     ratios = {ratio.arm: ratio for ratio in explanation.ratios}
     rows = []
     for optimum in explanation.optima:
         ratio = ratios.get(optimum.arm)
+        is_enclosed = ratio is not None and ratio.low is not None and ratio.high is not None
         ends = None if ratio is None else _ends(ratio.low, ratio.high, numbers.significant)
         rows.append(
             (
@@ -219,13 +228,13 @@ def optimum_numbers(explanation: Explanation) -> Numbers:
                 numbers.rate(optimum.chosen_lr),
                 "none: at an edge" if optimum.fitted_lr is None else numbers.rate(optimum.fitted_lr),
                 _ends(optimum.low_lr, optimum.high_lr, numbers.rate),
-                numbers.NONE if ratio is None else f"{numbers.significant(ratio.chosen)} x {ratio.base}",
-                numbers.NONE if ratio is None or ratio.fitted is None else numbers.significant(ratio.fitted),
+                numbers.NONE if ratio is None else ratio.base,
+                numbers.NONE if ratio is None or not is_enclosed else numbers.significant(ratio.fitted or ratio.chosen),
                 numbers.NONE if ends is None else ends,
             )
         )
-    heads = ("arm", "chosen rate", "fitted optimum", "lies between", "ratio", "fitted ratio", "ratio lies between")
-    return Numbers(heads, tuple(rows))
+    heads = ("arm", "chosen rate", "fitted optimum", "lies between", "over the rate of", "ratio", "ratio lies between")
+    return Numbers(heads, tuple(rows), frozenset({0, 4}))
 
 
 def weight_numbers(explanation: Explanation) -> Numbers:

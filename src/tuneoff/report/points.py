@@ -111,7 +111,7 @@ def cost_points(summary: Summary, explanation: Explanation = NOTHING) -> list[Po
     memory = numbers.size_unit(max((cost.train_peak_bytes for cost in costs), default=0))
     time = numbers.time_unit(max((cost.train_s for cost in costs), default=0.0))
     disk = numbers.size_unit(max((cost.weights_bytes for cost in costs), default=0))
-    units = {"memory": memory, "time": time, "disk": disk}
+    units: dict[Cost, tuple[float, str]] = {"memory": memory, "time": time, "disk": disk}
     return [_cost_point(arm, score, units) | _standing(arm.name, explanation) for arm, score in scored]
 
 
