@@ -54,9 +54,16 @@ class Live:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        if event.task is None:
+        if event.kind == "extended":
+            self._num_left += event.body["num_more"]
+            self.progress.update(self._all, total=self._num_left)
+            self._say("search", event.body["what"])
+        elif event.task is None:
             self._say("note", event.body.get("what", ""), style="yellow")
-            return
+        else:
+            self._of_task(event.task, event)
+
+    def _of_task(self, task: Task, event: Event) -> None:
         handlers = {
             "start": self._started,
             "phase": self._phase,
@@ -70,7 +77,7 @@ class Live:
         }
         handler = handlers.get(event.kind)
         if handler is not None:
-            handler(event.task, event.body)
+            handler(task, event.body)
 
     def _start_bar(self, task: Task, what: str) -> TaskID:
         key = _key(task)

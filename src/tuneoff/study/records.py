@@ -15,6 +15,8 @@ from tuneoff.study.value import Value
 
 RECORD_VERSION = 1
 MAX_EXPONENT = 700.0
+DIVERGED = "diverged"
+"""Start of the reason of a run whose numbers were not finite any more; a lower learning rate may help."""
 
 
 def exp(value: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tuneoff.data.batching import Batch, BatchSequence, micro_batches
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.methods.base import AdaptedModel
-from tuneoff.study.records import Likelihood
+from tuneoff.study.records import DIVERGED, Likelihood
 from tuneoff.study.streams import DROPOUT, stream_seed
 from tuneoff.training.checkpoint import Checkpoint
 from tuneoff.training.masks import masked
@@ -214,9 +214,9 @@ class Loop:
             self.adapted.after_optimizer_step(self.step + 1, self.plan.num_steps)
         member.optimizer.zero_grad()
         if not math.isfinite(loss):
-            member.failure = f"diverged: the loss was {loss} at step {self.step + 1}"
+            member.failure = f"{DIVERGED}: the loss was {loss} at step {self.step + 1}"
         elif not is_finite and not member.optimizer.loss_scale.can_retry:
-            member.failure = f"diverged: the gradient norm was {norm} at step {self.step + 1}"
+            member.failure = f"{DIVERGED}: the gradient norm was {norm} at step {self.step + 1}"
         return norm
 
     def _train_row(self, member: Member, loss: float, norm: float) -> dict[str, Any]:
@@ -245,7 +245,7 @@ class Loop:
             row |= {"loss_nats": found.loss_nats, "perplexity": found.perplexity, "target_tokens": member.target_tokens}
             self.host.curve(index, row)
             if not math.isfinite(found.nll_nats):
-                member.failure = f"diverged: the validation loss was {found.nll_nats} at step {self.step}"
+                member.failure = f"{DIVERGED}: the validation loss was {found.nll_nats} at step {self.step}"
             elif found.loss_nats < member.best_loss_nats:
                 member.best_loss_nats, member.best_step, member.validation = found.loss_nats, self.step, found
                 self.host.best(index)
