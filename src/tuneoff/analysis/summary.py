@@ -82,6 +82,7 @@ def summarise(
         num_wanted=len(wanted) + num_nameless,
         num_done=sum(record.status == "done" for record in finished),
         num_infeasible=sum(record.status == "infeasible" for record in finished),
+        num_pruned=len({trial.run_id for arm in arms for trial in arm.trials if trial.status == "pruned"}),
         origins=_origins(finished),
     )
 
@@ -100,8 +101,11 @@ def _summarise_arm(
     is_chosen = lr is not None or not arm.is_trained
     chosen = tuple(run.run_id for run in chosen_runs(study, arm, lr)) if is_chosen else ()
     run_ids = tuple(dict.fromkeys((*(trial.run_id for trial in trials), *chosen)))
-    found = [records[run_id] for run_id in run_ids if run_id in records]
-    runs = [records[run_id] for run_id in chosen if run_id in records]
+    pruned = {trial.run_id for trial in trials if trial.status == "pruned"}
+    ended = {run_id: records[run_id] for run_id in run_ids if run_id in records}
+    ended = {run_id: record for run_id, record in ended.items() if record.status != "pruned" or run_id in pruned}
+    found = list(ended.values())
+    runs = [ended[run_id] for run_id in chosen if run_id in ended]
     tested = [tests[run_id] for run_id in chosen if run_id in tests]
     scored = [items.get(test.run_id) for test in tested]
     likelihoods = [test.test for test in tested]
@@ -121,7 +125,8 @@ def _summarise_arm(
         chosen_run_ids=chosen,
         num_wanted=num_wanted,
         num_done=num_done,
-        num_infeasible=len(found) - num_done,
+        num_infeasible=len(found) - num_done - len(pruned),
+        num_pruned=len(pruned),
         num_tested=len(tested),
         num_seeds=len(study.seeds) if arm.is_trained else 1,
         trials=trials,

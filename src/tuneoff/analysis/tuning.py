@@ -10,13 +10,16 @@ records give the same search, in whatever order they came in.
 An arm without a result for another reason than divergence (out of memory) takes no part.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tuneoff.study.expand import trials
+from tuneoff.study.identity import make_run
 from tuneoff.study.rates import between, step_down, step_up
-from tuneoff.study.records import DIVERGED, Record, TestRecord
+from tuneoff.study.records import DIVERGED, Halving, Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
 
@@ -30,11 +33,11 @@ class Trial(Value):
     run_id: str
     lr: float | None
     """None where nothing is trained."""
-    status: Literal["done", "infeasible", "missing"]
+    status: Literal["done", "infeasible", "pruned", "missing"]
     reason: str = ""
-    """Why it is infeasible."""
+    """Why it is infeasible, or was stopped."""
     loss_nats: float | None = None
-    """Validation loss; none unless done."""
+    """Validation loss; none unless done: of a trial that was stopped it is of another step than the others'."""
 
     @property
     def has_diverged(self) -> bool:
@@ -92,6 +95,8 @@ class Search:
         self.study = study
         self.records = records
         self._known: dict[str, dict[float | None, Trial]] = {arm.name: {} for arm in study.arms}
+        """Of each arm, in the order in which they are to be done."""
+        self._halved = _halved(study) if study.tuning.search == "halving" else frozenset()
 
     def rounds(self, selected: Collection[str]) -> Rounds:
         """Return where the search stands, for arms that are worked on.
@@ -140,6 +145,17 @@ class Search:
             return None
         return lr
 
+    def halving(self, arm: Arm, run_id: str) -> Halving | None:
+        """Return what a trial of an arm is held against while it is trained; none where it is trained to the end.
+
+        Trials without a result are left out: else the early losses of one that diverged later could stop all others.
+        """
+        if arm.name not in self._halved:
+            return None
+        before = itertools.takewhile(lambda trial: trial.run_id != run_id, self._known[arm.name].values())
+        names = tuple(trial.run_id for trial in before if trial.status != "infeasible")
+        return Halving(reduction=self.study.tuning.reduction, before=names)
+
     def _view(self, arm: Arm) -> Rounds:
         """Return where the search stands for one arm, whatever else is worked on."""
         if arm.is_extended:
@@ -150,7 +166,8 @@ class Search:
         known = self._known[arm.name]
         new = tuple(rate for rate in rates if rate not in known)
         for run in trials(self.study, arm, new) if new or not known else ():
-            known[run.lr] = _trial(run.run_id, run.lr, self.records.get(run.run_id))
+            halving = self.halving(arm, run.run_id)
+            known[run.lr] = _trial(run.run_id, run.lr, self.records.get(run.run_id), halving)
         return tuple(known[rate] for rate in (sorted(rates) if arm.is_trained else (None,)))
 
 
@@ -205,9 +222,22 @@ def _has_to_move(tried: Trials) -> bool:
     return best is None or edge_of(tried, best) is not None
 
 
-def _trial(run_id: str, lr: float | None, record: Record | None) -> Trial:
-    if record is None:
+def _halved(study: Study) -> frozenset[str]:
+    """Return the arms whose trials may be stopped: tuned ones that can share no run with another arm.
+
+    Arms of one method share a run at a rate that both try. One of them may need it whole.
+    """
+    tuned = [arm for arm in study.arms if arm.is_tuned]
+    alike = {arm.name: make_run(study, arm, 1.0, study.seeds[0]).run_id for arm in study.arms if arm.is_trained}
+    counts = Counter(alike.values())
+    return frozenset(arm.name for arm in tuned if counts[alike[arm.name]] == 1)
+
+
+def _trial(run_id: str, lr: float | None, record: Record | None, halving: Halving | None) -> Trial:
+    if record is None or (record.status == "pruned" and (halving is None or record.halving != halving)):
         return Trial(run_id=run_id, lr=lr, status="missing")
+    if record.status == "pruned":
+        return Trial(run_id=run_id, lr=lr, status="pruned", reason=record.reason)
     if record.status == "infeasible" or record.validation is None:
         return Trial(run_id=run_id, lr=lr, status="infeasible", reason=record.reason or "no validation score")
     return Trial(run_id=run_id, lr=lr, status="done", loss_nats=record.validation.loss_nats)

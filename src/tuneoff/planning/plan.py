@@ -99,6 +99,8 @@ class Plan(Value):
     """The base's, storage that is shared counted once."""
     precision: str
     arms: tuple[ArmPlan, ...]
+    search: str = "grid"
+    """How rates are searched; `halving` stops trials, so that the steps are the most that there can be."""
     power: Power | None = None
     """How often an equivalence would be found; none where there is no pair of arms to compare, or none is trained."""
 
@@ -148,6 +150,7 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
         num_parameters=num_parameters(base),
         precision=study.precision,
         arms=tuple(arms),
+        search=study.tuning.search,
         power=study_power(study),
     )
 

@@ -113,6 +113,8 @@ def totals(plan: Plan) -> str:
     lines = [f"{_range(plan.num_runs, plan.num_extra)} runs (trials and seeds), {steps}"]
     if plan.num_extra:
         lines.append("how many depends on where the best rates lie: grids are extended while one lies at an edge")
+    if plan.search == "halving":
+        lines.append("fewer steps, as trials that fall behind are stopped (successive halving)")
     for what, names in _shared((arm.name, arm.problem) for arm in plan.arms if arm.problem):
         lines.append(f"cannot be trained here: {', '.join(names)}: {what}")
     for what, names in _shared((arm.name, ", ".join(arm.assumed)) for arm in plan.arms if arm.assumed):

@@ -71,6 +71,7 @@ class Live:
             "step": self._step,
             "finished": self._finished,
             "infeasible": self._infeasible,
+            "pruned": self._pruned,
             "failed": self._failed,
             "busy": self._busy,
             "problem": self._problem,
@@ -117,6 +118,10 @@ class Live:
     def _infeasible(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)
         self._say(label(task), f"infeasible: {body['what']}", style="red")
+
+    def _pruned(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._end(task)
+        self._say(label(task), f"{body['what']}{self._count(task)}")
 
     def _failed(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)

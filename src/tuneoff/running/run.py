@@ -209,11 +209,13 @@ class StudyRunner:
             self.options.listener(Event("finished", task))
         elif message.kind == "done":
             self._explained.pop(run_id, None)  # what was worked out before went with the old record
+            if task.kind == "train":
+                self._verified.pop(run_id, None)  # of a run that was stopped in another search
             record = self.store.record(run_id)
-            is_sound = record is not None and record.status == "done"
+            kind = {"done": "finished", "pruned": "pruned"}.get(record.status if record is not None else "")
             loss = record.validation.loss_nats if record is not None and record.validation is not None else None
             body = {"what": record.reason if record is not None else "", "validation_loss_nats": loss}
-            self.options.listener(Event("finished" if is_sound else "infeasible", task, body))
+            self.options.listener(Event(kind or "infeasible", task, body))
         else:
             self.options.listener(Event(message.kind, task, message.body))
 

@@ -12,7 +12,7 @@ from tuneoff.analysis.tuning import Rounds, Search
 from tuneoff.study.expand import base_run, chosen_runs, trials
 from tuneoff.study.explained import Explaining, ExplainRecord
 from tuneoff.study.identity import Run
-from tuneoff.study.records import Record, TestRecord
+from tuneoff.study.records import Halving, Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.testing import Testing
 from tuneoff.study.value import Value
@@ -29,6 +29,8 @@ class Task(Value):
     """How to read the test split; of a training task, right after it, as the rate is chosen already."""
     explaining: Explaining | None = None
     """What to work out."""
+    halving: Halving | None = None
+    """What a trial is held against while it is trained; none trains it to the end."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,28 @@ def ready_tasks(
         tests: readings of the test split.
         explained: what is to be worked out of them beside; none works out nothing.
     """
-    rounds = Search(study, records).rounds([arm.name for arm in arms])
+    search = Search(study, records)
+    rounds = search.rounds([arm.name for arm in arms])
     for arm in arms:
-        for run in trials(study, arm, rounds.rates(arm)):
-            if run.run_id not in records:
-                yield Task(kind="train", arm=arm.name, run=run, testing=None if arm.is_tuned else study.testing)
+        yield from _trials(search, rounds, arm)
     for index in range(len(study.seeds)):
         for arm in arms:
             yield from _seed(study, arm, rounds.choose(arm), index, records, tests)
         if explained is not None:
             yield from _explain(study, arms, rounds, index, records, tests, explained)
+
+
+def _trials(search: Search, rounds: Rounds, arm: Arm) -> Iterator[Task]:
+    """Yield the trials that an arm has still to do: one after another where each is held against those before it."""
+    study = search.study
+    missing = {trial.run_id for trial in rounds.trials[arm.name] if trial.status == "missing"}
+    for run in trials(study, arm, rounds.rates(arm)):
+        if run.run_id in missing:
+            halving = search.halving(arm, run.run_id)
+            testing = None if arm.is_tuned else study.testing
+            yield Task(kind="train", arm=arm.name, run=run, testing=testing, halving=halving)
+            if halving is not None:
+                return
 
 
 def _seed(
@@ -87,7 +101,7 @@ def _seed(
         return
     run = runs[index]
     record = records.get(run.run_id)
-    if record is None:
+    if record is None or record.status == "pruned":
         if index:  # the first seed's runs are the trials
             yield Task(kind="train", arm=arm.name, run=run, testing=study.testing)
     elif record.status == "done" and not is_current(tests.get(run.run_id), study):

@@ -28,6 +28,12 @@ class TuningSpec(Value):
 
     extend: Annotated[int, Field(ge=0, le=20)] = 4
     """Extra trials of each arm with `lr: auto`, at most, while the best rate of one of them lies at an edge."""
+    search: Literal["grid", "halving"] = "grid"
+    """Train every trial to the end, or stop those that fall behind: successive halving, by Optuna's own pruner."""
+    reduction: Annotated[int, Field(ge=2, le=100)] = 3
+    """Of successive halving: at each of its steps the best one in this many goes on, and each is this many times as
+    late as the one before. The first is the first scoring of the validation split.
+    """
 
 
 class ExplainSpec(Value):
