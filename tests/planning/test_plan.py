@@ -169,6 +169,14 @@ def test_a_search_that_may_go_on_is_a_range_of_runs(tiny: Path) -> None:
     assert "15 runs (trials and seeds), 140 optimizer steps" in text(found)
 
 
+def test_halving_makes_the_steps_the_most_that_there_can_be(tiny: Path) -> None:
+    task = {"kind": "text", "data": "x", "max_length": 16}
+    arms = {"full": {"method": "full"}}
+    for search, is_said in (("halving", True), ("grid", False)):
+        shown = text(make_plan(arms, model=str(tiny / "config.json"), task=task, tuning={"search": search}))
+        assert ("fewer steps, as trials that fall behind are stopped (successive halving)" in shown) == is_said
+
+
 def test_a_pattern_that_matches_two_kinds_shows_both() -> None:
     (arm,) = make_plan({"lora": {"method": "lora", "targets": ["c_proj"]}}).arms
     (target,) = arm.targets

@@ -1,16 +1,19 @@
 """Successive halving: the pruner is Optuna's, a trial that falls behind is stopped, and a killed search goes on."""
 
 import importlib.util
+import math
 from pathlib import Path
+from random import Random
 
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.running.test_schedule import Known, brief, infeasible
+from tests.running.test_schedule import Known, brief, done, infeasible
 from tests.running.world import NUM_JOBS, Events, scores, study_of, weights
 
 from tuneoff import api
+from tuneoff.analysis.summary import summarise
 from tuneoff.errors import StoreError, StudyError
 from tuneoff.report.tables import progress
 from tuneoff.running.events import Event
@@ -127,6 +130,50 @@ def test_arms_that_share_runs_are_trained_to_the_end() -> None:
     known = known_of(one=LORA, published={"method": "lora", "lr": 3e-4})
     assert len(known.ready()) == 4
     assert all(task.halving is None for task in known.ready())
+
+
+LANDSCAPES = st.lists(st.tuples(st.floats(-6, 0), st.floats(-5, 1)), min_size=1, max_size=3)
+"""Of each arm: logarithm of the best rate, and of the rate from which on it diverges."""
+
+
+@settings(max_examples=40)
+@given(LANDSCAPES, st.integers(0, 2**32))
+def test_a_search_that_is_extended_and_halved_ends_the_same_in_any_order(
+    shapes: list[tuple[float, float]], seed: int
+) -> None:
+    arms = {
+        f"r{place + 1}": {"method": "lora", "rank": place + 1, "tune": {"lr": "auto"}} for place in range(len(shapes))
+    }
+
+    def loss(task: Task) -> float:
+        best, limit = shapes[int(task.arm[1:]) - 1]
+        place = math.log10(task.run.lr or 1.0)
+        return 1 + (place - best) ** 2 if place <= limit else math.nan
+
+    def ended(order: Random | None) -> Known:
+        known = known_of(**arms)
+        while ready := [task for task in known.ready() if task.run.seed == 0 and task.kind == "train"]:
+            task = order.choice(ready) if order else ready[0]
+            assert task.halving is not None
+            found, run_id = loss(task), task.run.run_id
+            before = [known.records[name] for name in task.halving.before]
+            behind = [one for one in before if one.validation and one.validation.loss_nats + 0.5 < found]
+            if math.isnan(found):
+                known.records[run_id] = infeasible(task.run)
+            else:
+                known.records[run_id] = pruned(task) if behind else done(task.run, found)
+        return known
+
+    first, other = ended(None), ended(Random(seed))
+    assert first.records == other.records
+    summary = summarise(first.study, first.records, {})
+    assert len({len(arm.trials) for arm in summary.arms}) == 1
+    for arm in summary.arms:
+        losses = {trial.lr: trial.loss_nats for trial in arm.trials if trial.loss_nats is not None}
+        is_lost = all(trial.status == "infeasible" for trial in arm.trials)
+        assert arm.chosen_lr == (None if is_lost else min(losses, key=lambda lr: losses[lr]))
+        assert arm.num_pruned == sum(trial.status == "pruned" for trial in arm.trials)
+        assert arm.num_infeasible + arm.num_pruned + arm.num_done == len(arm.trials)
 
 
 def test_a_trial_that_was_stopped_in_another_search_is_done_again() -> None:

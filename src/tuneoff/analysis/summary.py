@@ -13,7 +13,7 @@ from tuneoff.analysis.measures import measure
 from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.stats.compare import compare_all
 from tuneoff.analysis.stats.tables import estimate_of
-from tuneoff.analysis.tuning import Search, edge_of
+from tuneoff.analysis.tuning import Search, Trial, edge_of
 from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Origins, Scores, Status, Summary
 from tuneoff.analysis.verdict import caveats, verdict
 from tuneoff.study.expand import chosen_runs
@@ -101,9 +101,8 @@ def _summarise_arm(
     is_chosen = lr is not None or not arm.is_trained
     chosen = tuple(run.run_id for run in chosen_runs(study, arm, lr)) if is_chosen else ()
     run_ids = tuple(dict.fromkeys((*(trial.run_id for trial in trials), *chosen)))
-    pruned = {trial.run_id for trial in trials if trial.status == "pruned"}
-    ended = {run_id: records[run_id] for run_id in run_ids if run_id in records}
-    ended = {run_id: record for run_id, record in ended.items() if record.status != "pruned" or run_id in pruned}
+    num_pruned = sum(trial.status == "pruned" for trial in trials)
+    ended = _ended(run_ids, trials, records)
     found = list(ended.values())
     runs = [ended[run_id] for run_id in chosen if run_id in ended]
     tested = [tests[run_id] for run_id in chosen if run_id in tests]
@@ -125,8 +124,8 @@ def _summarise_arm(
         chosen_run_ids=chosen,
         num_wanted=num_wanted,
         num_done=num_done,
-        num_infeasible=len(found) - num_done - len(pruned),
-        num_pruned=len(pruned),
+        num_infeasible=len(found) - num_done - num_pruned,
+        num_pruned=num_pruned,
         num_tested=len(tested),
         num_seeds=len(study.seeds) if arm.is_trained else 1,
         trials=trials,
@@ -147,6 +146,13 @@ def _summarise_arm(
             *flags,
         ),
     )
+
+
+def _ended(run_ids: Sequence[str], trials: Sequence[Trial], records: Mapping[str, Record]) -> dict[str, Record]:
+    """Return the runs that nothing is left to do of; one that was stopped in another search is to be done again."""
+    pruned = {trial.run_id for trial in trials if trial.status == "pruned"}
+    found = ((run_id, records[run_id]) for run_id in run_ids if run_id in records)
+    return {run_id: record for run_id, record in found if record.status != "pruned" or run_id in pruned}
 
 
 def _status(found: Sequence[Record], *, is_lost: bool, is_finished: bool) -> Status:
