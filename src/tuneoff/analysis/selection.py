@@ -9,11 +9,6 @@ from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 
 
-def tried(study: Study, arm: Arm, records: Mapping[str, Record]) -> tuple[Trial, ...]:
-    """Return what became of each candidate rate, rates rising; the one scoring of an arm that is not trained."""
-    return Search(study, records).tried(arm)
-
-
 def choose_rate(
     study: Study, arm: Arm, records: Mapping[str, Record], tests: Mapping[str, TestRecord] | None = None
 ) -> float | None:

@@ -131,7 +131,7 @@ class StudyRunner:
         if self._num_rounds is not None and rounds.num_rounds > self._num_rounds:
             more = sum(trial.status == "missing" for arm in arms for trial in rounds.trials[arm.name])
             what = f"{more} more {'trial' if more == 1 else 'trials'}, one for each arm with `lr: auto`"
-            why = f"the best rate of {', '.join(rounds.moving)} lies at the edge of those tried"
+            why = f"no rate of {', '.join(rounds.moving)} is better than those on both sides of it yet"
             self.options.listener(Event("extended", body={"num_more": more, "what": f"{what}: {why}"}))
         self._num_rounds = rounds.num_rounds
 
