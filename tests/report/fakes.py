@@ -1,6 +1,7 @@
 """A study and its records as a real run would leave them, made up: full, three LoRA ranks, zero-shot, three seeds."""
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.selection import choose_rate
+from tuneoff.analysis.tuning import Search
 from tuneoff.study.expand import base_run, chosen_runs, trials
 from tuneoff.study.explained import ExplainRecord, LayerChange, Retention, Sample
 from tuneoff.study.identity import Run
@@ -364,9 +366,11 @@ class Fakes:
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.explained: dict[str, ExplainRecord] = {}
         """Of the base and of every chosen run that is done."""
-        for arm in study.arms[: math.ceil(share * len(study.arms))]:
-            for run in trials(study, arm):
+        started = study.arms[: math.ceil(share * len(study.arms))]
+        while missing := [(arm, run) for arm, run in self._trials(started) if run.run_id not in self.records]:
+            for arm, run in missing:
                 self._add(arm, run, is_lost=arm.name in lost, notes=notes)
+        for arm in started:
             lr = choose_rate(study, arm, self.records)
             for run in chosen_runs(study, arm, lr) if lr is not None or not arm.is_trained else ():
                 self._add(arm, run, is_lost=False, notes=notes)
@@ -375,6 +379,10 @@ class Fakes:
         if self.records:
             base = make_base_explained(study)
             self.explained.setdefault(base.run_id, base)
+
+    def _trials(self, arms: Sequence[Arm]) -> Iterator[tuple[Arm, Run]]:
+        rounds = Search(self.study, self.records).rounds([arm.name for arm in arms])
+        return ((arm, run) for arm in arms for run in trials(self.study, arm, rounds.rates(arm)))
 
     def _add(self, arm: Arm, run: Run, *, is_lost: bool, notes: tuple[str, ...]) -> None:
         is_hot = run.lr is not None and run.lr >= 1e-3 and arm.name == "lora-rank32"

@@ -253,14 +253,17 @@ def test_lines_that_are_not_numbers_are_left_out() -> None:
 
 
 def test_study_can_be_run_again_from_the_page(tmp_path: Path) -> None:
-    study = make_study(about="a: b # c\n'd'", seeds=[5], micro_batch=4)
+    auto = {"auto": {"method": "lora", "tune": {"lr": "auto"}}}
+    both = study_mapping(make_study())["arms"] | auto
+    study = make_study(about="a: b # c\n'd'", seeds=[5], micro_batch=4, arms=both, tuning={"extend": 2})
     file = tmp_path / "again.yaml"
     file.write_text(study_yaml(study), encoding="utf-8")
     again = load_study(file)
     assert study_mapping(again) == study_mapping(study)
-    assert [(arm.method, arm.lr, arm.assumed) for arm in again.arms] == [
-        (arm.method, arm.lr, arm.assumed) for arm in study.arms
+    assert [(arm.method, arm.lr, arm.assumed, arm.is_extended) for arm in again.arms] == [
+        (arm.method, arm.lr, arm.assumed, arm.is_extended) for arm in study.arms
     ]
+    assert (again.arm("auto").is_extended, again.tuning.extend) == (True, 2)
 
 
 def test_files_are_written_whole(tmp_path: Path) -> None:

@@ -121,9 +121,10 @@ def study_table(summary: Summary, explanation: Explanation = NOTHING) -> Rendera
 
 
 def progress(summary: Summary) -> str:
-    """Return how far the study is: `3 of 12 runs done, 1 infeasible`."""
+    """Return how far the study is: `3 of 12 runs done, 1 infeasible, 2 stopped early`."""
     lost = f", {summary.num_infeasible} infeasible" if summary.num_infeasible else ""
-    return f"{summary.num_done} of {summary.num_wanted} runs done{lost}"
+    stopped = f", {summary.num_pruned} stopped early" if summary.num_pruned else ""
+    return f"{summary.num_done} of {summary.num_wanted} runs done{lost}{stopped}"
 
 
 def rich_table(

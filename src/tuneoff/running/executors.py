@@ -18,10 +18,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneoff.errors import TuneoffError
 from tuneoff.running.schedule import Task
+
+if TYPE_CHECKING:
+    from tuneoff.running.store import Store
 
 PRELOADED = ["tuneoff.running.preload"]
 SPIN = ("GOMP_SPINCOUNT", "10000")
@@ -251,11 +254,20 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
                         train_runs([task.run], place, tell, task.testing)
                     else:
                         score_run(task.run, place, tell, task.testing)
-            elif store.record(task.run.run_id, verify=True) is None:
-                train_runs([task.run], place, tell, task.testing)
+            elif not _is_trained(store, task):
+                train_runs([task.run], place, tell, task.testing, task.halving)
     except Timeout:
         return "busy", {}  # another process is at this run
     return "done", {}
+
+
+def _is_trained(store: "Store", task: Task) -> bool:
+    """Whether a run is finished as it is asked for; one that was stopped in another search is set aside."""
+    record = store.record(task.run.run_id, verify=True)
+    if record is not None and record.status == "pruned" and record.halving != task.halving:
+        store.set_aside(task.run.run_id)
+        return False
+    return record is not None
 
 
 def _log_to(folder: Path) -> None:

@@ -21,6 +21,7 @@ from tuneoff.methods.selective import FrozenModel, NoTraining
 from tuneoff.running.store import ADAPTER_WEIGHTS, CHECKPOINT_FOLDER, FULL_WEIGHTS, Store
 from tuneoff.study.identity import Run
 from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod, NoneMethod
+from tuneoff.study.records import Halving
 from tuneoff.study.streams import HEAD, INIT, stream_seed
 from tuneoff.training.checkpoint import save_tensors
 from tuneoff.training.meter import Meter
@@ -64,6 +65,8 @@ class Session:
     notes: tuple[str, ...] = ()
     problem: str = ""
     """Why this model cannot take the method; empty where it can."""
+    halving: Halving | None = None
+    """What the run is held against while it is trained; none trains it to the end."""
     forward: Forward = field(init=False)
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from pydantic import (
 
 from tuneoff.errors import did_you_mean
 from tuneoff.study.methods import UNTRAINED_METHODS, MethodSpec
-from tuneoff.study.options import ExplainSpec, Invariant
+from tuneoff.study.options import ExplainSpec, Invariant, TuningSpec
 from tuneoff.study.overriding import merged
 from tuneoff.study.testing import (
     CLASS_METRICS,
@@ -224,6 +224,8 @@ class Arm(Value):
     """Candidate learning rates, rising; one is an arm that is not tuned, none an arm that is not trained."""
     assumed: tuple[str, ...] = ()
     """Hyperparameters whose published value is not known."""
+    is_extended: bool = False
+    """Whether `lr` is where the search starts (`tune: {lr: auto}`), and is extended while the best lies at an edge."""
     override: Mapping[str, Any] = {}
     """What this arm has otherwise than the study, such as `{budget: {steps: 100}}`; the audit names it."""
 
@@ -268,6 +270,7 @@ class Study(Value):
     generate: GenerateSpec = GenerateSpec()
     margin: PositiveFloat | None = None
     """How close counts as equal, in the primary metric's unit; none is 1 point, or 0.01 nats per token of loss."""
+    tuning: TuningSpec = TuningSpec()
     retention: str | None = None
     """General text (a file) on which forgetting is measured: its loss after training minus before."""
     explain: ExplainSpec = ExplainSpec()
