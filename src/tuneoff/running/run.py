@@ -129,6 +129,8 @@ class StudyRunner:
                 checkpoint_every=self.study.checkpoint.every,
                 num_threads=threads,
                 micro_batch=self._micro_batch.get(task.run.run_id),
+                study=self.study.name,
+                trackers=self.study.trackers,
             )
         )
 
