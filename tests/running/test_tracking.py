@@ -1,27 +1,28 @@
 """Trackers get what the learning curves hold, and a run is the same with and without them."""
 
 import json
-import os
 import sqlite3
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.running.world import NUM_JOBS, study_of
+from tests.running.world import NUM_JOBS, body, scores, study_of, weights
 
 from tuneoff import api
 from tuneoff.errors import StudyError
+from tuneoff.report.reproduce import study_yaml
 from tuneoff.running import tracking
+from tuneoff.running.tracking import RunTrackers, Tracking
+from tuneoff.study.identity import make_run
+from tuneoff.study.loading import load_study, study_from
 from tuneoff.study.options import Tracker
 
 ARMS = {"full": {"method": "full", "lr": 1e-3}}
-QUIET = ("WANDB_MODE", "MLFLOW_TRACKING_URI", "TRACKIO_DIR")
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in QUIET:
-        monkeypatch.delenv(name, raising=False)
+ALL = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 def ran(world: Path, out: Path, *trackers: Tracker) -> tuple[Path, list[dict[str, Any]], api.Result]:
@@ -65,26 +66,38 @@ def test_mlflow(world: Path, tmp_path: Path) -> None:
     assert (settings["lr"], settings["method.method"], settings["budget.steps"]) == ("0.001", "full", "6")
 
 
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """Yield the records of an offline W&B file: LevelDB's log format, after 7 bytes of W&B's own."""
+    content, at, record = path.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while at < len(content):
+        left = 32768 - at % 32768
+        if left < 7:  # no room for a header: the rest of the block is zeros
+            at += left
+            continue
+        checksum, length, kind = struct.unpack_from("<IHB", content, at)
+        piece = content[at + 7 : at + 7 + length]
+        assert checksum == zlib.crc32(piece, zlib.crc32(bytes([kind])))
+        at, record = at + 7 + length, record + piece
+        if kind in (1, 4):  # whole, or the last piece
+            yield record
+            record = b""
+
+
 def test_wandb_offline(world: Path, tmp_path: Path) -> None:
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+    from wandb.proto.wandb_internal_pb2 import Record
 
     folder, curve, _ = ran(world, tmp_path, "wandb")
     found: dict[str, list[tuple[int, float]]] = {}
     for path in folder.rglob("*.wandb"):
-        store = DataStore()
-        store.open_for_scan(str(path))
         name = ""
-        while (data := store.scan_data()) is not None:
-            line = wandb_internal_pb2.Record()
-            line.ParseFromString(data)
+        for line in map(Record.FromString, wandb_records(path)):
             name = line.run.display_name or name
+            assert line.run.host in ("", "tuneoff")
             values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in line.history.item}
             if "train/loss_nats" in values:
                 found.setdefault(name, []).append((values["_step"], values["train/loss_nats"]))
-        store.close()
     assert found == {"full lr 0.001 seed 0": losses(curve)}
-    assert os.environ.get("WANDB_API_KEY", "no key") not in "".join(map(str, folder.rglob("*")))
 
 
 def test_trackio(world: Path, tmp_path: Path) -> None:
@@ -96,12 +109,11 @@ def test_trackio(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_the_same_without(world: Path, tmp_path: Path) -> None:
-    _, tracked, one = ran(world, tmp_path / "one", "tensorboard")
-    _, plain, two = ran(world, tmp_path / "two")
-    assert losses(tracked) == losses(plain)
-    assert one.records()[0].keys() == two.records()[0].keys()
-    (a,), (b,) = one.records()[0].values(), two.records()[0].values()
-    assert a.files["model.safetensors"] == b.files["model.safetensors"]
+    plain = api.run(study_of(world, "tracked", ARMS), tmp_path / "plain", num_jobs=NUM_JOBS)
+    folder, _, tracked = ran(world, tmp_path, *ALL)
+    assert {path.name for path in folder.iterdir()} >= {"tensorboard", "wandb", "mlflow.db", "trackio"}
+    assert scores(tracked) == scores(plain)
+    assert weights(tracked) == weights(plain)
 
 
 def test_a_missing_package_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,11 +122,83 @@ def test_a_missing_package_is_refused_before_anything_runs(monkeypatch: pytest.M
         tracking.check_trackers(["wandb"])
 
 
+def test_one_name_and_a_list_are_read_and_written_back(tmp_path: Path) -> None:
+    for given, read in (("wandb", ("wandb",)), (["mlflow", "trackio"], ("mlflow", "trackio"))):
+        study = study_from(body("tracked", ARMS, trackers=given), tmp_path)
+        assert study.trackers == read
+        (tmp_path / "again.yaml").write_text(study_yaml(study), "utf-8")
+        assert load_study(tmp_path / "again.yaml").trackers == read
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("tensorbord", "found 'tensorbord'. Did you mean tensorboard?"), (["wandb", "wandb"], "trackers must differ")],
+)
+def test_an_unknown_or_double_name_is_refused(given: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError) as refused:
+        study_from(body("tracked", ARMS, trackers=given), tmp_path)
+    assert message in str(refused.value)
+
+
 def test_a_tracker_that_fails_is_let_go(world: Path, tmp_path: Path) -> None:
-    """MLflow cannot write where a folder stands in the place of its data base."""
-    (tmp_path / "tracked" / tracking.FOLDER / "mlflow.db").mkdir(parents=True)
-    _, curve, result = ran(world, tmp_path, "mlflow")
-    assert len(losses(curve)) == 6
-    (run_id,) = result.records()[0]
-    log = (result.store.run_folder(run_id) / "log.txt").read_text("utf-8")
-    assert "tracker mlflow failed and is let go" in log
+    """TensorBoard cannot make its folder where a file stands; the run ends as ever, and the person is told."""
+    folder = tmp_path / "tracked" / tracking.FOLDER
+    folder.mkdir(parents=True)
+    (folder / "tensorboard").touch()
+    told: list[str] = []
+    study = study_of(world, "tracked", ARMS, trackers=["tensorboard", "trackio"])
+    result = api.run(
+        study, tmp_path, num_jobs=NUM_JOBS, listener=lambda event: told.append(str(event.body.get("what", "")))
+    )
+    (run_id,) = result.records()[1]
+    assert len(losses(result.store.curve(run_id))) == 6
+    assert [what for what in told if "tracker tensorboard is let go for this run" in what]
+    assert not [what for what in told if "trackio" in what]
+
+
+class Broken(tracking.GeneralTracker):  # type: ignore[misc]
+    """Fails, or hangs until it is freed, from the second line of a curve on."""
+
+    name, requires_logging_directory, tracker = "broken", False, None
+
+    def __init__(self, hangs: bool) -> None:
+        super().__init__()
+        self.hangs = hangs
+        self.steps: list[int] = []
+        self.at_fault, self.freed = threading.Event(), threading.Event()
+
+    def log(self, values: dict[str, float], step: int | None = None, **kwargs: Any) -> None:
+        self.steps.append(step or 0)
+        if len(self.steps) < 2:
+            return
+        self.at_fault.set()
+        if not self.hangs:
+            raise ValueError("no room")
+        self.freed.wait()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_tracker_is_asked_nothing_after_it_failed_or_hung(
+    hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Broken(hangs)
+    monkeypatch.setattr(tracking, "_open", lambda *arguments: broken)
+    study = study_from(body("tracked", ARMS), tmp_path)
+    told: list[tuple[str, dict[str, Any]]] = []
+    trackers = RunTrackers(
+        Tracking(("wandb",), "tracked", "full", tmp_path),
+        make_run(study, study.arms[0], 1e-3, 0),
+        lambda kind, what: told.append((kind, what)),
+    )
+    trackers.curve({"kind": "train", "step": 1, "loss_nats": 1.0})
+    if hangs:
+        monkeypatch.setattr(tracking, "PATIENCE_S", 0.01)
+    for step in range(2, 5):
+        trackers.curve({"kind": "train", "step": step, "loss_nats": 1.0})
+    trackers.finish()
+    broken.at_fault.wait()
+    broken.freed.set()
+    assert broken.steps == [1, 2]
+    why = "no answer within 0.01 s" if hangs else "ValueError: no room"
+    what = f"tracker wandb is let go for this run: {why}"
+    assert told == [("untracked", {"what": what, "tracker": "wandb", "is_hung": hangs})]

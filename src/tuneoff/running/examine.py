@@ -81,7 +81,7 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
         files={name: file_sha256(folder / name) for name in files},
     )
     store.write_test(test)
-    trackers = RunTrackers(session.place.tracking, run, "test")
+    trackers = RunTrackers(session.place.tracking, run, tell, "test")
     trackers.test(test)
     trackers.finish()
 

@@ -64,7 +64,7 @@ class Message:
 
     Attributes:
         job: whose it is.
-        kind: step, validation, phase, resumed, or at the end done, busy, error, crashed, killed.
+        kind: step, validation, phase, resumed, untracked, or at the end done, busy, error, crashed, killed.
         body: details, as JSON types; `error` has the exception.
     """
 

@@ -70,6 +70,8 @@ class StudyRunner:
         self._micro_batch: dict[str, int] = {}
         self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
         self._explained: dict[str, ExplainRecord] = {}
+        self._hung_trackers: set[str] = set()
+        """Trackers that later runs of this sitting do without: waiting for each of them again would add up."""
 
     def run(self) -> None:
         """Do everything that is left.
@@ -130,7 +132,7 @@ class StudyRunner:
                 num_threads=threads,
                 micro_batch=self._micro_batch.get(task.run.run_id),
                 study=self.study.name,
-                trackers=self.study.trackers,
+                trackers=tuple(name for name in self.study.trackers if name not in self._hung_trackers),
             )
         )
 
@@ -199,6 +201,10 @@ class StudyRunner:
             loss = record.validation.loss_nats if record is not None and record.validation is not None else None
             body = {"what": record.reason if record is not None else "", "validation_loss_nats": loss}
             self.options.listener(Event("finished" if is_sound else "infeasible", task, body))
+        elif message.kind == "untracked":
+            if message.body["is_hung"]:
+                self._hung_trackers.add(message.body["tracker"])
+            self.options.listener(Event("problem", task, message.body))
         else:
             self.options.listener(Event(message.kind, task, message.body))
 

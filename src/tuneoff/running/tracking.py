@@ -1,19 +1,22 @@
 """Sends learning curves and scores to experiment trackers, through Accelerate's own.
 
 Files go to `trackers/` in the study's folder, and nothing over a network, unless the tracker's own environment
-variables say otherwise (WANDB_MODE, MLFLOW_TRACKING_URI). A tracker is a bystander: one that fails is let go, with a
-line in the run's log, and a run's record is the same with and without it.
+variables say otherwise (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID). A tracker is a bystander: one that fails
+or hangs is let go, the person is told, and a run's scores are the same with and without it.
 """
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from filelock import FileLock
 
 from tuneoff.errors import StudyError
 from tuneoff.study.identity import Run
@@ -22,8 +25,18 @@ from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.value import plain
 
 FOLDER = "trackers"
-MAX_TRIES = 3
-"""Two children may make MLflow's data base at the same moment; the later one finds it there at its second try."""
+PATIENCE_S = 60.0
+"""How long a tracker may take over one call. To make MLflow's data base took 10 s on 2 cores at a load of 4."""
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_MODE": "offline",
+}
+"""Environment of trackers where the person has not set it: no reports to their makers, and no minutes of retries."""
+
+Tell = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -63,33 +76,26 @@ class RunTrackers:
     Args:
         tracking: where to; none tracks nothing.
         run: the run.
+        tell: takes `untracked` when a tracker is let go.
         what: added to the run's name, such as `test`.
-        first_step: the first step that will be sent; a resumed run sends none twice where the tracker can drop some.
-        sitting: how often the run was started; a later one has a name of its own where it cannot.
+        first_step: the first step that will be sent; TensorBoard then drops that and later ones of earlier sittings.
+        sitting: how often the run was started; a later one has a name of its own in trackers that can drop nothing.
     """
 
     def __init__(
-        self, tracking: Tracking | None, run: Run, what: str = "", *, first_step: int = 0, sitting: int = 1
+        self, tracking: Tracking | None, run: Run, tell: Tell, what: str = "", *, first_step: int = 0, sitting: int = 1
     ) -> None:
-        self._trackers: list[GeneralTracker] = []
+        self._trackers: list[_Bystander] = []
         if tracking is None:
             return
         name = " ".join(filter(None, (run_name(tracking.arm, run), what)))
+        settings = settings_of(run)
         for kind in tracking.names:
-            self._start(kind, tracking, run, name, first_step, sitting)
-
-    def _start(self, kind: Tracker, tracking: Tracking, run: Run, name: str, first_step: int, sitting: int) -> None:
-        for attempt in range(MAX_TRIES):
-            try:
-                tracker = _make(kind, tracking, name, first_step, sitting)
-                tracker.start()
-                tracker.store_init_configuration(settings_of(run))
-            except Exception as error:  # a tracker may raise anything, and must not end a run
-                if attempt == MAX_TRIES - 1:
-                    _say(kind, error)
-            else:
-                self._trackers.append(tracker)
-                return
+            is_renamed = sitting > 1 and kind != "tensorboard"
+            own_name = f"{name} (sitting {sitting})" if is_renamed else name
+            tracker = _Bystander(kind, tell)
+            tracker.start(partial(_open, kind, tracking, own_name, settings, first_step))
+            self._trackers.append(tracker)
 
     def curve(self, row: Mapping[str, Any]) -> None:
         """Send a line of the learning curve, as `train/loss_nats`, `validation/perplexity` and so on."""
@@ -98,7 +104,7 @@ class RunTrackers:
         self._log({key: value for key, value in values.items() if value is not None}, step)
 
     def record(self, record: Record) -> None:
-        """Send what a run ended with: its validation scores and its costs."""
+        """Send what a run ended with: its validation loss and its costs."""
         values: dict[str, float] = {}
         if record.validation is not None:
             values |= {"final/validation_loss_nats": record.validation.loss_nats}
@@ -116,19 +122,51 @@ class RunTrackers:
     def finish(self) -> None:
         """Close the trackers."""
         for tracker in self._trackers:
-            try:
-                tracker.finish()
-            except Exception as error:  # as above
-                _say(tracker.name, error)
-        self._trackers = []
+            tracker.do(lambda open_tracker: open_tracker.finish())
+            tracker.dismiss()
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
-        for tracker in list(self._trackers):
-            try:
-                tracker.log(dict(values), step=step)
-            except Exception as error:  # as above
-                _say(tracker.name, error)
-                self._trackers.remove(tracker)
+        for tracker in self._trackers:
+            tracker.do(lambda open_tracker: open_tracker.log(dict(values), step=step))
+
+
+class _Bystander:
+    """A tracker in a thread of its own: one that hangs is waited for once and then left to itself.
+
+    MLflow, W&B and trackio keep the run that is open by thread, so the runs of a cohort do not meet either.
+    """
+
+    def __init__(self, kind: Tracker, tell: Tell) -> None:
+        self.kind = kind
+        self._tell = tell
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=kind)
+        self._tracker: GeneralTracker | None = None
+
+    def start(self, open_tracker: Callable[[], GeneralTracker]) -> None:
+        self._tracker = self._wait(open_tracker)
+
+    def do(self, work: Callable[[GeneralTracker], object]) -> None:
+        if self._tracker is not None:
+            self._wait(work, self._tracker)
+
+    def dismiss(self) -> None:
+        self._tracker = None
+        self._thread.shutdown(wait=False)
+
+    def _wait(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return self._thread.submit(work, *arguments).result(PATIENCE_S)
+        except TimeoutError:
+            self._let_go(f"no answer within {PATIENCE_S:g} s", is_hung=True)
+        except Exception as error:  # a tracker may raise anything, and must not end a run
+            self._let_go(f"{type(error).__name__}: {error}", is_hung=False)
+        return None
+
+    def _let_go(self, why: str, is_hung: bool) -> None:
+        self.dismiss()
+        what = f"tracker {self.kind} is let go for this run: {why}"
+        sys.stderr.write(f"{what}\n")
+        self._tell("untracked", {"what": what, "tracker": self.kind, "is_hung": is_hung})
 
 
 def run_name(arm: str, run: Run) -> str:
@@ -152,36 +190,68 @@ def _flat(body: Mapping[str, Any], before: str) -> list[tuple[str, str | int | f
     return found
 
 
-def _make(kind: Tracker, tracking: Tracking, name: str, first_step: int, sitting: int) -> GeneralTracker:
+def _open(kind: Tracker, tracking: Tracking, name: str, settings: Mapping[str, Any], first_step: int) -> GeneralTracker:
+    """Make a tracker and its run."""
+    for variable, value in DEFAULTS.items():
+        os.environ.setdefault(variable, value)
     folder = tracking.folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "tensorboard":
-        return TensorBoardTracker(name, logging_dir=str(folder / kind), purge_step=first_step)
-    if sitting > 1:
-        name = f"{name} (sitting {sitting})"
-    if kind == "mlflow":
-        import mlflow
+        tracker = TensorBoardTracker(name, logging_dir=str(folder / kind), purge_step=first_step)
+    elif kind == "mlflow":
+        tracker = _mlflow(tracking, folder, name)
+    elif kind == "trackio":
+        tracker = _trackio(tracking, folder, name, settings)
+    else:
+        tracker = _wandb(tracking, folder, name, settings)
+    with FileLock(folder / f".{kind}.lock"):  # MLflow's tracker looks for the experiment, and makes it where it is not
+        tracker.start()
+    if kind in ("tensorboard", "mlflow"):
+        tracker.store_init_configuration(dict(settings))
+    return tracker
 
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        return MLflowTracker(tracking.study, run_name=name, logging_dir=str(folder / "mlflow"))
-    if kind == "trackio":
-        os.environ.setdefault("TRACKIO_DIR", str(folder / kind))  # read when it is imported
-        return TrackioTracker(tracking.study, name=name, group=tracking.arm)
+
+def _mlflow(tracking: Tracking, folder: Path, name: str) -> GeneralTracker:
+    own = f"sqlite:///{folder / 'mlflow.db'}"
+    if os.environ.setdefault("MLFLOW_TRACKING_URI", own) != own:
+        return MLflowTracker(tracking.study, run_name=name)
+    nobody = {"mlflow.user": "tuneoff", "mlflow.source.name": "tuneoff"}  # else the account and the program's path
+    return MLflowTracker(tracking.study, run_name=name, logging_dir=str(folder / "mlflow"), tags=nobody)
+
+
+def _trackio(tracking: Tracking, folder: Path, name: str, settings: Mapping[str, Any]) -> GeneralTracker:
+    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # read when it is imported
+    return TrackioTracker(
+        tracking.study,
+        name=name,
+        group=tracking.arm,
+        config=dict(settings),  # Accelerate would set them in the run that was opened last, of whichever thread
+        auto_log_cpu=False,
+        auto_log_gpu=False,
+        embed=False,
+    )
+
+
+def _wandb(tracking: Tracking, folder: Path, name: str, settings: Mapping[str, Any]) -> GeneralTracker:
     import wandb
 
     quiet = wandb.Settings(
         console="off",
         disable_code=True,
         disable_git=True,
+        host="tuneoff",
         silent=True,
+        x_disable_machine_info=True,
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
     )
-    mode = os.environ.get("WANDB_MODE", "offline")
-    return WandBTracker(tracking.study, name=name, group=tracking.arm, dir=str(folder), mode=mode, settings=quiet)
-
-
-def _say(kind: str, error: Exception) -> None:
-    sys.stderr.write(f"tracker {kind} failed and is let go: {type(error).__name__}: {error}\n")
+    return WandBTracker(
+        tracking.study,
+        name=name,
+        group=tracking.arm,
+        dir=str(folder),
+        config=dict(settings),  # as above
+        reinit="create_new",
+        settings=quiet,
+    )

@@ -149,7 +149,7 @@ def _train(session: Session, tell: Tell) -> None:
         tell("resumed", {"step": resume.step, "num_steps": steps})
     first_step, sitting = (resume.step + 1 if resume else 0), session.setup["num_sittings"]
     trackers = [
-        RunTrackers(session.place.tracking, run, first_step=first_step, sitting=sitting) for run in session.runs
+        RunTrackers(session.place.tracking, run, tell, first_step=first_step, sitting=sitting) for run in session.runs
     ]
     loop = Loop(
         session.adapted,
