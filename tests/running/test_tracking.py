@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.running.world import NUM_JOBS, body, scores, study_of, weights
+from tests.running.test_kill import KILL_AT_STEP, Killer
+from tests.running.world import NUM_JOBS, Events, body, scores, study_of, weights
 
 from tuneoff import api
 from tuneoff.errors import StudyError
@@ -38,19 +39,27 @@ def losses(curve: list[dict[str, Any]], kind: str = "train") -> list[tuple[int, 
     return [(line["step"], line["loss_nats"]) for line in curve if line["kind"] == kind]
 
 
-def test_tensorboard(world: Path, tmp_path: Path) -> None:
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """Read a curve as TensorBoard does."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder, curve, result = ran(world, tmp_path, "tensorboard")
-    found = EventAccumulator(str(folder / "tensorboard" / "full lr 0.001 seed 0"))
+    found = EventAccumulator(str(folder))
     found.Reload()
+    return [(event.step, event.value) for event in found.Scalars(tag)]
+
+
+def approximate(curve: list[tuple[int, float]]) -> list[tuple[int, Any]]:
+    """Return what a curve is in single precision, to six digits."""
+    return [(step, pytest.approx(loss, rel=1e-6)) for step, loss in curve]
+
+
+def test_tensorboard(world: Path, tmp_path: Path) -> None:
+    folder, curve, result = ran(world, tmp_path, "tensorboard")
+    run = folder / "tensorboard" / "full lr 0.001 seed 0"
     for kind in ("train", "validation"):
-        seen = [(event.step, event.value) for event in found.Scalars(f"{kind}/loss_nats")]
-        assert seen == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in losses(curve, kind)]
-    tested = EventAccumulator(str(folder / "tensorboard" / "full lr 0.001 seed 0 test"))
-    tested.Reload()
+        assert scalars(run, f"{kind}/loss_nats") == approximate(losses(curve, kind))
     (test,) = result.records()[1].values()
-    assert [event.value for event in tested.Scalars("test/loss_nats")] == [pytest.approx(test.test.loss_nats, rel=1e-6)]
+    assert scalars(run.with_name(f"{run.name} test"), "test/loss_nats") == approximate([(0, test.test.loss_nats)])
 
 
 def test_mlflow(world: Path, tmp_path: Path) -> None:
@@ -116,6 +125,29 @@ def test_a_run_is_the_same_without(world: Path, tmp_path: Path) -> None:
     assert weights(tracked) == weights(plain)
 
 
+@pytest.mark.slow
+def test_a_resumed_run_doubles_no_step(world: Path, tmp_path: Path) -> None:
+    """TensorBoard drops what the killed sitting sent after its checkpoint; MLflow has the second sitting beside it."""
+    longer = {"budget": {"steps": 20, "batch_size": 4}, "checkpoint": {"every": 4}}
+    study = study_of(world, "tracked", ARMS, trackers=["tensorboard", "mlflow"], **longer)
+    killer = Killer("step")
+    assert api.run(study, tmp_path, listener=killer).failed
+    result = api.run(study, tmp_path)
+    (run_id,) = result.records()[0]
+    curve = losses(result.store.curve(run_id))
+    assert [step for step, _ in curve] == list(range(1, 21))
+    folder = result.store.folder / tracking.FOLDER
+    assert scalars(folder / "tensorboard" / "full lr 0.001 seed 0", "train/loss_nats") == approximate(curve)
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        rows = database.execute(
+            "select name, step from metrics join runs using (run_uuid) where key = 'train/loss_nats' order by step"
+        ).fetchall()
+    steps = [[step for found, step in rows if found == f"full lr 0.001 seed 0{name}"] for name in ("", " (sitting 2)")]
+    assert steps[0][:KILL_AT_STEP] == list(range(1, KILL_AT_STEP + 1))
+    assert steps[1] == list(range(steps[1][0], 21))
+    assert 1 < steps[1][0] <= KILL_AT_STEP
+
+
 def test_a_missing_package_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(StudyError, match=r"wandb was asked for.*pip install 'tuneoff\[wandb\]'"):
@@ -140,20 +172,19 @@ def test_an_unknown_or_double_name_is_refused(given: Any, message: str, tmp_path
     assert message in str(refused.value)
 
 
-def test_a_tracker_that_fails_is_let_go(world: Path, tmp_path: Path) -> None:
-    """TensorBoard cannot make its folder where a file stands; the run ends as ever, and the person is told."""
+def test_a_tracker_that_cannot_be_opened_is_let_go(world: Path, tmp_path: Path) -> None:
+    """TensorBoard cannot make its folder where a file stands: the runs end as ever, and the first one says it."""
     folder = tmp_path / "tracked" / tracking.FOLDER
     folder.mkdir(parents=True)
     (folder / "tensorboard").touch()
-    told: list[str] = []
-    study = study_of(world, "tracked", ARMS, trackers=["tensorboard", "trackio"])
-    result = api.run(
-        study, tmp_path, num_jobs=NUM_JOBS, listener=lambda event: told.append(str(event.body.get("what", "")))
-    )
-    (run_id,) = result.records()[1]
-    assert len(losses(result.store.curve(run_id))) == 6
-    assert [what for what in told if "tracker tensorboard is let go for this run" in what]
-    assert not [what for what in told if "trackio" in what]
+    events = Events()
+    study = study_of(world, "tracked", ARMS, seeds=[0, 1], trackers=["tensorboard", "trackio"])
+    result = api.run(study, tmp_path, listener=events)
+    assert len(result.records()[1]) == 2
+    seeds = [(event.task.run.seed, str(event.body["what"])) for event in events.of("problem") if event.task]
+    assert {seed for seed, _ in seeds} == {0}  # the second run does not try again
+    assert all(what.startswith("tracker tensorboard is let go until the study is run again: ") for _, what in seeds)
+    assert (folder / "trackio" / "tracked.db").exists()
 
 
 class Broken(tracking.GeneralTracker):  # type: ignore[misc]
@@ -200,5 +231,5 @@ def test_a_tracker_is_asked_nothing_after_it_failed_or_hung(
     broken.freed.set()
     assert broken.steps == [1, 2]
     why = "no answer within 0.01 s" if hangs else "ValueError: no room"
-    what = f"tracker wandb is let go for this run: {why}"
-    assert told == [("untracked", {"what": what, "tracker": "wandb", "is_hung": hangs})]
+    what = f"tracker wandb is let go {'until the study is run again' if hangs else 'for this run'}: {why}"
+    assert told == [("untracked", {"what": what, "tracker": "wandb", "is_for_good": hangs})]

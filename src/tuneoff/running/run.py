@@ -70,8 +70,8 @@ class StudyRunner:
         self._micro_batch: dict[str, int] = {}
         self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
         self._explained: dict[str, ExplainRecord] = {}
-        self._hung_trackers: set[str] = set()
-        """Trackers that later runs of this sitting do without: waiting for each of them again would add up."""
+        self._lost_trackers: set[str] = set()
+        """Trackers that cannot be opened, or hang: later runs of this sitting do not wait for them again."""
 
     def run(self) -> None:
         """Do everything that is left.
@@ -132,7 +132,7 @@ class StudyRunner:
                 num_threads=threads,
                 micro_batch=self._micro_batch.get(task.run.run_id),
                 study=self.study.name,
-                trackers=tuple(name for name in self.study.trackers if name not in self._hung_trackers),
+                trackers=tuple(name for name in self.study.trackers if name not in self._lost_trackers),
             )
         )
 
@@ -202,8 +202,8 @@ class StudyRunner:
             body = {"what": record.reason if record is not None else "", "validation_loss_nats": loss}
             self.options.listener(Event("finished" if is_sound else "infeasible", task, body))
         elif message.kind == "untracked":
-            if message.body["is_hung"]:
-                self._hung_trackers.add(message.body["tracker"])
+            if message.body["is_for_good"]:
+                self._lost_trackers.add(message.body["tracker"])
             self.options.listener(Event("problem", task, message.body))
         else:
             self.options.listener(Event(message.kind, task, message.body))

@@ -157,16 +157,18 @@ class _Bystander:
         try:
             return self._thread.submit(work, *arguments).result(PATIENCE_S)
         except TimeoutError:
-            self._let_go(f"no answer within {PATIENCE_S:g} s", is_hung=True)
+            self._let_go(f"no answer within {PATIENCE_S:g} s", is_for_good=True)
         except Exception as error:  # a tracker may raise anything, and must not end a run
-            self._let_go(f"{type(error).__name__}: {error}", is_hung=False)
+            self._let_go(f"{type(error).__name__}: {error}", is_for_good=self._tracker is None)
         return None
 
-    def _let_go(self, why: str, is_hung: bool) -> None:
+    def _let_go(self, why: str, *, is_for_good: bool) -> None:
+        """Leave the tracker and say so: for good where the next run would wait for it in vain again."""
         self.dismiss()
-        what = f"tracker {self.kind} is let go for this run: {why}"
+        until = "until the study is run again" if is_for_good else "for this run"
+        what = f"tracker {self.kind} is let go {until}: {why}"
         sys.stderr.write(f"{what}\n")
-        self._tell("untracked", {"what": what, "tracker": self.kind, "is_hung": is_hung})
+        self._tell("untracked", {"what": what, "tracker": self.kind, "is_for_good": is_for_good})
 
 
 def run_name(arm: str, run: Run) -> str:
