@@ -6,6 +6,7 @@ or hangs is let go, the person is told, and a run's scores are the same with and
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -115,9 +116,9 @@ class RunTrackers:
         self._log(values, record.training.steps if record.training is not None else 0)
 
     def test(self, test: TestRecord) -> None:
-        """Send the scores on the test split."""
+        """Send the scores on the test split; MLflow refuses most signs in names, which `regex:` metrics have."""
         values = {"test/loss_nats": test.test.loss_nats, "test/perplexity": test.test.perplexity}
-        self._log(values | {f"test/{name}": value for name, value in test.metrics.items()}, 0)
+        self._log(values | {f"test/{re.sub(r'[^\w.:-]', '_', name)}": value for name, value in test.metrics.items()}, 0)
 
     def finish(self) -> None:
         """Close the trackers."""
