@@ -26,9 +26,9 @@ ARMS = {"full": {"method": "full", "lr": 1e-3}}
 ALL = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
-def ran(world: Path, out: Path, *trackers: Tracker) -> tuple[Path, list[dict[str, Any]], api.Result]:
+def ran(world: Path, out: Path, *trackers: Tracker, **changes: Any) -> tuple[Path, list[dict[str, Any]], api.Result]:
     """Run a small study; return its trackers' folder and the curve of its one run."""
-    study = study_of(world, "tracked", ARMS, trackers=list(trackers))
+    study = study_of(world, "tracked", ARMS, trackers=list(trackers), **changes)
     result = api.run(study, out, num_jobs=NUM_JOBS)
     assert not result.failed
     (run_id,) = result.records()[0]
@@ -63,15 +63,19 @@ def test_tensorboard(world: Path, tmp_path: Path) -> None:
 
 
 def test_mlflow(world: Path, tmp_path: Path) -> None:
-    folder, curve, _ = ran(world, tmp_path, "mlflow")
+    """It refuses most signs in names of metrics, and by itself writes down whose account and which program it was."""
+    task = body("tracked", ARMS)["task"] | {"metrics": [r"regex:^\d+ (it|is)?"]}
+    generate = {"max_new_tokens": 4, "limit": 2}
+    folder, curve, result = ran(world, tmp_path, "mlflow", task=task, generate=generate)
     with sqlite3.connect(folder / "mlflow.db") as database:
-        rows = database.execute(
-            "select step, value from metrics where key = 'train/loss_nats' order by step"
-        ).fetchall()
-        names = {name for (name,) in database.execute("select name from runs")}
+        rows = database.execute("select key, step, value from metrics order by step").fetchall()
+        runs = set(database.execute("select name, user_id, source_name from runs"))
         settings = dict(database.execute("select key, value from params").fetchall())
-    assert rows == losses(curve)
-    assert names == {"full lr 0.001 seed 0", "full lr 0.001 seed 0 test"}
+    assert [(step, value) for key, step, value in rows if key == "train/loss_nats"] == losses(curve)
+    (test,) = result.records()[1].values()
+    tested = {key: value for key, _, value in rows if key.startswith("test/")}
+    assert list(test.metrics.values()) == [tested["test/regex:__d___it_is__"]]
+    assert runs == {(f"full lr 0.001 seed 0{test}", "tuneoff", "") for test in ("", " test")}
     assert (settings["lr"], settings["method.method"], settings["budget.steps"]) == ("0.001", "full", "6")
 
 

@@ -118,7 +118,8 @@ class RunTrackers:
     def test(self, test: TestRecord) -> None:
         """Send the scores on the test split; MLflow refuses most signs in names, which `regex:` metrics have."""
         values = {"test/loss_nats": test.test.loss_nats, "test/perplexity": test.test.perplexity}
-        self._log(values | {f"test/{re.sub(r'[^\w.:-]', '_', name)}": value for name, value in test.metrics.items()}, 0)
+        values |= {"test/" + re.sub(r"[^\w.:-]", "_", name): value for name, value in test.metrics.items()}
+        self._log(values, 0)
 
     def finish(self) -> None:
         """Close the trackers."""
