@@ -62,6 +62,7 @@ def test_tensorboard(world: Path, tmp_path: Path) -> None:
     assert scalars(run.with_name(f"{run.name} test"), "test/loss_nats") == approximate([(0, test.test.loss_nats)])
 
 
+@pytest.mark.slow
 def test_mlflow(world: Path, tmp_path: Path) -> None:
     """It refuses most signs in names of metrics, and by itself writes down whose account and which program it was."""
     task = body("tracked", ARMS)["task"] | {"metrics": [r"regex:^\d+ (it|is)?"]}
@@ -121,6 +122,7 @@ def test_trackio(world: Path, tmp_path: Path) -> None:
     assert [(step, values["train/loss_nats"]) for step, values in lines if "train/loss_nats" in values] == losses(curve)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_without(world: Path, tmp_path: Path) -> None:
     plain = api.run(study_of(world, "tracked", ARMS), tmp_path / "plain", num_jobs=NUM_JOBS)
     folder, _, tracked = ran(world, tmp_path, *ALL)
@@ -185,9 +187,8 @@ def test_a_tracker_that_cannot_be_opened_is_let_go(world: Path, tmp_path: Path) 
     study = study_of(world, "tracked", ARMS, seeds=[0, 1], trackers=["tensorboard", "trackio"])
     result = api.run(study, tmp_path, listener=events)
     assert len(result.records()[1]) == 2
-    seeds = [(event.task.run.seed, str(event.body["what"])) for event in events.of("problem") if event.task]
-    assert {seed for seed, _ in seeds} == {0}  # the second run does not try again
-    assert all(what.startswith("tracker tensorboard is let go until the study is run again: ") for _, what in seeds)
+    (event,) = events.of("problem")  # neither its test nor the second run tries again
+    assert str(event.body["what"]).startswith("tracker tensorboard is let go until the study is run again: ")
     assert (folder / "trackio" / "tracked.db").exists()
 
 

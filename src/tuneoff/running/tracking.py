@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,12 +49,14 @@ class Tracking:
         study: name of the study, under which its runs are gathered.
         arm: name of the run's arm.
         folder: of the study's results.
+        lost: trackers that were let go for good; what is tracked later does not wait for them.
     """
 
     names: tuple[Tracker, ...]
     study: str
     arm: str
     folder: Path
+    lost: set[Tracker] = field(default_factory=set)
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
@@ -91,10 +93,10 @@ class RunTrackers:
             return
         name = " ".join(filter(None, (run_name(tracking.arm, run), what)))
         settings = settings_of(run)
-        for kind in tracking.names:
+        for kind in (name for name in tracking.names if name not in tracking.lost):
             is_renamed = sitting > 1 and kind != "tensorboard"
             own_name = f"{name} (sitting {sitting})" if is_renamed else name
-            tracker = _Bystander(kind, tell)
+            tracker = _Bystander(kind, tell, tracking.lost)
             tracker.start(partial(_open, kind, tracking, own_name, settings, first_step))
             self._trackers.append(tracker)
 
@@ -138,9 +140,10 @@ class _Bystander:
     MLflow, W&B and trackio keep the run that is open by thread, so the runs of a cohort do not meet either.
     """
 
-    def __init__(self, kind: Tracker, tell: Tell) -> None:
+    def __init__(self, kind: Tracker, tell: Tell, lost: set[Tracker]) -> None:
         self.kind = kind
         self._tell = tell
+        self._lost = lost
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=kind)
         self._tracker: GeneralTracker | None = None
 
@@ -167,6 +170,8 @@ class _Bystander:
     def _let_go(self, why: str, *, is_for_good: bool) -> None:
         """Leave the tracker and say so: for good where the next run would wait for it in vain again."""
         self.dismiss()
+        if is_for_good:
+            self._lost.add(self.kind)
         until = "until the study is run again" if is_for_good else "for this run"
         what = f"tracker {self.kind} is let go {until}: {why}"
         sys.stderr.write(f"{what}\n")
