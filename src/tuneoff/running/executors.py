@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneoff.errors import TuneoffError
 from tuneoff.running.schedule import Task
+from tuneoff.study.options import Tracker
 
 if TYPE_CHECKING:
     from tuneoff.running.store import Store
@@ -47,6 +48,8 @@ class Job:
     checkpoint_every: int | None
     num_threads: int | None
     micro_batch: int | None = None
+    study: str = ""
+    trackers: tuple[Tracker, ...] = ()
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Message:
 
     Attributes:
         job: whose it is.
-        kind: step, validation, phase, resumed, or at the end done, busy, error, crashed, killed.
+        kind: step, validation, phase, resumed, untracked, or at the end done, busy, error, crashed, killed.
         body: details, as JSON types; `error` has the exception.
     """
 
@@ -233,6 +236,7 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     from tuneoff.running.explain import explain_run
     from tuneoff.running.session import Place
     from tuneoff.running.store import Store
+    from tuneoff.running.tracking import Tracking
     from tuneoff.running.trial import score_run, train_runs
 
     def tell(kind: str, body: dict[str, Any]) -> None:
@@ -242,7 +246,8 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     store = Store(job.folder)
     try:
         with store.lock(task.run.run_id):
-            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch)
+            tracking = Tracking(job.trackers, job.study, task.arm, job.folder) if job.trackers else None
+            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch, tracking)
             if task.kind == "explain" and task.explaining is not None:
                 if not task.explaining.is_met_by(store.explained(task.run.run_id)):
                     explain_run(task.run, place, tell, task.explaining)

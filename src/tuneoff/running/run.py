@@ -73,6 +73,8 @@ class StudyRunner:
         self._explained: dict[str, ExplainRecord] = {}
         self._num_rounds: int | None = None
         """Rounds of the search that were said; none before anything was looked at."""
+        self._lost_trackers: set[str] = set()
+        """Trackers that cannot be opened, or hang: later runs of this sitting do not wait for them again."""
 
     def run(self) -> None:
         """Do everything that is left.
@@ -146,6 +148,8 @@ class StudyRunner:
                 checkpoint_every=self.study.checkpoint.every,
                 num_threads=threads,
                 micro_batch=self._micro_batch.get(task.run.run_id),
+                study=self.study.name,
+                trackers=tuple(name for name in self.study.trackers if name not in self._lost_trackers),
             )
         )
 
@@ -216,6 +220,10 @@ class StudyRunner:
             loss = record.validation.loss_nats if record is not None and record.validation is not None else None
             body = {"what": record.reason if record is not None else "", "validation_loss_nats": loss}
             self.options.listener(Event(kind or "infeasible", task, body))
+        elif message.kind == "untracked":
+            if message.body["is_for_good"]:
+                self._lost_trackers.add(message.body["tracker"])
+            self.options.listener(Event("problem", task, message.body))
         else:
             self.options.listener(Event(message.kind, task, message.body))
 

@@ -19,6 +19,7 @@ from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.heads import draw_head, train_head
 from tuneoff.methods.selective import FrozenModel, NoTraining
 from tuneoff.running.store import ADAPTER_WEIGHTS, CHECKPOINT_FOLDER, FULL_WEIGHTS, Store
+from tuneoff.running.tracking import Tracking
 from tuneoff.study.identity import Run
 from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod, NoneMethod
 from tuneoff.study.records import Halving
@@ -45,6 +46,8 @@ class Place:
     num_threads: int | None = None
     micro_batch: int | None = None
     """A smaller micro-batch than the study's, after an out-of-memory."""
+    tracking: Tracking | None = None
+    """Experiment trackers that the runs are sent to."""
 
 
 @dataclass

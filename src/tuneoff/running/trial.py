@@ -15,6 +15,7 @@ from tuneoff.running.halving import reason_to_stop
 from tuneoff.running.provenance import provenance
 from tuneoff.running.session import Place, Session, open_session, restore_weights, save_weights, score
 from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE
+from tuneoff.running.tracking import RunTrackers
 from tuneoff.study.identity import Run
 from tuneoff.study.records import Halving, Likelihood, Parameters, Record, Training
 from tuneoff.study.testing import Testing
@@ -102,10 +103,11 @@ def _record_untrained(session: Session, tell: Tell) -> None:
 class _Host:
     """Scores for the loop, writes down what it tells, and passes its progress to the parent."""
 
-    def __init__(self, session: Session, num_steps: int, tell: Tell) -> None:
+    def __init__(self, session: Session, num_steps: int, tell: Tell, trackers: Sequence[RunTrackers]) -> None:
         self.session = session
         self.num_steps = num_steps
         self.tell = tell
+        self.trackers = trackers
 
     def evaluate(self, module: nn.Module) -> Likelihood:
         """Score the validation split."""
@@ -116,6 +118,7 @@ class _Host:
         path = self.session.place.store.run_folder(self.session.runs[member].run_id) / CURVE_FILE
         with path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
+        self.trackers[member].curve(row)
         if row["kind"] == "validation":
             self.tell("validation", {"step": row["step"], "loss_nats": row["loss_nats"]})
 
@@ -160,13 +163,17 @@ def _train(session: Session, tell: Tell) -> None:
         store.cut_curve(run.run_id, resume.step if resume else 0)
     if resume is not None:
         tell("resumed", {"step": resume.step, "num_steps": steps})
+    first_step, sitting = (resume.step + 1 if resume else 0), session.setup["num_sittings"]
+    trackers = [
+        RunTrackers(session.place.tracking, run, tell, first_step=first_step, sitting=sitting) for run in session.runs
+    ]
     loop = Loop(
         session.adapted,
         session.forward,
         members,
         session.data.train,
         plan,
-        _Host(session, steps, tell),
+        _Host(session, steps, tell, trackers),
         session.meter,
     )
     try:
@@ -182,7 +189,10 @@ def _train(session: Session, tell: Tell) -> None:
     for index, member in enumerate(members):
         if session.runs[index].keep == "last" and not member.is_over:
             save_weights(session, index)
-        store.write_record(_trained_record(session, index, member, loop))
+        record = _trained_record(session, index, member, loop)
+        store.write_record(record)
+        trackers[index].record(record)
+        trackers[index].finish()
     remove_folder(folder)
 
 

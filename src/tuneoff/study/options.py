@@ -1,4 +1,4 @@
-"""What a study may ask for beside arms and data: how rates are searched, what is explained, and what is declared."""
+"""What a study may ask for beside arms and data: how rates are searched, what is explained, declared and tracked."""
 
 from typing import Annotated, Literal
 
@@ -21,6 +21,9 @@ Invariant = Literal[
     "lost_seed",
 ]
 """What the audit holds to be the same for every arm, and what it holds every arm to."""
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+"""Experiment trackers that Accelerate writes to."""
 
 
 class TuningSpec(Value):
