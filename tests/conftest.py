@@ -22,7 +22,10 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_OFFLINE": "1",
     "TUNEOFF_CACHE": str(_CACHE / "tuneoff"),
+    "WANDB_CACHE_DIR": str(_CACHE / "wandb"),
 }
+for _name in ("MLFLOW_TRACKING_URI", "TRACKIO_DIR", "TRACKIO_SPACE_ID", "WANDB_MODE"):
+    os.environ.pop(_name, None)  # where the developer's own runs are tracked
 # Sums depend on the number of threads in their last bits; one thread each also lets pytest-xdist fill the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tuneoff.errors import StoreError, StudyError
-from tuneoff.study.explained import ExplainRecord
+from tuneoff.study.explained import ExplainRecord, Sample
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
@@ -21,6 +21,7 @@ from tuneoff.study.testing import Decoding
 if TYPE_CHECKING:
     from altair import LayerChart
 
+    from tuneoff.analysis.explanation import Explanation
     from tuneoff.analysis.items import ItemScores
     from tuneoff.analysis.values import Summary
     from tuneoff.evaluation.scoring import Scoring
@@ -53,9 +54,11 @@ class Result:
 
     def summary(self) -> "Summary":
         """Return what is known about each arm."""
+        return self._summary(*self.records())
+
+    def _summary(self, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> "Summary":
         from tuneoff.analysis.summary import summarise
 
-        records, tests = self.records()
         return summarise(self.study, records, tests, self.items(tests))
 
     def items(self, tests: Mapping[str, TestRecord]) -> "dict[str, ItemScores]":
@@ -65,11 +68,26 @@ class Result:
 
     def explained(self) -> dict[str, ExplainRecord]:
         """Return what was worked out of the arms' runs at their chosen rates, and of the base, by run id."""
+        return self._explained(self.summary())
+
+    def _explained(self, summary: "Summary") -> dict[str, ExplainRecord]:
         from tuneoff.study.expand import base_run
 
-        chosen = (run_id for arm in self.summary().arms for run_id in arm.chosen_run_ids)
+        chosen = (run_id for arm in summary.arms for run_id in arm.chosen_run_ids)
         found = ((run_id, self.store.explained(run_id)) for run_id in (base_run(self.study).run_id, *chosen))
         return {run_id: record for run_id, record in found if record is not None}
+
+    def explanation(self) -> "Explanation":
+        """Return when, why and how the arms differ, as far as the finished runs tell."""
+        records, tests = self.records()
+        return self._explanation(self._summary(records, tests), records)
+
+    def _explanation(self, summary: "Summary", records: Mapping[str, Record]) -> "Explanation":
+        from tuneoff.analysis.explain import explain
+
+        chosen = {run_id for arm in summary.arms for run_id in arm.chosen_run_ids}
+        curves = {run_id: self.store.curve(run_id) for run_id in chosen}
+        return explain(self.study, summary, records, curves, self._explained(summary))
 
     def num_other_runs(self) -> int:
         """Return how many finished runs in the folder the study as given does not want: other settings made them."""
@@ -95,7 +113,9 @@ class Result:
 
         from tuneoff.report.tables import study_table
 
-        Console().print(study_table(self.summary()))
+        records, tests = self.records()
+        summary = self._summary(records, tests)
+        Console().print(study_table(summary, self._explanation(summary, records)))
 
     def report(self, folder: Path | None = None, *, figures: Sequence[str] = ()) -> list[Path]:
         """Write report.html, .md, .csv and .json, and return their paths.
@@ -108,7 +128,6 @@ class Result:
             StudyError: a kind of file that charts cannot be written as.
             StoreError: the folder cannot be written to, or none of its finished runs belongs to the study as given.
         """
-        from tuneoff.analysis.summary import summarise
         from tuneoff.report.write import write_report
 
         records, tests = self.records()
@@ -118,8 +137,26 @@ class Result:
                 "Give the --set that they were run with."
             )
         curves = {run_id: self.store.curve(run_id) for run_id in records}
-        summary = summarise(self.study, records, tests, self.items(tests))
-        return write_report(folder or self.store.folder, self.study, summary, curves, records, tests, figures)
+        summary = self._summary(records, tests)
+        return write_report(
+            folder or self.store.folder,
+            self.study,
+            summary,
+            curves,
+            records,
+            tests,
+            figures,
+            explanation=self._explanation(summary, records),
+            samples=self._samples(summary),
+        )
+
+    def _samples(self, summary: "Summary") -> dict[str, tuple[Sample, ...]]:
+        """Return what each arm wrote at its first seed, or at the first that is known, by the arm's name."""
+        found = {}
+        for arm in summary.arms:
+            records = (self.store.explained(run_id) for run_id in arm.chosen_run_ids)
+            found[arm.name] = next((one.samples for one in records if one is not None and one.samples), ())
+        return {name: samples for name, samples in found.items() if samples}
 
 
 def load(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Study:

@@ -153,6 +153,30 @@ def test_runs_and_steps(tiny: Path) -> None:
     ]
 
 
+def test_a_search_that_may_go_on_is_a_range_of_runs(tiny: Path) -> None:
+    auto = {"tune": {"lr": "auto"}}
+    arms = {"full": {"method": "full", **auto}, "lora": {"method": "lora", "rank": [1, 2], **auto}}
+    task = {"kind": "text", "data": "x", "max_length": 16}
+    arms = {"none": {"method": "none"}, "fixed": {"method": "lora", "lr": 1e-3}} | arms
+    found = make_plan(arms, model=str(tiny / "config.json"), task=task, seeds=[0, 1], tuning={"extend": 3})
+    assert [(arm.num_runs, arm.num_extra) for arm in found.arms] == [(1, 0), (2, 0), *[(4, 3)] * 3]
+    assert (found.num_runs, found.num_extra, found.num_steps) == (15, 9, 140)
+    shown = text(found)
+    assert "15 to 24 runs (trials and seeds), 140 to 230 optimizer steps" in shown
+    assert "1e-05 3e-05 0.0001 ..." in shown
+    assert "4-7" in shown
+    found = make_plan(arms, model=str(tiny / "config.json"), task=task, seeds=[0, 1], tuning={"extend": 0})
+    assert "15 runs (trials and seeds), 140 optimizer steps" in text(found)
+
+
+def test_halving_makes_the_steps_the_most_that_there_can_be(tiny: Path) -> None:
+    task = {"kind": "text", "data": "x", "max_length": 16}
+    arms = {"full": {"method": "full"}}
+    for search, is_said in (("halving", True), ("grid", False)):
+        shown = text(make_plan(arms, model=str(tiny / "config.json"), task=task, tuning={"search": search}))
+        assert ("fewer steps, as trials that fall behind are stopped (successive halving)" in shown) == is_said
+
+
 def test_a_pattern_that_matches_two_kinds_shows_both() -> None:
     (arm,) = make_plan({"lora": {"method": "lora", "targets": ["c_proj"]}}).arms
     (target,) = arm.targets

@@ -1,6 +1,7 @@
 """A study and its records as a real run would leave them, made up: full, three LoRA ranks, zero-shot, three seeds."""
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,10 +10,12 @@ import numpy as np
 
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.selection import choose_rate
-from tuneoff.study.expand import chosen_runs, trials
+from tuneoff.analysis.tuning import Search
+from tuneoff.study.expand import base_run, chosen_runs, trials
+from tuneoff.study.explained import ExplainRecord, LayerChange, Retention, Sample
 from tuneoff.study.identity import Run
 from tuneoff.study.loading import study_from
-from tuneoff.study.methods import DEFAULT_RATES
+from tuneoff.study.methods import DEFAULT_RATES, NoneMethod
 from tuneoff.study.records import (
     Costs,
     Generated,
@@ -228,6 +231,97 @@ def make_test(study: Study, arm: Arm, run: Run) -> TestRecord:
     )
 
 
+RETENTION_UNITS = 40
+BASE_RETENTION = 3.21
+FORGOTTEN = {"full": 0.31, "lora-rank2": 0.03, "lora-rank8": 0.08, "lora-rank32": 0.14}
+"""Nats per token of the retention text that training costs, where an arm is not named 0.1."""
+WIDTH = 96
+LAYERS = ("h.0.attn.c_attn", "h.0.mlp.c_fc", "h.1.attn.c_attn", "h.1.mlp.c_fc")
+KEPT_VALUES = 64
+"""Singular values of a full change that a record keeps, fewer than there are."""
+
+
+def make_layer(module: str, singular_values: list[float], num_singular_values: int, luck: Random) -> LayerChange:
+    """A weight matrix whose change has these singular values, of which the largest are kept."""
+    shares = [value / sum(singular_values) for value in singular_values]
+    squares = [value**2 for value in singular_values]
+    share_90 = 0.9 * sum(squares)
+    rank_90 = next(rank for rank in range(1, len(squares) + 1) if sum(squares[:rank]) >= share_90 * (1 - 1e-12))
+    kept = singular_values[:KEPT_VALUES]
+    is_low = num_singular_values < WIDTH
+    cosines = [luck.uniform(0.1, 0.5) if is_low and place < 3 else luck.uniform(0.7, 0.99) for place in range(10)]
+    return LayerChange(
+        module=module,
+        shape=(3 * WIDTH, WIDTH),
+        base_norm=12.0,
+        change_norm=math.sqrt(sum(squares)),
+        singular_values=tuple(kept),
+        num_singular_values=num_singular_values,
+        effective_rank=math.exp(-sum(share * math.log(share) for share in shares)),
+        rank_90=rank_90 if rank_90 <= len(kept) else None,
+        num_top=10,
+        num_intruders=sum(cosine < 0.6 for cosine in cosines),
+        max_cosines=tuple(cosines),
+    )
+
+
+def make_retention(loss: float, seed: str, units: int = RETENTION_UNITS) -> Retention:
+    """A score of the retention text whose units lie about its loss; their mean is the loss to the last digit or so."""
+    luck = Random(f"retention/{seed}")
+    noise = [luck.gauss(0, 0.02) for _ in range(units)]
+    mean = sum(noise) / units
+    hard = [0.4 * math.sin(place) for place in range(units)]
+    middle = sum(hard) / units
+    values = tuple(loss + one - mean + other - middle for one, other in zip(noise, hard, strict=True))
+    return Retention(likelihood=make_likelihood(loss, 20_000), values=values)
+
+
+def make_samples(arm: Arm, num_samples: int = 3) -> tuple[Sample, ...]:
+    """What a run wrote for the first items of the test split; one prompt and one text are hostile."""
+    prompts = ["Name three colours.", f"Say this again: {HOSTILE}", "What is the capital of France?\n\nAnswer briefly."]
+    return tuple(
+        Sample(
+            item=f"item-{place}",
+            prompt=prompts[place % 3],
+            reference=("Red, green and blue.", "No.", "Paris.")[place % 3],
+            text=f"{arm.name} says {HOSTILE if place == 1 else 'Paris, and more of the same. ' * (place + 1)}",
+        )
+        for place in range(num_samples)
+    )
+
+
+def make_explained(study: Study, arm: Arm, run: Run) -> ExplainRecord:
+    """What was worked out of a run: its weights' change, the retention text, and what it wrote for a few items."""
+    luck = Random(f"explained/{arm.name}/{run.seed}")
+    is_trained = run.lr is not None
+    forgotten = FORGOTTEN.get(arm.name, 0.1) + luck.gauss(0, 0.004) if is_trained else 0.0
+    rank = getattr(arm.method, "rank", None)
+    layers = []
+    for place, module in enumerate(LAYERS if arm.method.method in ("full", "lora") else ()):
+        size = (1.5 if rank is None else 2.0) * (1 + 0.2 * place) * (1 + luck.gauss(0, 0.01))
+        number = WIDTH if rank is None else min(rank, WIDTH)
+        slope = 0.03 if rank is None else 0.9 / number
+        values = [size * math.exp(-slope * one) for one in range(number)]
+        layers.append(make_layer(module, values, number, luck))
+    return ExplainRecord(
+        run_id=run.run_id,
+        asked=study.explain,
+        retention_sha256="a" * 64,
+        retention=None
+        if study.task.kind == "classification"
+        else make_retention(BASE_RETENTION + forgotten, f"{arm.name}/{run.seed}"),
+        layers=tuple(layers) if is_trained else (),
+        samples=make_samples(arm, min(3, study.explain.samples)),
+        explain_s=12.5,
+    )
+
+
+def make_base_explained(study: Study) -> ExplainRecord:
+    """The base's, which belongs to the run that trains nothing, whether an arm of the study is zero-shot or not."""
+    arm = Arm(name="base", family="base", method=NoneMethod(method="none"))
+    return make_explained(study, arm, base_run(study))
+
+
 def make_items(fakes: "Fakes", num_items: int = 64, spread: float = 0.3) -> dict[str, ItemScores]:
     """Scores by item of every tested run: noise of the items, which arms share, and of run and item, around its mean.
 
@@ -254,7 +348,7 @@ def make_items(fakes: "Fakes", num_items: int = 64, spread: float = 0.3) -> dict
 
 
 class Fakes:
-    """A study with its records, tests and curves.
+    """A study with its records, tests, curves and explanations.
 
     Args:
         study: the study.
@@ -270,13 +364,25 @@ class Fakes:
         self.records: dict[str, Record] = {}
         self.tests: dict[str, TestRecord] = {}
         self.curves: dict[str, list[dict[str, Any]]] = {}
-        for arm in study.arms[: math.ceil(share * len(study.arms))]:
-            for run in trials(study, arm):
+        self.explained: dict[str, ExplainRecord] = {}
+        """Of the base and of every chosen run that is done."""
+        started = study.arms[: math.ceil(share * len(study.arms))]
+        while missing := [(arm, run) for arm, run in self._trials(started) if run.run_id not in self.records]:
+            for arm, run in missing:
                 self._add(arm, run, is_lost=arm.name in lost, notes=notes)
+        for arm in started:
             lr = choose_rate(study, arm, self.records)
             for run in chosen_runs(study, arm, lr) if lr is not None or not arm.is_trained else ():
                 self._add(arm, run, is_lost=False, notes=notes)
                 self.tests[run.run_id] = make_test(study, arm, run)
+                self.explained[run.run_id] = make_explained(study, arm, run)
+        if self.records:
+            base = make_base_explained(study)
+            self.explained.setdefault(base.run_id, base)
+
+    def _trials(self, arms: Sequence[Arm]) -> Iterator[tuple[Arm, Run]]:
+        rounds = Search(self.study, self.records).rounds([arm.name for arm in arms])
+        return ((arm, run) for arm in arms for run in trials(self.study, arm, rounds.rates(arm)))
 
     def _add(self, arm: Arm, run: Run, *, is_lost: bool, notes: tuple[str, ...]) -> None:
         is_hot = run.lr is not None and run.lr >= 1e-3 and arm.name == "lora-rank32"

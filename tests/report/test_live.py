@@ -25,3 +25,18 @@ def test_a_steps_line_is_written_as_people_read_numbers(monkeypatch: pytest.Monk
             shown(Event("step", task, {"step": step, "num_steps": 9, "loss_nats": 2.3456, "tokens_per_s": 925.71}))
     line = out.getvalue().splitlines()[-1]
     assert "step 2 of 9 · loss 2.346 · 926 input tokens/s" in line
+
+
+def test_a_round_of_the_search_is_said_and_counted() -> None:
+    study = make_study()
+    arm = next(arm for arm in study.arms if arm.is_trained)
+    task = Task(kind="train", arm=arm.name, run=trials(study, arm)[0])
+    out = io.StringIO()
+    with Live(Console(file=out, width=200), num_left=1) as shown:
+        shown(Event("finished", task))
+        shown(Event("extended", body={"num_more": 3, "what": "3 more trials"}))
+        shown(Event("finished", task))
+    lines = out.getvalue().splitlines()
+    assert "(1 of 1)" in lines[0]
+    assert "search  3 more trials" in lines[1]
+    assert "(2 of 4)" in lines[2]

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import altair as alt
 import pytest
 from fakes import EVERY_METHOD, HOSTILE, Fakes, make_classification, make_qa, make_study
+from fakes_why import explanation_of, samples_of, summary_of, whole_page
 
 from tuneoff.analysis.summary import summarise
 from tuneoff.errors import StoreError, StudyError
@@ -29,6 +30,8 @@ from tuneoff.study.spec import Study
 BUNDLE = "window.vegaEmbed = () => {};"
 REAL_BUNDLE = page.vega_bundle
 MAX_BYTES = 1_500_000
+TRAINED = {"differences", "learning", "rates", "parameters", "memory", "time", "disk"}
+"""Charts of every study that trains."""
 
 
 class Reader(HTMLParser):
@@ -68,7 +71,7 @@ def _small_bundle() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(_small_bundle: None) -> str:
-    return render(Fakes(make_study()))
+    return whole_page(Fakes(make_study()))
 
 
 def render(fakes: Fakes) -> str:
@@ -147,7 +150,86 @@ def test_every_reference_inside_the_page_is_there(whole: str) -> None:
     named = {str(attrs[key]) for _, attrs in found.tags for key in ("aria-labelledby", "data-copy") if key in attrs}
     assert links | named <= ids
     groups = [attrs["name"] for tag, attrs in found.tags if tag == "input" and "checked" in attrs]
-    assert len(groups) == len(set(groups)) == 6
+    assert len(groups) == len(set(groups)) == 12
+
+
+def section(text: str, heading: str) -> str:
+    """Return the words of the section with this heading."""
+    (found,) = (part for part in text.split("<section")[1:] if f">{heading}</h2>" in part)
+    return Reader(f"<section{found}").text
+
+
+def test_every_difference_is_in_the_numbers(whole: str) -> None:
+    fakes = Fakes(make_study())
+    summary = summary_of(fakes)
+    words = section(whole, "Differences between arms")
+    for pair in summary.comparisons:
+        if pair.one == summary.ranking[0]:  # against full too, which is the best here
+            assert f"{-pair.difference.value:+.3f}" in words
+    assert "within the margin of 0.01 nats per token" in words
+    assert f"corrected for all {len(summary.comparisons)} pairs" in words
+
+
+def test_each_arm_says_how_it_stands_to_the_best(whole: str) -> None:
+    fakes = Fakes(make_study())
+    summary = summary_of(fakes)
+    best, *others = summary.ranking
+    for arm in others:
+        pair = summary.comparison(best, arm)
+        assert pair is not None
+        outcome = {"better": "worse", "worse": "better"}.get(pair.outcome, pair.outcome)
+        assert re.search(rf"{re.escape(arm)}\W+{outcome}", Reader(whole).text), arm
+
+
+def test_the_audit_is_quiet_where_nothing_is_broken(whole: str) -> None:
+    words = section(whole, "Audit")
+    assert "none broken" in words
+    assert words.count("kept") == 12
+    assert "not comparable" not in words
+
+
+def test_the_audit_names_what_is_broken() -> None:
+    fakes = Fakes(make_study())
+    arm = "lora-rank8"
+    for run_id in summary_of(fakes).arm(arm).chosen_run_ids:
+        record = fakes.records[run_id]
+        fakes.records[run_id] = record.model_copy(update={"run": record.run.model_copy(update={"precision": "bf16"})})
+    text = whole_page(fakes)
+    words = section(text, "Audit")
+    assert "1 broken" in words
+    assert words.count("kept") == 11
+    assert "its precision differs (bf16; the others: fp32)" in words
+    assert "not comparable" in Reader(text).text.partition("Differences between arms")[0]  # beside the numbers
+
+
+def test_every_sentence_and_every_part_of_the_explanation_is_shown(whole: str) -> None:
+    fakes = Fakes(make_study())
+    explanation = explanation_of(fakes, summary_of(fakes))
+    words = section(whole, "When, why and how")
+    assert len(explanation.sentences) >= 6
+    for sentence in explanation.sentences:
+        assert sentence in words
+    for heading in ("When: leaving the common curve", "How: the change of the weights", "forgetting", "Why: capacity"):
+        assert heading in words
+    for one in explanation.forgetting:
+        assert f"{one.difference.value:+.3f}" in words
+
+
+def test_without_an_explanation_there_is_no_section_for_it() -> None:
+    words = Reader(render(Fakes(make_study()))).text
+    assert "When, why and how" not in words
+    assert "Samples side by side" not in words
+
+
+def test_samples_stand_side_by_side_as_text(whole: str) -> None:
+    fakes = Fakes(make_study())
+    samples = samples_of(fakes, summary_of(fakes))
+    words = section(whole, "Samples side by side")
+    assert len(samples) >= 4
+    for arm in samples:
+        assert f"{arm} says" in words
+    assert "<script>alert('x')</script>" in words
+    assert "What is the capital of France?" in words
 
 
 def test_long_curves_are_thinned() -> None:
@@ -171,14 +253,17 @@ def test_lines_that_are_not_numbers_are_left_out() -> None:
 
 
 def test_study_can_be_run_again_from_the_page(tmp_path: Path) -> None:
-    study = make_study(about="a: b # c\n'd'", seeds=[5], micro_batch=4)
+    auto = {"auto": {"method": "lora", "tune": {"lr": "auto"}}}
+    both = study_mapping(make_study())["arms"] | auto
+    study = make_study(about="a: b # c\n'd'", seeds=[5], micro_batch=4, arms=both, tuning={"extend": 2})
     file = tmp_path / "again.yaml"
     file.write_text(study_yaml(study), encoding="utf-8")
     again = load_study(file)
     assert study_mapping(again) == study_mapping(study)
-    assert [(arm.method, arm.lr, arm.assumed) for arm in again.arms] == [
-        (arm.method, arm.lr, arm.assumed) for arm in study.arms
+    assert [(arm.method, arm.lr, arm.assumed, arm.is_extended) for arm in again.arms] == [
+        (arm.method, arm.lr, arm.assumed, arm.is_extended) for arm in study.arms
     ]
+    assert (again.arm("auto").is_extended, again.tuning.extend) == (True, 2)
 
 
 def test_files_are_written_whole(tmp_path: Path) -> None:
@@ -203,9 +288,9 @@ def test_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("study", "names"),
     [
-        (make_study(), {"learning", "rates", "parameters", "memory", "time"}),
-        (make_qa(), {"learning", "rates", "parameters", "memory", "time", "tradeoff"}),
-        (make_classification(), {"learning", "rates", "parameters", "memory", "time"}),
+        (make_study(), TRAINED),
+        (make_qa(), TRAINED | {"tradeoff"}),
+        (make_classification(), TRAINED),
     ],
     ids=["instruction", "qa", "classification"],
 )
@@ -221,7 +306,8 @@ def test_figures_are_files(study: Study, names: set[str], tmp_path: Path) -> Non
         if path.suffix == ".png":
             assert content.startswith(b"\x89PNG\r\n\x1a\n")
             width, height = struct.unpack(">II", content[16:24])
-            assert width > 1000 < height
+            assert width > 1000
+            assert height > (400 if path.stem == "differences" else 1000)  # a line for each arm alone
         else:
             svg = ElementTree.fromstring(content)
             assert svg.tag == "{http://www.w3.org/2000/svg}svg"

@@ -20,6 +20,7 @@ from tests.running.world import NUM_JOBS, Events, scores, study_of, write_rows
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from tuneoff import api
+from tuneoff.analysis.explanation import Explanation
 from tuneoff.errors import DataError, StudyError
 from tuneoff.running.events import Event
 from tuneoff.running.store import ADAPTER_WEIGHTS, RECORD_FILE
@@ -99,6 +100,23 @@ def trained_model(world: Path, result: api.Result, arm: str, folder: Path) -> An
     export_run(result.store.folder.parent, f"{result.study.name}/{arm}", folder, merge=False)
     with of_peft():
         return PeftModel.from_pretrained(base_model(world), folder)
+
+
+def test_the_explanation_is_made_of_the_records(result: api.Result) -> None:
+    found = result.explanation()
+    assert {one.arm for one in found.weights} >= {"full", "lora", "still"}
+    base = base_of(result).retention
+    assert base is not None
+    assert found.base_retention_nats == base.likelihood.loss_nats
+    for one in found.forgetting:
+        after = record_of(result, one.arm).retention
+        assert after is not None
+        gained = after.likelihood.loss_nats - base.likelihood.loss_nats
+        assert one.difference.value == pytest.approx(gained, abs=1e-9)
+    paths = {path.name: path for path in result.report()}
+    facts = json.loads(paths["report.json"].read_text("utf-8"))
+    assert Explanation.model_validate(facts["explanation"]) == found
+    assert "## Why" in paths["report.md"].read_text("utf-8")
 
 
 def losses(model: Any, world: Path) -> tuple[list[float], list[int]]:

@@ -155,3 +155,45 @@ def test_a_trial_that_another_arm_reads_is_not_unchosen() -> None:
         known.do(task)
     assert ("score", "high", 1e-2, 0) in brief(known.ready())
     assert list(unchosen(known.study, known.records)) == []
+
+
+def test_extended_arms_wait_for_one_another_and_then_go_on() -> None:
+    auto = {"tune": {"lr": "auto"}}
+    arms = {"one": {"method": "full", **auto}, "other": {"method": "lora", "rank": 4, **auto}}
+    arms["fixed"] = ARMS["fixed"]
+    known = Known(study_of(Path(), "s", arms, seeds=[0, 1], tuning={"extend": 1}))  # the lowest rate is the best
+    for task in [task for task in known.ready() if task.arm != "other"]:
+        known.do(task)
+    assert brief(known.ready()) == [
+        *(("train", "other", lr, 0) for lr in (1e-4, 3e-4, 1e-3)),
+        ("train", "fixed", 1e-3, 1),
+    ]
+    for task in [task for task in known.ready() if task.arm == "other"]:
+        known.do(task)
+    ready = known.ready()
+    assert brief(ready)[:2] == [("train", "one", 3e-6, 0), ("train", "other", 3e-5, 0)]
+    assert [task.testing for task in ready[:2]] == [None, None]
+    assert not [task for task in ready if task.kind == "score"]
+    assert list(unchosen(known.study, known.records)) == []
+    for task in ready[:2]:
+        known.do(task)
+    assert [one for one in brief(known.ready()) if one[1] != "fixed"] == [
+        ("score", "one", 3e-6, 0),
+        ("score", "other", 3e-5, 0),
+        ("train", "one", 3e-6, 1),
+        ("train", "other", 3e-5, 1),
+    ]
+    left = {known.records[run_id].run.lr for run_id in unchosen(known.study, known.records)}
+    assert left == {1e-5, 3e-5, 1e-4, 3e-4, 1e-3} - {3e-6}
+
+
+def test_arms_that_are_not_worked_on_hold_up_nothing() -> None:
+    auto = {"tune": {"lr": "auto"}}
+    known = Known(study_of(Path(), "s", {"one": {"method": "full", **auto}, "other": {"method": "lora", **auto}}))
+    only = (known.study.arms[0],)
+    done = []
+    while ready := list(ready_tasks(known.study, only, known.records, known.tests)):
+        known.do(ready[0])
+        done += brief(ready[:1])
+    assert [lr for kind, _, lr, _ in done if kind == "train"][:7] == [1e-5, 3e-5, 1e-4, 3e-6, 1e-6, 3e-7, 1e-7]
+    assert len(known.tests) == len(known.study.seeds)

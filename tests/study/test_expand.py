@@ -62,6 +62,15 @@ def test_default_rates_are_tuned() -> None:
     assert (full.lr, lora.lr) == (DEFAULT_RATES["full"], DEFAULT_RATES["lora"])
 
 
+def test_auto_starts_from_the_rule_and_is_marked() -> None:
+    arms = {"auto": {"method": "lora", "tune": {"lr": "auto"}}}
+    arms["grid"] = {"method": "lora", "tune": {"lr": [1e-4, 3e-4, 1e-3]}}
+    auto, grid = study(arms).arms
+    assert auto.lr == grid.lr
+    assert (auto.is_extended, grid.is_extended) == (True, False)
+    assert auto.is_tuned
+
+
 def test_runs_of_a_tuned_arm() -> None:
     found = study({"full": {"method": "full", "tune": {"lr": [1e-3, 1e-4]}}}, seeds=[5, 6, 7])
     (arm,) = found.arms
@@ -104,6 +113,12 @@ def test_arms_of_one_method_and_rate_share_their_runs() -> None:
         ({"a": {"method": "lora", "lr": [1, 2]}}, r"arms\.a\.lr: one fixed rate .* `tune: \{lr: \[1, 2\]\}`"),
         ({"a": {"method": "lora", "lr": 1, "tune": {"lr": [1]}}}, r"arms\.a: give `lr` .* not both"),
         ({"a": {"method": "lora", "tune": {"lr": []}}}, r"arms\.a\.tune\.lr: expected a list of at least one"),
+        ({"a": {"method": "lora", "lr": "auto"}}, r"arms\.a\.lr: one fixed rate .* `tune: \{lr: 'auto'\}`"),
+        (
+            {"a": {"method": "lora", "tune": {"lr": "outo"}}},
+            r"arms\.a\.tune\.lr: .* or auto; found 'outo'.* mean auto\?",
+        ),
+        ({"a": {"method": "none", "tune": {"lr": "auto"}}}, r"arms\.a\.tune: method 'none' trains nothing"),
         ({"a": {"method": "lora", "tune": {"lr": 1}}}, r"arms\.a\.tune\.lr: expected a list .* found 1"),
         ({"a": {"method": "lora", "tune": {"rate": [1]}}}, r"arms\.a\.tune: found \['rate'\]"),
         ({"a": {"method": "lora", "tune": [1]}}, r"arms\.a\.tune: found \[1\]; allowed"),

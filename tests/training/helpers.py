@@ -72,6 +72,8 @@ class Recorder:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     best_steps: list[int] = field(default_factory=list)
     score: Callable[[nn.Module], Likelihood] | None = None
+    stops: dict[int, int] = field(default_factory=dict)
+    """From which step on a member is told to stop."""
 
     def evaluate(self, module: nn.Module) -> Likelihood:
         assert self.score is not None
@@ -82,6 +84,10 @@ class Recorder:
 
     def best(self, member: int) -> None:
         self.best_steps.append(member)
+
+    def stop(self, member: int) -> str:
+        step = self.rows[-1][1]["step"]
+        return f"stopped at step {step}" if step >= self.stops.get(member, step + 1) else ""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         copied = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}

@@ -13,6 +13,7 @@ from tuneoff.data.batching import BatchSequence
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.methods import Full, LoRA
 from tuneoff.study.spec import OptimizerSpec
+from tuneoff.training.checkpoint import Checkpoint
 from tuneoff.training.loop import Loop
 from tuneoff.training.optim import rate_factor
 
@@ -181,6 +182,43 @@ def test_a_run_that_diverges_alone_stops_early_and_says_where() -> None:
     loop.run()
     assert loop.step < 10
     assert f"at step {loop.step}" in loop.members[0].failure
+
+
+def _told_to_stop(stops: dict[int, int], resume: Checkpoint | None = None) -> tuple[Loop, Recorder]:
+    recorder = Recorder(stops=stops)
+    loop = make_loop(adapt(COHORT, SEEDS), SEEDS, RATES, make_split(), recorder, evaluate_every=2, checkpoint_every=2)
+    loop.run(resume)
+    return loop, recorder
+
+
+def test_a_run_that_is_told_to_stop_leaves_the_others_bits_alone() -> None:
+    (whole, told), (cut, heard) = _told_to_stop({}), _told_to_stop({1: 4})
+    assert [member.stopped for member in cut.members] == ["", "stopped at step 4", "", ""]
+    assert not cut.members[1].failure
+    assert heard.losses(1) == told.losses(1)[:4]
+    assert heard.losses(1, "validation") == told.losses(1, "validation")[:2]
+    assert cut.members[1].best_loss_nats == min(heard.losses(1, "validation"))
+    for index in (0, 2, 3):
+        assert heard.losses(index) == told.losses(index)
+        for name, tensor in whole.adapted.state_dict(index).items():
+            assert torch.equal(tensor, cut.adapted.state_dict(index)[name]), name
+    (second, third) = (next(one for one in heard.checkpoints if one.step == step) for step in (4, 6))
+    for checkpoint in (second, third):
+        again, _ = _told_to_stop({1: 4}, checkpoint)
+        assert again.members[1].stopped == "stopped at step 4"
+        for name, tensor in cut.adapted.state_dict(1).items():
+            assert torch.equal(tensor, again.adapted.state_dict(1)[name]), name
+
+
+def test_the_loop_ends_once_every_member_is_told_to_stop() -> None:
+    loop, recorder = _told_to_stop({0: 2, 1: 4, 2: 4, 3: 2})
+    assert loop.step == 4
+    assert [len(recorder.losses(index)) for index in range(4)] == [2, 4, 4, 2]
+
+
+def test_nobody_is_told_to_stop_after_the_last_step() -> None:
+    loop, _ = _told_to_stop(dict.fromkeys(range(4), 10))
+    assert [member.stopped for member in loop.members] == [""] * 4
 
 
 @pytest.mark.parametrize("members", [1, 4])

@@ -10,12 +10,13 @@ from tuneoff.analysis.estimates import Estimate, exp_of, over_seeds
 from tuneoff.analysis.flags import flags_of, reasons_of, truncated_flag, uniform_flag
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.measures import measure
-from tuneoff.analysis.selection import choose_rate, edge_of, is_current, tried
+from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.stats.compare import compare_all
 from tuneoff.analysis.stats.tables import estimate_of
+from tuneoff.analysis.tuning import Search, Trial, edge_of
 from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Origins, Scores, Status, Summary
 from tuneoff.analysis.verdict import caveats, verdict
-from tuneoff.study.expand import chosen_runs, num_runs
+from tuneoff.study.expand import chosen_runs
 from tuneoff.study.methods import (
     BitfitMethod,
     BottleneckMethod,
@@ -46,10 +47,11 @@ def summarise(
         tests: the readings of the test split by `run_id`; those that were made in another way do not count.
         items: their scores by item, by `run_id`; without them intervals hold the noise of seeds alone.
     """
-    full_trainable = _full_trainable(study, records)
+    search = Search(study, records)
+    full_trainable = _full_trainable(search)
     current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
     scores = items or {}
-    found_arms = tuple(_summarise_arm(study, arm, records, current, scores, full_trainable) for arm in study.arms)
+    found_arms = tuple(_summarise_arm(search, arm, current, scores, full_trainable) for arm in study.arms)
     audited = audit(study, found_arms, records, current)
     arms = tuple(
         arm.model_copy(update={"findings": tuple(one for one in audited.findings if arm.name in one.arms)})
@@ -80,32 +82,35 @@ def summarise(
         num_wanted=len(wanted) + num_nameless,
         num_done=sum(record.status == "done" for record in finished),
         num_infeasible=sum(record.status == "infeasible" for record in finished),
+        num_pruned=len({trial.run_id for arm in arms for trial in arm.trials if trial.status == "pruned"}),
         origins=_origins(finished),
     )
 
 
 def _summarise_arm(
-    study: Study,
+    search: Search,
     arm: Arm,
-    records: Mapping[str, Record],
     tests: Mapping[str, TestRecord],
     items: Mapping[str, ItemScores],
     full_trainable: int | None,
 ) -> ArmSummary:
-    trials = tried(study, arm, records)
-    lr = choose_rate(study, arm, records)
+    study, records = search.study, search.records
+    trials = search.tried(arm)
+    lr = search.choose(arm, tests)
     is_lost = all(trial.status == "infeasible" for trial in trials)
     is_chosen = lr is not None or not arm.is_trained
     chosen = tuple(run.run_id for run in chosen_runs(study, arm, lr)) if is_chosen else ()
     run_ids = tuple(dict.fromkeys((*(trial.run_id for trial in trials), *chosen)))
-    found = [records[run_id] for run_id in run_ids if run_id in records]
-    runs = [records[run_id] for run_id in chosen if run_id in records]
+    num_pruned = sum(trial.status == "pruned" for trial in trials)
+    ended = _ended(run_ids, trials, records)
+    found = list(ended.values())
+    runs = [ended[run_id] for run_id in chosen if run_id in ended]
     tested = [tests[run_id] for run_id in chosen if run_id in tests]
     scored = [items.get(test.run_id) for test in tested]
     likelihoods = [test.test for test in tested]
     generated = decoding_summaries([test.generated for test in tested], scored, is_drawn=arm.is_trained)
     validated = [record.validation for record in runs if record.validation is not None]
-    num_wanted = len(trials) if is_lost else num_runs(study, arm)
+    num_wanted = len(trials) + (len(study.seeds) - 1 if arm.is_trained and not is_lost else 0)
     num_done = sum(record.status == "done" for record in found)
     is_finished = len(found) == num_wanted and len(tested) >= sum(record.status == "done" for record in runs)
     flags = () if is_lost else flags_of(arm)
@@ -119,12 +124,13 @@ def _summarise_arm(
         chosen_run_ids=chosen,
         num_wanted=num_wanted,
         num_done=num_done,
-        num_infeasible=len(found) - num_done,
+        num_infeasible=len(found) - num_done - num_pruned,
+        num_pruned=num_pruned,
         num_tested=len(tested),
         num_seeds=len(study.seeds) if arm.is_trained else 1,
         trials=trials,
         chosen_lr=lr,
-        edge=edge_of(arm, lr),
+        edge=edge_of(trials, lr),
         is_trained=arm.is_trained,
         is_tuned=arm.is_tuned,
         is_verified=arm.method.method != "load",
@@ -140,6 +146,13 @@ def _summarise_arm(
             *flags,
         ),
     )
+
+
+def _ended(run_ids: Sequence[str], trials: Sequence[Trial], records: Mapping[str, Record]) -> dict[str, Record]:
+    """Return the runs that nothing is left to do of; one that was stopped in another search is to be done again."""
+    pruned = {trial.run_id for trial in trials if trial.status == "pruned"}
+    found = ((run_id, records[run_id]) for run_id in run_ids if run_id in records)
+    return {run_id: record for run_id, record in found if record.status != "pruned" or run_id in pruned}
 
 
 def _status(found: Sequence[Record], *, is_lost: bool, is_finished: bool) -> Status:
@@ -182,13 +195,13 @@ def _bits(loss: Estimate, bits: Sequence[float]) -> Estimate | None:
     return Estimate(value=value, low=low, high=high, n=loss.n, how=loss.how)
 
 
-def _full_trainable(study: Study, records: Mapping[str, Record]) -> int | None:
+def _full_trainable(search: Search) -> int | None:
     """Return how many parameters full fine-tuning trains: counted where it ran, else the base's own."""
     found = (
-        _full_count(arm.method, record.parameters, is_classifier=study.task.kind == "classification")
-        for arm in study.arms
-        for trial in tried(study, arm, records)
-        if (record := records.get(trial.run_id)) is not None and record.parameters is not None
+        _full_count(arm.method, record.parameters, is_classifier=search.study.task.kind == "classification")
+        for arm in search.study.arms
+        for trial in search.tried(arm)
+        if (record := search.records.get(trial.run_id)) is not None and record.parameters is not None
     )
     return min((count for count in found if count is not None), default=(0, None))[1]
 

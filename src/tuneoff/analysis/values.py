@@ -114,6 +114,8 @@ class ArmSummary(Value):
     num_wanted: int
     num_done: int
     num_infeasible: int
+    num_pruned: int = 0
+    """Trials that were stopped, as their rate fell behind."""
     num_tested: int
     """Seeds whose test score is in."""
     num_seeds: int
@@ -147,7 +149,7 @@ class ArmSummary(Value):
     @property
     def num_left(self) -> int:
         """Runs that are still to do."""
-        return self.num_wanted - self.num_done - self.num_infeasible
+        return self.num_wanted - self.num_done - self.num_infeasible - self.num_pruned
 
 
 class Origins(Value):
@@ -184,6 +186,7 @@ class Summary(Value):
     """Distinct runs; arms may share one."""
     num_done: int
     num_infeasible: int
+    num_pruned: int = 0
     origins: Origins
 
     def arm(self, name: str) -> ArmSummary:
@@ -216,7 +219,7 @@ class Summary(Value):
     @property
     def num_left(self) -> int:
         """Runs that are still to do."""
-        return self.num_wanted - self.num_done - self.num_infeasible
+        return self.num_wanted - self.num_done - self.num_infeasible - self.num_pruned
 
     @property
     def ranked(self) -> tuple[ArmSummary, ...]:

@@ -66,6 +66,8 @@ class ArmPlan(Value):
     targets: tuple[TargetMatch, ...]
     num_runs: int
     """Trials and seeds."""
+    num_extra: int = 0
+    """Trials that the search may add, at most."""
     steps_per_run: int | None
     """None where the data decide (epochs, target tokens), 0 where nothing is trained."""
     saved_bytes: int
@@ -83,7 +85,7 @@ class ArmPlan(Value):
 
     @property
     def num_steps(self) -> int | None:
-        """Optimizer steps of all the arm's runs."""
+        """Optimizer steps of all the arm's runs, without those that the search may add."""
         return None if self.steps_per_run is None else self.num_runs * self.steps_per_run
 
 
@@ -97,6 +99,8 @@ class Plan(Value):
     """The base's, storage that is shared counted once."""
     precision: str
     arms: tuple[ArmPlan, ...]
+    search: str = "grid"
+    """How rates are searched; `halving` stops trials, so that the steps are the most that there can be."""
     power: Power | None = None
     """How often an equivalence would be found; none where there is no pair of arms to compare, or none is trained."""
 
@@ -106,8 +110,13 @@ class Plan(Value):
         return sum(arm.num_runs for arm in self.arms)
 
     @property
+    def num_extra(self) -> int:
+        """Trials of all arms that the search may add, at most."""
+        return sum(arm.num_extra for arm in self.arms)
+
+    @property
     def num_steps(self) -> int | None:
-        """Optimizer steps of all runs; none where the data decide."""
+        """Optimizer steps of all runs, without those that the search may add; none where the data decide."""
         steps = [arm.num_steps for arm in self.arms]
         return None if None in steps else sum(step for step in steps if step is not None)
 
@@ -141,6 +150,7 @@ def plan(study: Study, num_classes: int | None = None) -> Plan:
         num_parameters=num_parameters(base),
         precision=study.precision,
         arms=tuple(arms),
+        search=study.tuning.search,
         power=study_power(study),
     )
 
@@ -303,6 +313,7 @@ def _arm_plan(study: Study, arm: Arm, base_total: int, measured: _Measured) -> A
         reduction_pct=100.0 * (1 - trainable / base_total) if trainable else None,
         targets=measured.targets,
         num_runs=num_runs(study, arm),
+        num_extra=study.tuning.extend if arm.is_extended and not measured.problem else 0,
         steps_per_run=study.budget.steps if arm.is_trained and not measured.problem else 0,
         saved_bytes=FP32_BYTES * in_fp32 + measured.kept_bytes if study.keep != "none" and arm.is_trained else 0,
         num_virtual_tokens=measured.num_virtual_tokens,

@@ -64,9 +64,9 @@ def cost_table(plan: Plan) -> Table:
     for arm in plan.arms:
         table.add_row(
             arm.name,
-            " ".join(f"{rate:g}" for rate in arm.lr) or NOTHING,
-            str(arm.num_runs),
-            "by data" if arm.num_steps is None else f"{arm.num_steps:,}",
+            " ".join(f"{rate:g}" for rate in arm.lr) + (" ..." if arm.num_extra else "") or NOTHING,
+            _range(arm.num_runs, arm.num_extra, "-"),
+            "by data" if arm.num_steps is None else _range(arm.num_steps, _extra_steps(arm), "-"),
             bytes_text(arm.weights_bytes),
             bytes_text(arm.optimizer_bytes),
             bytes_text(arm.saved_bytes),
@@ -107,13 +107,28 @@ def method_label(arm: ArmPlan) -> str:
 
 def totals(plan: Plan) -> str:
     """Return the study's runs and steps in one line, which arms the model cannot take, and what is assumed in which."""
-    steps = "steps known once the data are read" if plan.num_steps is None else f"{plan.num_steps:,} optimizer steps"
-    lines = [f"{plan.num_runs} runs (trials and seeds), {steps}"]
+    steps = "steps known once the data are read"
+    if plan.num_steps is not None:
+        steps = f"{_range(plan.num_steps, sum(map(_extra_steps, plan.arms)))} optimizer steps"
+    lines = [f"{_range(plan.num_runs, plan.num_extra)} runs (trials and seeds), {steps}"]
+    if plan.num_extra:
+        lines.append("how many depends on where the best rates lie: grids are extended while one lies at an edge")
+    if plan.search == "halving":
+        lines.append("fewer steps, as trials that fall behind are stopped (successive halving)")
     for what, names in _shared((arm.name, arm.problem) for arm in plan.arms if arm.problem):
         lines.append(f"cannot be trained here: {', '.join(names)}: {what}")
     for what, names in _shared((arm.name, ", ".join(arm.assumed)) for arm in plan.arms if arm.assumed):
         lines.append(f"assumed, not published: {what} ({', '.join(names)})")
     return "\n".join(lines)
+
+
+def _range(fewest: int, extra: int, word: str = " to ") -> str:
+    """Return how many there will be, at least and at most."""
+    return f"{fewest:,}{word}{fewest + extra:,}" if extra else f"{fewest:,}"
+
+
+def _extra_steps(arm: ArmPlan) -> int:
+    return arm.num_extra * (arm.steps_per_run or 0)
 
 
 def module_listing(plan: Plan) -> str:

@@ -85,7 +85,9 @@ def _targets(arm: ArmSummary) -> Cell:
 def _rate(arm: ArmSummary) -> Cell:
     if arm.chosen_lr is None:
         return Cell()
-    title = "fixed" if not arm.is_tuned else f"chosen among {', '.join(numbers.rate(t.lr) for t in arm.trials if t.lr)}"
+    stopped = f" ({arm.num_pruned} stopped early)" if arm.num_pruned else ""
+    title = f"chosen among {', '.join(numbers.rate(t.lr) for t in arm.trials if t.lr)}{stopped}"
+    title = title if arm.is_tuned else "fixed"
     return Cell(arm.chosen_lr, numbers.rate(arm.chosen_lr), title)
 
 

@@ -33,8 +33,13 @@ def turned(comparison: Comparison, one: str) -> Comparison:
 
 def against(summary: Summary, reference: str) -> tuple[Comparison, ...]:
     """Return every other tested arm against `reference`, in the order of the ranking."""
-    found = ((name, summary.comparison(name, reference)) for name in summary.ranking if name != reference)
-    return tuple(turned(pair, name) for name, pair in found if pair is not None)
+    # One pass: a study of hundreds of arms has tens of thousands of pairs.
+    found = {
+        one.one if one.other == reference else one.other: one
+        for one in summary.comparisons
+        if reference in (one.one, one.other)
+    }
+    return tuple(turned(found[name], name) for name in summary.ranking if name in found)
 
 
 def references(summary: Summary) -> tuple[str, ...]:

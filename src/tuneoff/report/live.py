@@ -54,9 +54,16 @@ class Live:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        if event.task is None:
+        if event.kind == "extended":
+            self._num_left += event.body["num_more"]
+            self.progress.update(self._all, total=self._num_left)
+            self._say("search", event.body["what"])
+        elif event.task is None:
             self._say("note", event.body.get("what", ""), style="yellow")
-            return
+        else:
+            self._of_task(event.task, event)
+
+    def _of_task(self, task: Task, event: Event) -> None:
         handlers = {
             "start": self._started,
             "phase": self._phase,
@@ -64,13 +71,14 @@ class Live:
             "step": self._step,
             "finished": self._finished,
             "infeasible": self._infeasible,
+            "pruned": self._pruned,
             "failed": self._failed,
             "busy": self._busy,
             "problem": self._problem,
         }
         handler = handlers.get(event.kind)
         if handler is not None:
-            handler(event.task, event.body)
+            handler(task, event.body)
 
     def _start_bar(self, task: Task, what: str) -> TaskID:
         key = _key(task)
@@ -110,6 +118,10 @@ class Live:
     def _infeasible(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)
         self._say(label(task), f"infeasible: {body['what']}", style="red")
+
+    def _pruned(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._end(task)
+        self._say(label(task), f"{body['what']}{self._count(task)}")
 
     def _failed(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito (2008), which people with any colour vision t
 vanishes on white. Shapes and dashes differ too, so that nothing is said by colour alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,11 +87,16 @@ class Arms:
         """Return the dashes of an arm's line."""
         return list(DASHES[0] if name in self.bases else DASHES[self.names.index(name) % len(DASHES)])
 
-    def channels(self) -> Channels:
-        """Return the encodings of the arm."""
+    def channels(self, names: Sequence[str] = ()) -> Channels:
+        """Return the encodings of the arm.
+
+        Args:
+            names: arms that are drawn, which may be untrained ones; none is every trained one.
+        """
+        drawn = list(names or self.names)
         legend = self.legend() if self.look.has_legend else None
         colours, shapes, dashes = (
-            alt.Scale(domain=self.names, range=[style(name) for name in self.names])
+            alt.Scale(domain=drawn, range=[style(name) for name in drawn])
             for style in (self.colour, self.shape, self.dash)
         )
         return Channels(
@@ -106,9 +112,14 @@ class Arms:
         """
         names = [*self.names, *self.bases]
         legend = self.legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=260) if self.look.has_legend else None
-        colours = alt.Scale(domain=names, range=[self.colour(name) for name in names])
+        colours = self.line_colours()
         dashes = alt.Scale(domain=names, range=[self.dash(name) for name in names])
         return alt.Color("arm:N", scale=colours, legend=legend), alt.StrokeDash("arm:N", scale=dashes, legend=legend)
+
+    def line_colours(self) -> alt.Scale:
+        """Return the colour of every arm, those that are not trained too."""
+        names = [*self.names, *self.bases]
+        return alt.Scale(domain=names, range=[self.colour(name) for name in names])
 
     def legend(self, **symbols: Any) -> alt.Legend:
         """Return a legend below the chart, in as many columns as fit.

@@ -12,24 +12,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 import vl_convert
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tuneoff.analysis.explanation import NOTHING, Explanation
 from tuneoff.analysis.values import Summary
 from tuneoff.report import columns as col
-from tuneoff.report.charts import targets_word
+from tuneoff.report import comparisons, standing
+from tuneoff.report.chart_parts import targets_word
 from tuneoff.report.decoding import decoding_columns, texts_note, texts_of
+from tuneoff.report.examples import examples
 from tuneoff.report.look import PAGE, Arms
+from tuneoff.report.panel import Panel
 from tuneoff.report.panels import learning_numbers, panels, trial_numbers
-from tuneoff.report.points import CurveLine, score_of, tradeoff_note
+from tuneoff.report.panels_why import frontier_numbers, optimum_numbers, topics
+from tuneoff.report.points import MAX_FOREST, CurveLine, arms_in, score_of, tradeoff_note
 from tuneoff.report.reproduce import commands, study_yaml
 from tuneoff.report.settings import describe
 from tuneoff.report.tables import progress
 from tuneoff.report.terms import meaning
 from tuneoff.report.text import clean
+from tuneoff.study.explained import Sample
 from tuneoff.study.spec import Study
 
 FILES = resources.files("tuneoff.report")
@@ -62,53 +69,104 @@ class Span:
     """Whether it lies off the axis, to the left."""
 
 
-def render_page(study: Study, summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> str:
+def render_page(
+    study: Study,
+    summary: Summary,
+    curves: Mapping[str, Sequence[CurveLine]],
+    explanation: Explanation = NOTHING,
+    samples: Mapping[str, Sequence[Sample]] = MappingProxyType({}),
+) -> str:
     """Return the report as one HTML file.
 
     Args:
         study: the question.
         summary: what is known.
         curves: the lines of each run's `curve.jsonl`.
+        explanation: when, why and how the arms differ.
+        samples: what each arm wrote for some items of the test split, by its name.
     """
-    found = panels(summary, curves)
+    found = panels(summary, curves, explanation)
+    why = topics(summary, explanation, curves)
+    drawn = {**found, **{panel.key: panel for topic in why for panel in topic.panels}}
     script = _file("page.js")
     style = _file("page.css")
-    bundle = vega_bundle() if found else ""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    bundle = vega_bundle() if drawn else ""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_file)
+    )
     environment.filters |= {"clean": clean}
-    return environment.from_string(_file("page.html")).render(
+    return environment.get_template("page.html").render(
         study=study,
         summary=summary,
         policy=_policy([bundle, script], style),
         style=Markup(style),
         bundle=Markup(bundle),
         script=Markup(script),
-        data=_json_for_html({key: panel.data() for key, panel in found.items()}),
-        panels=found,
-        arms=Arms(summary, PAGE),
-        shapes=SHAPE_PATHS,
-        progress=progress(summary),
-        columns=main_columns(summary),
-        all_columns=col.columns_of(summary).all[1:],
-        cost_columns=col.columns_of(summary).costs,
-        describe=describe,
-        verdict=emphasised(summary),
-        primary=summary.primary,
-        meaning=partial(meaning, is_classification=summary.kind == "classification"),
-        score_of=score_of,
-        spans=spans(summary),
-        targets_word=targets_word(summary),
-        texts=texts_of(summary),
-        text_columns=decoding_columns(summary),
-        texts_note=texts_note(summary),
-        tradeoff_note=tradeoff_note(summary),
+        data=_json_for_html({key: panel.data() for key, panel in drawn.items()}),
+        **_results(summary, found),
+        **_standings(summary),
         learning_numbers=learning_numbers(found["learning"].points) if "learning" in found else None,
         trial_numbers=trial_numbers(summary),
+        why=why,
+        sentences=explanation.sentences,
+        unknown=explanation.notes,
+        arms_of=arms_of,
+        optima=optimum_numbers(explanation),
+        frontiers=frontier_numbers(explanation),
+        examples=examples(summary, samples),
         facts=list(facts(study)),
-        untrained=[arm for arm in summary.arms if not arm.is_trained and score_of(arm, summary) is not None],
         yaml=study_yaml(study),
         commands=commands(study),
     )
+
+
+def arms_of(drawn: Sequence[Panel]) -> list[str]:
+    """Return the arms that some panels show, in their order."""
+    return list(dict.fromkeys(arm for panel in drawn for arm in arms_in(panel.points)))
+
+
+def _results(summary: Summary, found: Mapping[str, Panel]) -> dict[str, Any]:
+    """Return what the sections on scores and costs are made from."""
+    return {
+        "panels": found,
+        "arms": Arms(summary, PAGE),
+        "shapes": SHAPE_PATHS,
+        "progress": progress(summary),
+        "columns": main_columns(summary),
+        "all_columns": col.columns_of(summary).all[1:],
+        "cost_columns": col.columns_of(summary).costs,
+        "describe": describe,
+        "verdict": emphasised(summary),
+        "primary": summary.primary,
+        "meaning": partial(meaning, is_classification=summary.kind == "classification"),
+        "score_of": score_of,
+        "spans": spans(summary),
+        "targets_word": targets_word(summary),
+        "texts": texts_of(summary),
+        "text_columns": decoding_columns(summary),
+        "texts_note": texts_note(summary),
+        "tradeoff_note": tradeoff_note(summary),
+        "untrained": [arm for arm in summary.arms if not arm.is_trained and score_of(arm, summary) is not None],
+    }
+
+
+def _standings(summary: Summary) -> dict[str, Any]:
+    """Return what the sections on differences and on the audit are made from."""
+    compared = standing.comparison_numbers(summary)
+    standings = standing.standings(summary)
+    is_cut = len(summary.ranking) - 1 > MAX_FOREST
+    return {
+        "chips": standing.chips(summary),
+        "standings": standings,
+        "has_standings": bool(compared.rows) or any(one.reasons for one in standings.values()),
+        "compared": compared,
+        "about_compared": comparisons.about(summary),
+        "margin": f"{summary.margin:g} {summary.primary.unit}".rstrip(),
+        "forest_note": f" Drawn are the {MAX_FOREST} that rank highest; the table has all." if is_cut else "",
+        "checks": standing.checks(summary),
+        "declared": standing.meant(summary.audit.findings),
+        "num_broken": len({finding.kind for finding in summary.audit.broken}),
+    }
 
 
 def main_columns(summary: Summary) -> tuple[col.ArmColumn, ...]:

@@ -1,25 +1,22 @@
 """The page's charts: which there are, what each can be switched to, and the numbers behind them as tables."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
-import altair as alt
-import vl_convert
-from markupsafe import Markup
-
+from tuneoff.analysis.explanation import NOTHING, Explanation
 from tuneoff.analysis.values import Summary
 from tuneoff.report import charts, numbers
-from tuneoff.report.charts import Across, Axis
+from tuneoff.report.chart_parts import Across, Axis, targets_word
+from tuneoff.report.charts_compare import forest_chart
 from tuneoff.report.look import PAGE, Arms
+from tuneoff.report.panel import NARROW, Control, Numbers, Panel
 from tuneoff.report.points import (
     CurveLine,
     Point,
-    arms_in,
     cost_points,
+    difference_points,
     learning_points,
+    optimum_points,
     rate_points,
     tradeoff_points,
 )
@@ -29,80 +26,37 @@ MAX_TABLE_STEPS = 12
 """Rows of the table behind the learning curves; the chart has them all."""
 
 
-WIDE, NARROW = 1080, 320
-"""Pixels of a chart's picture; where there is less room the browser shrinks it."""
-
-MAX_PICTURE_ARMS = 24
-"""More than that nobody tells apart on a picture that cannot be worked with, and they would make the page heavy."""
-
-_PATHS = re.compile(r'(?<= )(?:d|transform)="[^"<>]*"')
-_DECIMALS = re.compile(r"\d+\.\d{2,}")
-
-
-@dataclass(frozen=True)
-class Control:
-    """A choice above a chart."""
-
-    label: str
-    choices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers behind a chart, as a table: for screen readers, and for whoever wants them."""
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    texts: frozenset[int] = frozenset({0})
-    """Places of the columns that hold text."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A chart on the page, or several side by side, under one heading.
-
-    Args:
-        key: its id on the page.
-        label: what it shows, for those who do not see it.
-        variants: the chart for each combination of choices, in the order of `itertools.product`; they share the data.
-        points: the data.
-        width: pixels of its picture.
-        controls: the choices.
-    """
-
-    key: str
-    label: str
-    variants: tuple[alt.LayerChart, ...]
-    points: Sequence[Point]
-    width: int = WIDE
-    controls: tuple[Control, ...] = ()
-
-    def picture(self) -> Markup:
-        """Return the first variant as SVG, for where JavaScript is off. Vega escapes the texts in it."""
-        if len(arms_in(self.points)) > MAX_PICTURE_ARMS:
-            return Markup("<p>This chart is drawn where JavaScript is on.</p>")
-        spec = _spec(self.variants[0]) | {"width": self.width}
-        spec["data"] = {"name": charts.ROWS, "values": [_tidy(point) for point in self.points]}
-        # A label on every mark would double the page; the figure has one, and the numbers are in a table.
-        spec["config"]["aria"] = False
-        return Markup(_PATHS.sub(_shortened, vl_convert.vegalite_to_svg(spec)))
-
-    def data(self) -> dict[str, Any]:
-        """Return what the page's script draws it from."""
-        return {"points": _columns(self.points), "variants": [_spec(chart) for chart in self.variants]}
-
-
-def panels(summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> dict[str, Panel]:
+def panels(
+    summary: Summary, curves: Mapping[str, Sequence[CurveLine]], explanation: Explanation = NOTHING
+) -> dict[str, Panel]:
     """Return the panels that have something to show, by key.
 
     Args:
         summary: what is known.
         curves: the lines of each run's `curve.jsonl`.
+        explanation: where the best rates lie, and which arms are on a frontier.
     """
     arms = Arms(summary, PAGE)
-    found = (*_learning(arms, learning_points(summary, curves)), *_rates(arms, rate_points(summary)))
-    found += (*_tradeoff(arms, tradeoff_points(summary)), *_costs(arms, cost_points(summary)))
+    found = (*_differences(arms, difference_points(summary)), *_learning(arms, learning_points(summary, curves)))
+    found += _rates(arms, [*rate_points(summary), *optimum_points(explanation)])
+    found += (*_tradeoff(arms, tradeoff_points(summary)), *_costs(arms, cost_points(summary, explanation)))
     return {panel.key: panel for panel in found}
+
+
+def _differences(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
+    if not points:
+        return ()
+    others = {point["reference"]: clean(point["other"]) for point in points}
+    names = tuple(others.values())
+    return (
+        Panel(
+            key="differences",
+            label=f"Difference of every arm to {' and to '.join(names)}, with its 95 % interval",
+            variants=tuple(forest_chart(points, arms, reference=place) for place in others),
+            points=points,
+            controls=(Control("against", names),) if len(names) > 1 else (),
+        ),
+    )
 
 
 def _learning(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
@@ -116,7 +70,7 @@ def _learning(arms: Arms, points: Sequence[Point]) -> tuple[Panel, ...]:
             label="Loss while training, for every arm",
             variants=tuple(charts.learning_chart(points, arms, x=x, scale=scale) for x, scale in product(ways, scales)),
             points=points,
-            controls=(Control("against", ("steps", charts.targets_word(arms.summary))), Control("axes", scales)),
+            controls=(Control("against", ("steps", targets_word(arms.summary))), Control("axes", scales)),
         ),
     )
 
@@ -198,37 +152,3 @@ def trial_numbers(summary: Summary) -> Numbers:
         if trial.lr is not None
     ]
     return Numbers(("arm", "learning rate", "validation loss", "state"), tuple(rows), frozenset({0, 3}))
-
-
-def _shortened(attribute: re.Match[str]) -> str:
-    """Return a path with a tenth of a pixel's precision; Vega gives it to the last bit."""
-    return _DECIMALS.sub(lambda number: f"{float(number[0]):.1f}", attribute[0])
-
-
-def _spec(chart: alt.LayerChart) -> dict[str, Any]:
-    # Checking a chart against the schema takes longer than all the rest; the charts are ours, and the tests check them.
-    spec: dict[str, Any] = chart.to_dict(validate=False)
-    seen = set()
-    for layer in spec["layer"]:
-        for channel in {"color", "shape", "strokeDash"} & set(layer.get("encoding", {})):
-            # Layers share their scales, so a scale that names every arm needs to be given once.
-            if channel in seen:
-                layer["encoding"][channel].pop("scale", None)
-            seen.add(channel)
-    return spec
-
-
-def _columns(points: Sequence[Point]) -> dict[str, list[Any]]:
-    """Return the points column by column, each name said once: thousands of points make half a page otherwise."""
-    rows = [_tidy(point) for point in points]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _tidy(point: Point) -> Point:
-    """Return the point with its texts cleaned, without what is empty or not drawn."""
-    return {
-        key: clean(value) if isinstance(value, str) else value
-        for key, value in point.items()
-        if value not in (None, "") and not isinstance(value, dict)
-    }

@@ -6,9 +6,11 @@ from statistics import fmean
 from typing import Any
 
 from tuneoff.analysis.estimates import Estimate
+from tuneoff.analysis.explanation import NOTHING, Cost, Explanation
 from tuneoff.analysis.measures import Measure
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import numbers
+from tuneoff.report.comparisons import against, references
 
 Point = dict[str, Any]
 CurveLine = Mapping[str, Any]
@@ -17,6 +19,8 @@ MAX_POINTS_PER_CURVE = 300
 """More than a curve has pixels between its bends."""
 MAX_POINTS = 6000
 """Over all curves of a page, so that a study of hundreds of arms still opens at once."""
+MAX_FOREST = 40
+"""Rows of a chart of differences; the table below it has them all."""
 
 
 def learning_points(summary: Summary, curves: Mapping[str, Sequence[CurveLine]]) -> list[Point]:
@@ -34,8 +38,8 @@ def learning_points(summary: Summary, curves: Mapping[str, Sequence[CurveLine]])
     points: list[Point] = []
     for arm in drawn:
         runs = [curves[run_id] for run_id in arm.chosen_run_ids if curves.get(run_id)]
-        points += _thinned(arm.name, list(_by_step(runs, "train")), limit)
-        points += (_point(arm.name, "validation", [group]) for group in _by_step(runs, "validation"))
+        points += _thinned(arm.name, list(by_step(runs, "train")), limit)
+        points += (_point(arm.name, "validation", [group]) for group in by_step(runs, "validation"))
     points += (_base_point(arm) for arm in summary.arms if not arm.is_trained and arm.validation is not None)
     return points
 
@@ -46,7 +50,7 @@ def rate_points(summary: Summary) -> list[Point]:
         {
             "arm": arm.name,
             "lr": trial.lr,
-            "loss": _rounded(trial.loss_nats),
+            "loss": rounded(trial.loss_nats),
             "state": "infeasible" if trial.loss_nats is None else "chosen" if trial.lr == arm.chosen_lr else "tried",
             "reason": trial.reason,
         }
@@ -56,17 +60,59 @@ def rate_points(summary: Summary) -> list[Point]:
     ]
 
 
-def cost_points(summary: Summary) -> list[Point]:
+def optimum_points(explanation: Explanation) -> list[Point]:
+    """Return where a parabola through the best rate and its two neighbours is lowest, for each arm that has one."""
+    return [
+        {
+            "arm": optimum.arm,
+            "lr": rounded(optimum.fitted_lr),
+            "loss": None,
+            "state": "fitted",
+            "from": optimum.low_lr,
+            "to": optimum.high_lr,
+        }
+        for optimum in explanation.optima
+        if optimum.fitted_lr is not None
+    ]
+
+
+def difference_points(summary: Summary) -> list[Point]:
+    """Return one point for each tested arm and each arm that it is held against: the difference with its interval.
+
+    `reference` counts the arms that others are held against: the best, then full fine-tuning.
+    """
+    return [
+        {
+            "arm": pair.one,
+            "reference": place,
+            "other": pair.other,
+            "difference": rounded(pair.difference.value),
+            "low": rounded(pair.difference.low),
+            "high": rounded(pair.difference.high),
+            "outcome": pair.outcome,
+        }
+        for place, reference in enumerate(references(summary))
+        for pair in against(summary, reference)[:MAX_FOREST]
+    ]
+
+
+def cost_points(summary: Summary, explanation: Explanation = NOTHING) -> list[Point]:
     """Return one point for each trained arm with a test score: the score with its interval, and what it cost.
 
     Arms that are not trained cost nothing and mostly lie far from the others, which they would press into one line.
+
+    Args:
+        summary: what is known.
+        explanation: says which arms are on the frontier of a cost.
     """
     arms = [(arm, score_of(arm, summary)) for arm in summary.arms if arm.is_trained]
     scored = [(arm, score) for arm, score in arms if score is not None]
     costs = [arm.costs for arm, _ in scored if arm.costs is not None]
     memory = numbers.size_unit(max((cost.train_peak_bytes for cost in costs), default=0))
     time = numbers.time_unit(max((cost.train_s for cost in costs), default=0.0))
-    return [_cost_point(arm, score, memory, time) for arm, score in scored]
+    disk = numbers.size_unit(max((cost.weights_bytes for cost in costs), default=0))
+    units: dict[Cost, tuple[float, str]] = {"memory": memory, "time": time, "disk": disk}
+    return [_cost_point(arm, score, units) | _standing(arm.name, explanation) for arm, score in scored]
 
 
 def score_of(arm: ArmSummary, summary: Summary) -> Estimate | None:
@@ -74,19 +120,34 @@ def score_of(arm: ArmSummary, summary: Summary) -> Estimate | None:
     return None if arm.test is None else arm.test.of(summary.primary)
 
 
-def _cost_point(arm: ArmSummary, score: Estimate, memory: tuple[float, str], time: tuple[float, str]) -> Point:
+def _cost_point(arm: ArmSummary, score: Estimate, units: Mapping[Cost, tuple[float, str]]) -> Point:
+    amounts: dict[Cost, float] = {}
+    if arm.costs is not None:
+        found = arm.costs
+        amounts = {"memory": found.train_peak_bytes, "time": found.train_s, "disk": found.weights_bytes}
     return {
         "arm": arm.name,
-        **_spread(score),
+        **spread(score),
         "parameters": arm.parameters.trainable if arm.parameters else None,
-        "memory": _rounded(arm.costs.train_peak_bytes / memory[0]) if arm.costs else None,
-        "time": _rounded(arm.costs.train_s / time[0]) if arm.costs else None,
-        "units": {"parameters": "", "memory": memory[1], "time": time[1]},
+        **{cost: rounded(amounts[cost] / units[cost][0]) if cost in amounts else None for cost in units},
+        "units": {"parameters": ""} | {cost: name for cost, (_, name) in units.items()},
     }
 
 
-def _spread(score: Estimate) -> Point:
-    return {"score": _rounded(score.value), "low": _rounded(score.low), "high": _rounded(score.high)}
+def _standing(arm: str, explanation: Explanation) -> Point:
+    """Return on which frontiers an arm is, and on which it may be."""
+    found: Point = {}
+    for frontier in explanation.frontiers:
+        if arm in frontier.arms:
+            found[f"{frontier.cost}_frontier"] = "on it"
+        elif arm in frontier.contested:
+            found[f"{frontier.cost}_frontier"] = "perhaps on it"
+    return found
+
+
+def spread(score: Estimate) -> Point:
+    """Return a score with the ends of its interval."""
+    return {"score": rounded(score.value), "low": rounded(score.low), "high": rounded(score.high)}
 
 
 def tradeoff_points(summary: Summary) -> list[Point]:
@@ -109,8 +170,8 @@ def tradeoff_points(summary: Summary) -> list[Point]:
                 {
                     "arm": arm.name,
                     "decoding": found.decoding.name,
-                    "diversity": _rounded(diversity),
-                    **_spread(score),
+                    "diversity": rounded(diversity),
+                    **spread(score),
                     "n": found.num_samples,
                 }
             )
@@ -143,11 +204,16 @@ def tradeoff_note(summary: Summary) -> str:
 
 def _base_point(arm: ArmSummary) -> Point:
     assert arm.validation is not None
-    return {"arm": arm.name, "kind": "base", "loss": _rounded(arm.validation.loss_nats.value)}
+    return {"arm": arm.name, "kind": "base", "loss": rounded(arm.validation.loss_nats.value)}
 
 
-def _by_step(runs: Sequence[Sequence[CurveLine]], kind: str) -> Iterator[list[CurveLine]]:
-    """Yield the lines of one kind that the runs have in common, step by step."""
+def by_step(runs: Sequence[Sequence[CurveLine]], kind: str) -> Iterator[list[CurveLine]]:
+    """Yield the lines of one kind that the runs have in common, step by step.
+
+    Args:
+        runs: the lines of each one's `curve.jsonl`.
+        kind: `train` or `validation`.
+    """
     steps: dict[int, list[CurveLine]] = {}
     for run in runs:
         for line in run:
@@ -173,10 +239,10 @@ def _point(arm: str, kind: str, groups: Sequence[Sequence[CurveLine]]) -> Point:
         "kind": kind,
         "step": int(last[0]["step"]),
         "tokens": round(fmean(line["target_tokens"] for line in last)),
-        "loss": _rounded(fmean(losses)),
+        "loss": rounded(fmean(losses)),
     }
     if kind == "validation":
-        point |= {"low": _rounded(min(losses)), "high": _rounded(max(losses)), "seeds": len(losses)}
+        point |= {"low": rounded(min(losses)), "high": rounded(max(losses)), "seeds": len(losses)}
     return point
 
 
@@ -184,7 +250,7 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Return five significant digits: a chart cannot show more, and each digit is a byte of the page."""
     return None if value is None else float(f"{value:.5g}")
 

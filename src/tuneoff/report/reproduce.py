@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from tuneoff.study.rates import AUTO
 from tuneoff.study.spec import Arm, Study
 
 _FLOAT = "tag:yaml.org,2002:float"
@@ -55,7 +56,9 @@ def _merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
 
 def _arm_mapping(arm: Arm) -> dict[str, Any]:
     body = arm.method.model_dump(mode="json")
-    if arm.is_tuned:
+    if arm.is_extended:
+        body["tune"] = {"lr": AUTO}
+    elif arm.is_tuned:
         body["tune"] = {"lr": list(arm.lr)}
     elif arm.lr:
         body["lr"] = arm.lr[0]

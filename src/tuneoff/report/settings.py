@@ -13,12 +13,13 @@ from tuneoff.study.methods import (
     PeftMethod,
     PrefixMethod,
     PromptMethod,
+    rank_of,
 )
 
 
 def rank(spec: MethodSpec) -> int | None:
     """Return the rank of a low-rank method."""
-    return spec.rank if isinstance(spec, LoraMethod) else _whole(_peft(spec, "r"))
+    return rank_of(spec)
 
 
 def alpha(spec: MethodSpec) -> float | None:

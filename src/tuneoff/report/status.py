@@ -26,14 +26,16 @@ def status_table(summary: Summary, running: Set[str] = frozenset()) -> Renderabl
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("arm", no_wrap=True)
     table.add_column("state")
-    for heading in ("done", "running", "infeasible", "left", "tested"):
+    stopped = ("stopped",) if summary.num_pruned else ()
+    for heading in ("done", "running", "infeasible", *stopped, "left", "tested"):
         table.add_column(heading, justify="right")
     table.add_column("rate", justify="right")
     for arm in summary.arms:
-        table.add_row(*_row(arm, running))
+        table.add_row(*_row(arm, running, has_stopped=bool(stopped)))
     working = sum(len(running & set(arm.run_ids)) for arm in summary.arms)
     table.add_section()
-    totals = (summary.num_done, working, summary.num_infeasible, max(summary.num_left - working, 0))
+    ended = (summary.num_infeasible, *((summary.num_pruned,) if stopped else ()))
+    totals = (summary.num_done, working, *ended, max(summary.num_left - working, 0))
     table.add_row(Text("all", style="bold"), "", *(Text(f"{total}", style="bold") for total in totals), "", "")
     return table
 
@@ -48,10 +50,11 @@ def run_listing(summary: Summary) -> Text:
     return Text("\n".join(["Runs at the chosen rates:", *lines]) if lines else "No rate is chosen yet.", style="dim")
 
 
-def _row(arm: ArmSummary, running: Set[str]) -> tuple[Text, ...]:
+def _row(arm: ArmSummary, running: Set[str], *, has_stopped: bool) -> tuple[Text, ...]:
     working = len(running & set(arm.run_ids))
     state = "running" if working and arm.status in ("missing", "partly") else arm.status
-    counts = (arm.num_done, working, arm.num_infeasible, max(arm.num_left - working, 0))
+    ended = (arm.num_infeasible, *((arm.num_pruned,) if has_stopped else ()))
+    counts = (arm.num_done, working, *ended, max(arm.num_left - working, 0))
     lr = numbers.NONE if arm.chosen_lr is None else numbers.rate(arm.chosen_lr)
     return (
         Text(clean(arm.name)),

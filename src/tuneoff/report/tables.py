@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from tuneoff.analysis.explanation import NOTHING, Explanation
 from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import columns as col
@@ -17,6 +18,7 @@ from tuneoff.report.auditing import audit_line, comparable
 from tuneoff.report.columns import ArmColumn, Cell, Column, Raw, Row, columns_of, shown_columns
 from tuneoff.report.comparisons import comparison_fields, comparison_tables, comparisons_markdown
 from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, narrow_columns, texts_note, texts_of
+from tuneoff.report.explaining import explanation_fields, explanation_lines, explanation_markdown
 from tuneoff.report.text import clean, markdown, spreadsheet
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study
@@ -31,10 +33,12 @@ class StudyTable:
 
     Args:
         summary: what is known.
+        explanation: when, why and how the arms differ.
     """
 
-    def __init__(self, summary: Summary) -> None:
+    def __init__(self, summary: Summary, explanation: Explanation = NOTHING) -> None:
         self.summary = summary
+        self.explanation = explanation
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         def fits(table: Table) -> bool:
@@ -46,6 +50,7 @@ class StudyTable:
         yield from [wide] if fits(wide) else self._narrow(fits)
         yield from self._texts(fits)
         yield from comparison_tables(self.summary)
+        yield from explanation_lines(self.summary, self.explanation)
         yield Text("")
         yield Text(clean(self.summary.verdict), style="bold")
         yield Text(audit_line(self.summary.audit), style="dim")
@@ -110,15 +115,16 @@ class StudyTable:
         yield Text(clean(texts_note(self.summary)), style="dim")
 
 
-def study_table(summary: Summary) -> RenderableType:
+def study_table(summary: Summary, explanation: Explanation = NOTHING) -> RenderableType:
     """Return the study's tables and its verdict for a terminal of any width."""
-    return StudyTable(summary)
+    return StudyTable(summary, explanation)
 
 
 def progress(summary: Summary) -> str:
-    """Return how far the study is: `3 of 12 runs done, 1 infeasible`."""
+    """Return how far the study is: `3 of 12 runs done, 1 infeasible, 2 stopped early`."""
     lost = f", {summary.num_infeasible} infeasible" if summary.num_infeasible else ""
-    return f"{summary.num_done} of {summary.num_wanted} runs done{lost}"
+    stopped = f", {summary.num_pruned} stopped early" if summary.num_pruned else ""
+    return f"{summary.num_done} of {summary.num_wanted} runs done{lost}{stopped}"
 
 
 def rich_table(
@@ -187,7 +193,7 @@ def to_csv(table: Sequence[Mapping[str, Raw]]) -> str:
     return buffer.getvalue()
 
 
-def to_markdown(summary: Summary) -> str:
+def to_markdown(summary: Summary, explanation: Explanation = NOTHING) -> str:
     """Return the verdict and the tables as Markdown."""
     arms, found = summary.ranked, columns_of(summary)
     candidates = (col.NAME, *found.results, col.FLAGS, *found.method, *found.costs)
@@ -197,6 +203,7 @@ def to_markdown(summary: Summary) -> str:
     lines += [""] if summary.caveats else []
     lines += _markdown_table(shown_columns(candidates, arms), arms)
     lines += comparisons_markdown(summary)
+    lines += explanation_markdown(summary, explanation)
     texts = texts_of(summary)
     if texts:
         lines += ["", "## Decoding", "", markdown(texts_note(summary)), ""]
@@ -212,7 +219,11 @@ def _markdown_table(shown: Sequence[Column[Row]], rows: Sequence[Row]) -> Iterat
 
 
 def to_json(
-    study: Study, summary: Summary, records: Mapping[str, Record], tests: Mapping[str, TestRecord]
+    study: Study,
+    summary: Summary,
+    records: Mapping[str, Record],
+    tests: Mapping[str, TestRecord],
+    explanation: Explanation = NOTHING,
 ) -> dict[str, Any]:
     """Return the study, what is known of it, the table's rows and every run's scores, as JSON types.
 
@@ -221,6 +232,7 @@ def to_json(
         summary: what is known.
         records: finished runs by `run_id`.
         tests: the readings of the test split by `run_id`; those that were made in another way are left out.
+        explanation: when, why and how the arms differ.
     """
     current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
     runs = [
@@ -235,6 +247,7 @@ def to_json(
         "summary": summary.model_dump(mode="json"),
         "rows": rows(summary),
         **({"decoding": decoding_rows(summary)} if texts_of(summary) else {}),
+        **explanation_fields(explanation),
         "runs": runs,
     }
 

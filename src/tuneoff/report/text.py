@@ -21,6 +21,12 @@ def clean(text: str) -> str:
     return " ".join(_CONTROLS.sub("", _ESCAPES.sub("", text)).split())
 
 
+def clean_lines(text: str) -> str:
+    """Return `text` cleaned line by line, its lines and their indents kept; empty lines at both ends are left out."""
+    lines = [_CONTROLS.sub("", line).expandtabs(4).rstrip() for line in _ESCAPES.sub("", text).splitlines()]
+    return "\n".join(lines).strip("\n")
+
+
 def markdown(text: str) -> str:
     """Return `text` as Markdown that shows it as it is, in a table cell too."""
     escaped = _MARKDOWN.sub(r"\\\1", clean(text))

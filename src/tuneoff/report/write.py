@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from tuneoff.analysis.explanation import NOTHING, Explanation
 from tuneoff.analysis.values import Summary
 from tuneoff.errors import StoreError, StudyError, did_you_mean
 from tuneoff.files import write_synced
@@ -12,6 +14,7 @@ from tuneoff.report.decoding import decoding_rows, texts_of
 from tuneoff.report.page import render_page
 from tuneoff.report.points import CurveLine
 from tuneoff.report.tables import rows, to_csv, to_json, to_markdown
+from tuneoff.study.explained import Sample
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study
 
@@ -24,6 +27,9 @@ def write_report(
     records: Mapping[str, Record],
     tests: Mapping[str, TestRecord],
     forms: Sequence[str] = (),
+    *,
+    explanation: Explanation = NOTHING,
+    samples: Mapping[str, Sequence[Sample]] = MappingProxyType({}),
 ) -> list[Path]:
     """Write `report.html`, `report.md`, `report.csv` and `report.json` into `folder`, and return their paths.
 
@@ -37,6 +43,8 @@ def write_report(
         records: finished runs by `run_id`. Curves of other runs, and of infeasible ones, are not drawn.
         tests: the readings of the test split by `run_id`.
         forms: kinds of file that each chart is written as: png, svg, pdf.
+        explanation: when, why and how the arms differ.
+        samples: what each arm wrote for some items of the test split, by its name.
 
     Raises:
         StudyError: a kind of file that charts cannot be written as; nothing is written then.
@@ -44,16 +52,16 @@ def write_report(
     """
     wanted = figure_formats(forms)
     done = {run_id: lines for run_id, lines in curves.items() if _is_done(records.get(run_id))}
-    facts = to_json(study, summary, records, tests)
+    facts = to_json(study, summary, records, tests, explanation)
     texts = {
-        "report.html": render_page(study, summary, done),
-        "report.md": to_markdown(summary),
+        "report.html": render_page(study, summary, done, explanation, samples),
+        "report.md": to_markdown(summary, explanation),
         "report.csv": to_csv(rows(summary)),
         "report.json": json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }
     texts |= {"report-decoding.csv": to_csv(decoding_rows(summary))} if texts_of(summary) else {}
     files = {name: text.encode() for name, text in texts.items()}
-    drawn = figures(summary, done) if wanted else {}
+    drawn = figures(summary, done, explanation) if wanted else {}
     files |= {f"figures/{name}.{form}": picture(chart, form) for form in wanted for name, chart in drawn.items()}
     try:
         for name, content in files.items():

@@ -13,7 +13,8 @@ class Event:
 
     Attributes:
         kind: of a task `start`, `resumed`, `phase`, `step`, `validation`, and at its end `finished`, `infeasible`,
-            `failed` or `busy` (another process is at it); `problem` is something to know that stops nothing.
+            `pruned`, `failed` or `busy` (another process is at it); `problem` is something to know that stops nothing,
+            `extended` that there are more trials than were known (`num_more`).
         task: the task, where it is about one.
         body: details.
     """

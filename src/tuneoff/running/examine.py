@@ -25,6 +25,7 @@ from tuneoff.evaluation.likelihood import Scores
 from tuneoff.files import file_sha256, write_synced
 from tuneoff.running.session import Session, score
 from tuneoff.running.store import GENERATIONS_FILE, ITEMS_FILE, LABELS_FILE, PREDICTED_FILE, PREDICTIONS_FILE
+from tuneoff.running.tracking import RunTrackers
 from tuneoff.study.records import TestRecord
 from tuneoff.study.streams import GENERATION, stream_seed
 from tuneoff.study.testing import LOSS, Testing
@@ -69,18 +70,20 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
             path.unlink(missing_ok=True)
     for name, content in files.items():
         write_synced(folder / name, content)
-    store.write_test(
-        TestRecord(
-            run_id=run.run_id,
-            test=scores.likelihood,
-            testing=testing,
-            test_sha256=hash_targets(session.data.test),
-            metrics=metrics,
-            generated=tuple(one.generated for one in written),
-            score_s=taken,
-            files={name: file_sha256(folder / name) for name in files},
-        )
+    test = TestRecord(
+        run_id=run.run_id,
+        test=scores.likelihood,
+        testing=testing,
+        test_sha256=hash_targets(session.data.test),
+        metrics=metrics,
+        generated=tuple(one.generated for one in written),
+        score_s=taken,
+        files={name: file_sha256(folder / name) for name in files},
     )
+    store.write_test(test)
+    trackers = RunTrackers(session.place.tracking, run, tell, "test")
+    trackers.test(test)
+    trackers.finish()
 
 
 def _write_texts(session: Session, index: int, testing: Testing, tell: Tell) -> tuple[Written, ...]:

@@ -18,10 +18,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneoff.errors import TuneoffError
 from tuneoff.running.schedule import Task
+from tuneoff.study.options import Tracker
+
+if TYPE_CHECKING:
+    from tuneoff.running.store import Store
 
 PRELOADED = ["tuneoff.running.preload"]
 SPIN = ("GOMP_SPINCOUNT", "10000")
@@ -44,6 +48,8 @@ class Job:
     checkpoint_every: int | None
     num_threads: int | None
     micro_batch: int | None = None
+    study: str = ""
+    trackers: tuple[Tracker, ...] = ()
 
 
 @dataclass
@@ -61,7 +67,7 @@ class Message:
 
     Attributes:
         job: whose it is.
-        kind: step, validation, phase, resumed, or at the end done, busy, error, crashed, killed.
+        kind: step, validation, phase, resumed, untracked, or at the end done, busy, error, crashed, killed.
         body: details, as JSON types; `error` has the exception.
     """
 
@@ -230,6 +236,7 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     from tuneoff.running.explain import explain_run
     from tuneoff.running.session import Place
     from tuneoff.running.store import Store
+    from tuneoff.running.tracking import Tracking
     from tuneoff.running.trial import score_run, train_runs
 
     def tell(kind: str, body: dict[str, Any]) -> None:
@@ -239,7 +246,8 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     store = Store(job.folder)
     try:
         with store.lock(task.run.run_id):
-            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch)
+            tracking = Tracking(job.trackers, job.study, task.arm, job.folder) if job.trackers else None
+            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch, tracking)
             if task.kind == "explain" and task.explaining is not None:
                 if not task.explaining.is_met_by(store.explained(task.run.run_id)):
                     explain_run(task.run, place, tell, task.explaining)
@@ -251,11 +259,20 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
                         train_runs([task.run], place, tell, task.testing)
                     else:
                         score_run(task.run, place, tell, task.testing)
-            elif store.record(task.run.run_id, verify=True) is None:
-                train_runs([task.run], place, tell, task.testing)
+            elif not _is_trained(store, task):
+                train_runs([task.run], place, tell, task.testing, task.halving)
     except Timeout:
         return "busy", {}  # another process is at this run
     return "done", {}
+
+
+def _is_trained(store: "Store", task: Task) -> bool:
+    """Whether a run is finished as it is asked for; one that was stopped in another search is set aside."""
+    record = store.record(task.run.run_id, verify=True)
+    if record is not None and record.status == "pruned" and record.halving != task.halving:
+        store.set_aside(task.run.run_id)
+        return False
+    return record is not None
 
 
 def _log_to(folder: Path) -> None:

@@ -10,6 +10,8 @@ from tuneoff.data.prepare import prepare
 from tuneoff.data.retention import prepare_retention
 from tuneoff.evaluation.generation import check_lengths
 from tuneoff.planning.plan import Plan, plan
+from tuneoff.running.halving import check_search
+from tuneoff.running.tracking import check_trackers
 from tuneoff.study.identity import task_key
 from tuneoff.study.spec import Study
 from tuneoff.study.value import Value
@@ -52,6 +54,8 @@ def preflight(study: Study) -> Preflight:
     Raises:
         TuneoffError: the first thing that is wrong.
     """
+    check_search(study)
+    check_trackers(study.trackers)
     check_metrics(study.task.metric_names, study.root)
     config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
     planned = plan(study)  # what is wrong with the arms is said before the data are read

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tuneoff.analysis.selection import is_current
+from tuneoff.analysis.tuning import Search
 from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_mean
 from tuneoff.running.events import Event, Listener
 from tuneoff.running.executors import Job, LocalExecutor, Message
@@ -70,6 +71,10 @@ class StudyRunner:
         self._micro_batch: dict[str, int] = {}
         self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
         self._explained: dict[str, ExplainRecord] = {}
+        self._num_rounds: int | None = None
+        """Rounds of the search that were said; none before anything was looked at."""
+        self._lost_trackers: set[str] = set()
+        """Trackers that cannot be opened, or hang: later runs of this sitting do not wait for them again."""
 
     def run(self) -> None:
         """Do everything that is left.
@@ -101,6 +106,7 @@ class StudyRunner:
     def _fill(self, executor: LocalExecutor) -> bool:
         """Start what there is room for; return whether anything is left that waits for another process."""
         records, tests = self._finished()
+        self._say_round(records)
         explained = self._worked_out(tests)
         at_work = {child.job.task.run.run_id for child in executor.children}
         waiting = False
@@ -118,6 +124,19 @@ class StudyRunner:
         self._prune(records, tests, explained)
         return waiting
 
+    def _say_round(self, records: Mapping[str, Record]) -> None:
+        """Tell that the search goes on, once for each round that opens in this sitting."""
+        arms = [arm for arm in self.arms if arm.is_extended]
+        if not arms:
+            return
+        rounds = Search(self.study, records).rounds([arm.name for arm in arms])
+        if self._num_rounds is not None and rounds.num_rounds > self._num_rounds:
+            more = sum(trial.status == "missing" for arm in arms for trial in rounds.trials[arm.name])
+            what = f"{more} more {'trial' if more == 1 else 'trials'}, one for each arm with `lr: auto`"
+            why = f"no rate of {', '.join(rounds.moving)} is better than those on both sides of it yet"
+            self.options.listener(Event("extended", body={"num_more": more, "what": f"{what}: {why}"}))
+        self._num_rounds = rounds.num_rounds
+
     def _start(self, executor: LocalExecutor, task: Task) -> None:
         threads = self.options.num_threads or max(1, (os.cpu_count() or 1) // self.options.num_jobs)
         self.options.listener(Event("start", task))
@@ -129,6 +148,8 @@ class StudyRunner:
                 checkpoint_every=self.study.checkpoint.every,
                 num_threads=threads,
                 micro_batch=self._micro_batch.get(task.run.run_id),
+                study=self.study.name,
+                trackers=tuple(name for name in self.study.trackers if name not in self._lost_trackers),
             )
         )
 
@@ -192,11 +213,17 @@ class StudyRunner:
             self.options.listener(Event("finished", task))
         elif message.kind == "done":
             self._explained.pop(run_id, None)  # what was worked out before went with the old record
+            if task.kind == "train":
+                self._verified.pop(run_id, None)  # of a run that was stopped in another search
             record = self.store.record(run_id)
-            is_sound = record is not None and record.status == "done"
+            kind = {"done": "finished", "pruned": "pruned"}.get(record.status if record is not None else "")
             loss = record.validation.loss_nats if record is not None and record.validation is not None else None
             body = {"what": record.reason if record is not None else "", "validation_loss_nats": loss}
-            self.options.listener(Event("finished" if is_sound else "infeasible", task, body))
+            self.options.listener(Event(kind or "infeasible", task, body))
+        elif message.kind == "untracked":
+            if message.body["is_for_good"]:
+                self._lost_trackers.add(message.body["tracker"])
+            self.options.listener(Event("problem", task, message.body))
         else:
             self.options.listener(Event(message.kind, task, message.body))
 

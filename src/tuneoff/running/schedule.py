@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tuneoff.analysis.selection import choose_rate, is_current
+from tuneoff.analysis.selection import is_current
+from tuneoff.analysis.tuning import Rounds, Search
 from tuneoff.study.expand import base_run, chosen_runs, trials
 from tuneoff.study.explained import Explaining, ExplainRecord
 from tuneoff.study.identity import Run
-from tuneoff.study.records import Record, TestRecord
+from tuneoff.study.records import Halving, Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.testing import Testing
 from tuneoff.study.value import Value
@@ -28,6 +29,8 @@ class Task(Value):
     """How to read the test split; of a training task, right after it, as the rate is chosen already."""
     explaining: Explaining | None = None
     """What to work out."""
+    halving: Halving | None = None
+    """What a trial is held against while it is trained; none trains it to the end."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +62,46 @@ def ready_tasks(
         tests: readings of the test split.
         explained: what is to be worked out of them beside; none works out nothing.
     """
+    search = Search(study, records)
+    rounds = search.rounds([arm.name for arm in arms])
     for arm in arms:
-        for run in trials(study, arm):
-            if run.run_id not in records:
-                yield Task(kind="train", arm=arm.name, run=run, testing=None if arm.is_tuned else study.testing)
+        yield from _trials(search, rounds, arm)
     for index in range(len(study.seeds)):
         for arm in arms:
-            yield from _seed(study, arm, index, records, tests)
+            yield from _seed(study, arm, rounds.choose(arm), index, records, tests)
         if explained is not None:
-            yield from _explain(study, arms, index, records, tests, explained)
+            yield from _explain(study, arms, rounds, index, records, tests, explained)
+
+
+def _trials(search: Search, rounds: Rounds, arm: Arm) -> Iterator[Task]:
+    """Yield the trials that an arm has still to do: one after another where each is held against those before it."""
+    study = search.study
+    missing = {trial.run_id for trial in rounds.trials[arm.name] if trial.status == "missing"}
+    for run in trials(study, arm, rounds.rates(arm)):
+        if run.run_id in missing:
+            halving = search.halving(arm, run.run_id)
+            testing = None if arm.is_tuned else study.testing
+            yield Task(kind="train", arm=arm.name, run=run, testing=testing, halving=halving)
+            if halving is not None:
+                return
 
 
 def _seed(
-    study: Study, arm: Arm, index: int, records: Mapping[str, Record], tests: Mapping[str, TestRecord]
+    study: Study,
+    arm: Arm,
+    lr: float | None,
+    index: int,
+    records: Mapping[str, Record],
+    tests: Mapping[str, TestRecord],
 ) -> Iterator[Task]:
-    lr = choose_rate(study, arm, records)
     if arm.is_trained and lr is None:
-        return  # not all of its trials are done, or none of them is feasible
+        return  # not all of its trials are done, more may follow, or none of them is feasible
     runs = chosen_runs(study, arm, lr)
     if index >= len(runs):
         return
     run = runs[index]
     record = records.get(run.run_id)
-    if record is None:
+    if record is None or record.status == "pruned":
         if index:  # the first seed's runs are the trials
             yield Task(kind="train", arm=arm.name, run=run, testing=study.testing)
     elif record.status == "done" and not is_current(tests.get(run.run_id), study):
@@ -91,6 +111,7 @@ def _seed(
 def _explain(
     study: Study,
     arms: tuple[Arm, ...],
+    rounds: Rounds,
     index: int,
     records: Mapping[str, Record],
     tests: Mapping[str, TestRecord],
@@ -101,7 +122,7 @@ def _explain(
     if index == 0 and explained.wanted.retention is not None and base.run_id not in records and explained.is_left(base):
         yield Task(kind="explain", arm="base", run=base, explaining=explained.wanted)
     for arm in arms:
-        runs = chosen_runs(study, arm, choose_rate(study, arm, records))[index : index + 1]
+        runs = chosen_runs(study, arm, rounds.choose(arm))[index : index + 1]
         for run in runs:
             if is_current(tests.get(run.run_id), study) and run.run_id in records and explained.is_left(run):
                 yield Task(kind="explain", arm=arm.name, run=run, explaining=explained.wanted)
@@ -109,11 +130,12 @@ def _explain(
 
 def unchosen(study: Study, records: Mapping[str, Record]) -> Iterator[str]:
     """Yield the trials that no arm will read again: arms of one method and rate share a run, so all are looked at."""
+    rounds = Search(study, records).rounds([arm.name for arm in study.arms])
     tried: dict[str, None] = {}
     needed: set[str] = set()
     for arm in study.arms:
-        runs = trials(study, arm)
-        lr = choose_rate(study, arm, records)
+        runs = trials(study, arm, rounds.rates(arm))
+        lr = rounds.choose(arm)
         tried |= {run.run_id: None for run in runs}
         needed |= {run.run_id for run in runs if lr is None or run.lr == lr}
     yield from (run_id for run_id in tried if run_id not in needed)

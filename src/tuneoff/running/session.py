@@ -19,8 +19,10 @@ from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.heads import draw_head, train_head
 from tuneoff.methods.selective import FrozenModel, NoTraining
 from tuneoff.running.store import ADAPTER_WEIGHTS, CHECKPOINT_FOLDER, FULL_WEIGHTS, Store
+from tuneoff.running.tracking import Tracking
 from tuneoff.study.identity import Run
 from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod, NoneMethod
+from tuneoff.study.records import Halving
 from tuneoff.study.streams import HEAD, INIT, stream_seed
 from tuneoff.training.checkpoint import save_tensors
 from tuneoff.training.meter import Meter
@@ -44,6 +46,8 @@ class Place:
     num_threads: int | None = None
     micro_batch: int | None = None
     """A smaller micro-batch than the study's, after an out-of-memory."""
+    tracking: Tracking | None = None
+    """Experiment trackers that the runs are sent to."""
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Session:
     notes: tuple[str, ...] = ()
     problem: str = ""
     """Why this model cannot take the method; empty where it can."""
+    halving: Halving | None = None
+    """What the run is held against while it is trained; none trains it to the end."""
     forward: Forward = field(init=False)
 
     def __post_init__(self) -> None:

@@ -11,11 +11,13 @@ from tuneoff.errors import InfeasibleError
 from tuneoff.files import file_sha256, remove_folder
 from tuneoff.methods.base import num_parameters
 from tuneoff.running.examine import Tell, read_test_split
+from tuneoff.running.halving import reason_to_stop
 from tuneoff.running.provenance import provenance
 from tuneoff.running.session import Place, Session, open_session, restore_weights, save_weights, score
 from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE
+from tuneoff.running.tracking import RunTrackers
 from tuneoff.study.identity import Run
-from tuneoff.study.records import Likelihood, Parameters, Record, Training
+from tuneoff.study.records import Halving, Likelihood, Parameters, Record, Training
 from tuneoff.study.testing import Testing
 from tuneoff.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuneoff.training.loop import Loop, LoopPlan, Member
@@ -27,16 +29,26 @@ TAIL_SHARE = 0.1
 """Share of the steps over which the final training loss is averaged: single steps are noisy."""
 
 
-def train_runs(runs: Sequence[Run], place: Place, tell: Tell, testing: Testing | None = None) -> None:
+def train_runs(
+    runs: Sequence[Run], place: Place, tell: Tell, testing: Testing | None = None, halving: Halving | None = None
+) -> None:
     """Train runs to the end and write their records; with `testing`, read the test split too.
 
     Several runs are a cohort: LoRA runs of one base, task, budget and precision that share the forward.
+
+    Args:
+        runs: what is trained.
+        place: where.
+        tell: takes what happens.
+        testing: how to read the test split.
+        halving: what a run is held against after each validation, and stopped where it falls behind.
 
     Raises:
         TuneoffError: bad input.
         InfeasibleError: out of memory at a micro-batch of one.
     """
     session = open_session(runs, place)
+    session.halving = halving
     if session.problem:
         _record_problem(session)
     elif session.adapted.trainable_parameters():
@@ -91,10 +103,11 @@ def _record_untrained(session: Session, tell: Tell) -> None:
 class _Host:
     """Scores for the loop, writes down what it tells, and passes its progress to the parent."""
 
-    def __init__(self, session: Session, num_steps: int, tell: Tell) -> None:
+    def __init__(self, session: Session, num_steps: int, tell: Tell, trackers: Sequence[RunTrackers]) -> None:
         self.session = session
         self.num_steps = num_steps
         self.tell = tell
+        self.trackers = trackers
 
     def evaluate(self, module: nn.Module) -> Likelihood:
         """Score the validation split."""
@@ -105,6 +118,7 @@ class _Host:
         path = self.session.place.store.run_folder(self.session.runs[member].run_id) / CURVE_FILE
         with path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
+        self.trackers[member].curve(row)
         if row["kind"] == "validation":
             self.tell("validation", {"step": row["step"], "loss_nats": row["loss_nats"]})
 
@@ -112,6 +126,11 @@ class _Host:
         """Save the member's weights."""
         if self.session.runs[member].keep == "best":
             save_weights(self.session, member)
+
+    def stop(self, member: int) -> str:
+        """Hold the member against the trials that came before it."""
+        halving, run = self.session.halving, self.session.runs[member]
+        return reason_to_stop(self.session.place.store, run, halving) if halving is not None else ""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Save the state of all members, in the first one's folder."""
@@ -144,13 +163,17 @@ def _train(session: Session, tell: Tell) -> None:
         store.cut_curve(run.run_id, resume.step if resume else 0)
     if resume is not None:
         tell("resumed", {"step": resume.step, "num_steps": steps})
+    first_step, sitting = (resume.step + 1 if resume else 0), session.setup["num_sittings"]
+    trackers = [
+        RunTrackers(session.place.tracking, run, tell, first_step=first_step, sitting=sitting) for run in session.runs
+    ]
     loop = Loop(
         session.adapted,
         session.forward,
         members,
         session.data.train,
         plan,
-        _Host(session, steps, tell),
+        _Host(session, steps, tell, trackers),
         session.meter,
     )
     try:
@@ -164,9 +187,12 @@ def _train(session: Session, tell: Tell) -> None:
             member.failure = "out of memory with one sequence at a time"
     session.meter.note_peak("train")
     for index, member in enumerate(members):
-        if session.runs[index].keep == "last" and not member.failure:
+        if session.runs[index].keep == "last" and not member.is_over:
             save_weights(session, index)
-        store.write_record(_trained_record(session, index, member, loop))
+        record = _trained_record(session, index, member, loop)
+        store.write_record(record)
+        trackers[index].record(record)
+        trackers[index].finish()
     remove_folder(folder)
 
 
@@ -212,8 +238,9 @@ def _trained_record(session: Session, index: int, member: Member, loop: Loop) ->
     return Record(
         run_id=run.run_id,
         run=run,
-        status="infeasible" if member.failure else "done",
-        reason=member.failure,
+        status="infeasible" if member.failure else "pruned" if member.stopped else "done",
+        reason=member.failure or member.stopped,
+        halving=session.halving if member.stopped and not member.failure else None,
         classes=session.data.classes,
         parameters=Parameters(
             trainable=trainable,

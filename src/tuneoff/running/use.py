@@ -46,6 +46,8 @@ def find(out: Path, name: str) -> tuple[Store, Record]:
         raise StoreError(f"{what} {name!r} under {out}.{hint} `tuneoff status STUDY` lists arms and runs.")
     store, run_id = found[0]
     record = store.record(run_id, verify=True)
+    if record is not None and record.status == "pruned":
+        raise StoreError(f"run {run_id} was {record.reason}. Name a run at a rate that was chosen.")
     if record is None or record.status != "done":
         raise StoreError(f"run {run_id} is not done. `tuneoff run` finishes it.")
     return store, record
@@ -58,7 +60,7 @@ def _named(store: Store, name: str) -> Iterator[str]:
     if study is None or arm is None:
         yield from (run_id for run_id in store.run_ids() if run_id.startswith(name))
     else:
-        yield chosen_runs(study, arm, choose_rate(study, arm, store.records()[0]))[0].run_id
+        yield chosen_runs(study, arm, choose_rate(study, arm, *store.records()))[0].run_id
 
 
 def _stored_study(folder: Path) -> Study | None:

@@ -11,6 +11,7 @@ from tuneoff.errors import StudyError, did_you_mean
 from tuneoff.study.identity import Run, make_run
 from tuneoff.study.methods import DEFAULT_RATES, METHODS, UNTRAINED_METHODS, NoneMethod
 from tuneoff.study.overriding import check_override
+from tuneoff.study.rates import AUTO, auto_rates
 from tuneoff.study.spec import Arm, Study
 
 NOT_OF_THE_METHOD = ("lr", "tune", "assumed", "override")
@@ -62,6 +63,7 @@ def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
             "family": family,
             "method": own | chosen,
             "lr": rates,
+            "is_extended": _is_auto(body),
             "assumed": body.get("assumed", ()),
             "override": body.get("override", {}),
         }
@@ -76,9 +78,9 @@ def _rates(path: str, method: str, body: Mapping[str, Any]) -> Sequence[Any]:
         return ()
     if tune is None:
         lr = body.get("lr")
-        if isinstance(lr, list):
+        if isinstance(lr, list) or lr == AUTO:
             raise StudyError(
-                f"{path}.lr: one fixed rate belongs here; to choose among {shown(lr)} write `tune: {{lr: {shown(lr)}}}`"
+                f"{path}.lr: one fixed rate belongs here; to choose among several write `tune: {{lr: {shown(lr)}}}`"
             )
         return DEFAULT_RATES[method] if lr is None else (lr,)
     if "lr" in body:
@@ -88,10 +90,24 @@ def _rates(path: str, method: str, body: Mapping[str, Any]) -> Sequence[Any]:
         raise StudyError(
             f"{path}.tune: found {found}; allowed: a mapping with the one key lr, such as {{lr: [1e-4, 3e-4]}}"
         )
-    rates = tune["lr"]
+    return _candidates(f"{path}.tune.lr", method, tune["lr"])
+
+
+def _candidates(path: str, method: str, rates: Any) -> Sequence[Any]:
+    if rates == AUTO:
+        return auto_rates(method)
     if not isinstance(rates, list) or not rates:
-        raise StudyError(f"{path}.tune.lr: expected a list of at least one learning rate, found {shown(rates)}")
+        hint = did_you_mean(rates, (AUTO,)) if isinstance(rates, str) else ""
+        raise StudyError(
+            f"{path}: expected a list of at least one learning rate, or {AUTO}; found {shown(rates)}"
+            f"{'.' if hint else ''}{hint}"
+        )
     return rates
+
+
+def _is_auto(body: Mapping[str, Any]) -> bool:
+    tune = body.get("tune")
+    return isinstance(tune, Mapping) and tune.get("lr") == AUTO
 
 
 def shown(value: Any) -> str:
@@ -125,11 +141,17 @@ def _label(value: Any) -> str:
     return "".join(char if char.isalnum() or char in "._-" else "-" for char in text)
 
 
-def trials(study: Study, arm: Arm) -> tuple[Run, ...]:
-    """Return the runs among which the arm's learning rate is chosen: every candidate rate, on the first seed."""
+def trials(study: Study, arm: Arm, rates: Sequence[float] | None = None) -> tuple[Run, ...]:
+    """Return the runs among which the arm's learning rate is chosen: every candidate rate, on the first seed.
+
+    Args:
+        study: the study.
+        arm: one of its arms.
+        rates: the candidates, where the search has added to the arm's own; none is the arm's own.
+    """
     if not arm.is_trained:
         return (make_run(study, arm, None, None),)
-    return tuple(make_run(study, arm, lr, study.seeds[0]) for lr in arm.lr)
+    return tuple(make_run(study, arm, lr, study.seeds[0]) for lr in (arm.lr if rates is None else rates))
 
 
 def chosen_runs(study: Study, arm: Arm, lr: float | None) -> tuple[Run, ...]:
@@ -148,5 +170,5 @@ def base_run(study: Study) -> Run:
 
 
 def num_runs(study: Study, arm: Arm) -> int:
-    """Return how many runs the arm takes in all, tuning included."""
+    """Return how many runs the arm takes in all, tuning included; an arm with `lr: auto` may take more."""
     return len(trials(study, arm)) + (len(study.seeds) - 1 if arm.is_trained else 0)

@@ -137,6 +137,15 @@ MethodSpec = Annotated[
     Field(discriminator="method"),
 ]
 
+
+def rank_of(spec: MethodSpec) -> int | None:
+    """Return the rank of a low-rank method, PEFT's own `r` among them; none where there is no such thing."""
+    if isinstance(spec, LoraMethod):
+        return spec.rank
+    value = spec.peft.get("r") if isinstance(spec, PeftMethod) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
 METHODS: dict[str, type[Value]] = {
     "none": NoneMethod,
     "full": FullMethod,

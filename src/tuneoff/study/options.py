@@ -1,8 +1,8 @@
-"""What a study may ask for beside arms and data: what is explained, and what is declared."""
+"""What a study may ask for beside arms and data: how rates are searched, what is explained, declared and tracked."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tuneoff.study.value import Value
 
@@ -21,6 +21,22 @@ Invariant = Literal[
     "lost_seed",
 ]
 """What the audit holds to be the same for every arm, and what it holds every arm to."""
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+"""Experiment trackers that Accelerate writes to."""
+
+
+class TuningSpec(Value):
+    """How learning rates are searched, the same for every arm."""
+
+    extend: Annotated[int, Field(ge=0, le=20)] = 4
+    """Extra trials of each arm with `lr: auto`, at most, while the best rate of one of them lies at an edge."""
+    search: Literal["grid", "halving"] = "grid"
+    """Train every trial to the end, or stop those that fall behind: successive halving, by Optuna's own pruner."""
+    reduction: Annotated[int, Field(ge=2, le=100)] = 3
+    """Of successive halving: at each of its steps the best one in this many goes on, and each is this many times as
+    late as the one before. The first is the first scoring of the validation split.
+    """
 
 
 class ExplainSpec(Value):

@@ -15,6 +15,8 @@ from tuneoff.study.value import Value
 
 RECORD_VERSION = 1
 MAX_EXPONENT = 700.0
+DIVERGED = "diverged"
+"""Start of the reason of a run whose numbers were not finite any more; a lower learning rate may help."""
 
 
 def exp(value: float) -> float:
@@ -160,15 +162,27 @@ class Provenance(Value):
     """Those of the notes that can change what the test's numbers mean."""
 
 
+class Halving(Value):
+    """What a trial is held against, that is stopped when it falls behind (successive halving)."""
+
+    reduction: int
+    """The best one in this many goes on."""
+    before: tuple[str, ...]
+    """Runs of the same arm that came before it, whose learning curves it is held against."""
+
+
 class Record(Value):
     """A finished run: its identity, what happened, and what it scored on the validation split."""
 
     version: int = RECORD_VERSION
     run_id: str
     run: Run
-    status: Literal["done", "infeasible"]
+    status: Literal["done", "infeasible", "pruned"]
+    """Pruned: stopped before its end, as its rate fell behind."""
     reason: str = ""
-    """Why an infeasible run is infeasible."""
+    """Why an infeasible run is infeasible, or a pruned one was stopped."""
+    halving: Halving | None = None
+    """What a pruned run was held against; where another is asked for, it is trained anew."""
     classes: tuple[str, ...] = ()
     """Names of the classes 0, 1, ...; none where text is predicted."""
     parameters: Parameters | None = None

@@ -22,7 +22,7 @@ from pydantic import (
 
 from tuneoff.errors import did_you_mean
 from tuneoff.study.methods import UNTRAINED_METHODS, MethodSpec
-from tuneoff.study.options import ExplainSpec, Invariant
+from tuneoff.study.options import ExplainSpec, Invariant, Tracker, TuningSpec
 from tuneoff.study.overriding import merged
 from tuneoff.study.testing import (
     CLASS_METRICS,
@@ -224,6 +224,8 @@ class Arm(Value):
     """Candidate learning rates, rising; one is an arm that is not tuned, none an arm that is not trained."""
     assumed: tuple[str, ...] = ()
     """Hyperparameters whose published value is not known."""
+    is_extended: bool = False
+    """Whether `lr` is where the search starts (`tune: {lr: auto}`), and is extended while the best lies at an edge."""
     override: Mapping[str, Any] = {}
     """What this arm has otherwise than the study, such as `{budget: {steps: 100}}`; the audit names it."""
 
@@ -268,11 +270,14 @@ class Study(Value):
     generate: GenerateSpec = GenerateSpec()
     margin: PositiveFloat | None = None
     """How close counts as equal, in the primary metric's unit; none is 1 point, or 0.01 nats per token of loss."""
+    tuning: TuningSpec = TuningSpec()
     retention: str | None = None
     """General text (a file) on which forgetting is measured: its loss after training minus before."""
     explain: ExplainSpec = ExplainSpec()
     declare: tuple[Invariant, ...] = ()
     """Differences between arms that are meant: the audit says them and does not count them against the comparison."""
+    trackers: tuple[Tracker, ...] = ()
+    """Where learning curves and scores are sent beside the store. Not part of a run's identity."""
     gradient_checkpointing: bool = False
     """Work activations out again in the backward pass: less memory, more time, the same gradient."""
     micro_batch: PositiveInt | None = None
@@ -285,12 +290,12 @@ class Study(Value):
     root: Annotated[Path, Field(exclude=True)] = Path()
     """Folder that relative paths in the file start from. Not part of the study's identity."""
 
-    @field_validator("seeds")
+    @field_validator("seeds", "trackers")
     @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError(f"seeds must differ; found {list(seeds)}")
-        return seeds
+    def _distinct(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"{info.field_name} must differ; found {list(values)}")
+        return values
 
     @model_validator(mode="after")
     def _arm_names(self) -> Self:
@@ -309,10 +314,10 @@ class Study(Value):
             )
         return self
 
-    @field_validator("decoding", mode="before")
+    @field_validator("decoding", "trackers", mode="before")
     @classmethod
-    def _listed(cls, decoding: object) -> object:
-        return [decoding] if isinstance(decoding, str | dict) else decoding
+    def _listed(cls, given: object) -> object:
+        return [given] if isinstance(given, str | dict) else given
 
     @field_validator("decoding")
     @classmethod

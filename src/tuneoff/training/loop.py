@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tuneoff.data.batching import Batch, BatchSequence, micro_batches
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.methods.base import AdaptedModel
-from tuneoff.study.records import Likelihood
+from tuneoff.study.records import DIVERGED, Likelihood
 from tuneoff.study.streams import DROPOUT, stream_seed
 from tuneoff.training.checkpoint import Checkpoint
 from tuneoff.training.meter import Meter
@@ -53,6 +53,13 @@ class Member:
     losses: list[float] = field(default_factory=list)
     failure: str = ""
     """Why the run ended early; empty while it is sound."""
+    stopped: str = ""
+    """Why the host ended it, sound as it was; empty while it goes on."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is trained no further."""
+        return bool(self.failure or self.stopped)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as JSON types."""
@@ -65,6 +72,7 @@ class Member:
             "input_tokens": self.input_tokens,
             "losses": self.losses,
             "failure": self.failure,
+            "stopped": self.stopped,
             "optimizer": self.optimizer.scalars(),
         }
 
@@ -78,6 +86,7 @@ class Member:
         self.last_validation = Likelihood.model_validate(last) if last else None
         self.target_tokens, self.input_tokens = state["target_tokens"], state["input_tokens"]
         self.losses, self.failure = list(state["losses"]), state["failure"]
+        self.stopped = state.get("stopped", "")
 
 
 class Host(Protocol):
@@ -91,6 +100,9 @@ class Host(Protocol):
 
     def best(self, member: int) -> None:
         """Save a member's weights: they are the best by validation so far."""
+
+    def stop(self, member: int) -> str:
+        """Say after a validation why a member is to end before its budget does; empty where it goes on."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Save the state of all members."""
@@ -133,11 +145,11 @@ class Loop:
         self.step = 0
 
     def run(self, resume: Checkpoint | None = None) -> None:
-        """Train from the start, or from a checkpoint, to the end of the budget or until no member is sound."""
+        """Train from the start, or from a checkpoint, to the end of the budget or until every member is over."""
         self.adapted.before_training(self.plan.num_steps)
         if resume is not None:
             self._restore(resume)
-        while self.step < self.plan.num_steps and any(not member.failure for member in self.members):
+        while self.step < self.plan.num_steps and not all(member.is_over for member in self.members):
             self._train_step()
             self.step += 1
             is_last = self.step == self.plan.num_steps
@@ -184,7 +196,7 @@ class Loop:
         for index, member in enumerate(self.members):
             member.target_tokens += num_targets[index]
             member.input_tokens += num_inputs[index]
-            if not member.failure:
+            if not member.is_over:
                 member.losses.append(losses[index])
                 self.host.curve(index, self._train_row(member, losses[index], norms[index]))
         self.host.progress(self.step + 1, losses[0], sum(num_inputs) / self.meter.step_s[-1])
@@ -212,7 +224,7 @@ class Loop:
 
     def _update(self, member: Member, index: int, loss: float) -> float:
         """Apply a member's gradients; a member whose numbers are not finite is ended, the others go on."""
-        if member.failure:
+        if member.is_over:
             member.optimizer.zero_grad()
             return math.nan
         norm, is_finite = member.optimizer.step(self.step)
@@ -220,9 +232,9 @@ class Loop:
             self.adapted.after_optimizer_step(self.step + 1, self.plan.num_steps)
         member.optimizer.zero_grad()
         if not math.isfinite(loss):
-            member.failure = f"diverged: the loss was {loss} at step {self.step + 1}"
+            member.failure = f"{DIVERGED}: the loss was {loss} at step {self.step + 1}"
         elif not is_finite and not member.optimizer.loss_scale.can_retry:
-            member.failure = f"diverged: the gradient norm was {norm} at step {self.step + 1}"
+            member.failure = f"{DIVERGED}: the gradient norm was {norm} at step {self.step + 1}"
         return norm
 
     def _train_row(self, member: Member, loss: float, norm: float) -> dict[str, Any]:
@@ -241,7 +253,7 @@ class Loop:
     def _validate(self) -> None:
         self.meter.optimizer_bytes = self.members[0].optimizer.num_bytes
         for index, member in enumerate(self.members):
-            if member.failure:
+            if member.is_over:
                 continue
             with self.meter.evaluating(), self.adapted.member(index) as module:
                 module.eval()
@@ -251,10 +263,12 @@ class Loop:
             row |= {"loss_nats": found.loss_nats, "perplexity": found.perplexity, "target_tokens": member.target_tokens}
             self.host.curve(index, row)
             if not math.isfinite(found.nll_nats):
-                member.failure = f"diverged: the validation loss was {found.nll_nats} at step {self.step}"
+                member.failure = f"{DIVERGED}: the validation loss was {found.nll_nats} at step {self.step}"
             elif found.loss_nats < member.best_loss_nats:
                 member.best_loss_nats, member.best_step, member.validation = found.loss_nats, self.step, found
                 self.host.best(index)
+            if not member.failure and self.step < self.plan.num_steps:
+                member.stopped = self.host.stop(index)
 
     def _checkpoint(self) -> Checkpoint:
         tensors: dict[str, Tensor] = {}

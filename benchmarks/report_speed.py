@@ -1,0 +1,130 @@
+"""Prints how long `tuneoff status` and `tuneoff report` take over a large study, in which memory, and the page's size.
+
+Run from the repository's root: `.venv/bin/python -m benchmarks.report_speed [--arms 66]`. The runs are made up, and
+written by the store itself as real ones are: records and tests with checksums, learning curves of 200 steps, scores of
+500 test items. Every arm has six trials and nine further seeds, so 66 of them beside full and zero-shot are 1,006 runs.
+Each command is a process of its own, from its start to its end.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.table import Table
+from tests.report.fakes import Fakes, make_curve, make_items, make_record, make_study, make_test
+
+from tuneoff.analysis.selection import choose_rate
+from tuneoff.files import file_sha256
+from tuneoff.report.reproduce import study_yaml
+from tuneoff.running.store import CURVE_FILE, ITEMS_FILE, Store
+from tuneoff.study.expand import chosen_runs, trials
+from tuneoff.study.identity import Run
+from tuneoff.study.spec import Arm, Study
+
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+RATES = [3e-5, 1e-4, 2e-4, 3e-4, 6e-4, 1e-3]
+NUM_SEEDS = 10
+NUM_STEPS = 200
+NUM_ITEMS = 500
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took: seconds of the clock, and bytes of its peak of resident memory."""
+
+    wall_s: float
+    peak_bytes: int
+
+
+def large_study(num_arms: int) -> Study:
+    """Return a study of zero-shot, full and `num_arms` (rounded up to whole sets of ranks) LoRA arms."""
+    dropouts = [round(0.001 * place, 3) for place in range(math.ceil(num_arms / len(RANKS)))]
+    lora = {"method": "lora", "alpha": 16, "targets": ["c_attn"], "rank": list(RANKS), "dropout": dropouts}
+    arms = {
+        "zero-shot": {"method": "none"},
+        "full": {"method": "full", "tune": {"lr": [rate / 10 for rate in RATES]}},
+        "lora": {**lora, "tune": {"lr": RATES}},
+    }
+    return make_study(name="large", seeds=list(range(NUM_SEEDS)), arms=arms)
+
+
+def write_runs(study: Study, store: Store) -> int:
+    """Write every run of a study as finished, with its test where its rate was chosen, and return how many."""
+    store.create(study)
+    fakes = Fakes(study, share=0.0)
+    for arm in study.arms:
+        own = {run.run_id: make_record(arm, run) for run in trials(study, arm)}
+        tested = chosen_runs(study, arm, choose_rate(study, arm, own))
+        own |= {run.run_id: make_record(arm, run) for run in tested}
+        fakes.tests |= {run.run_id: make_test(study, arm, run) for run in tested}
+        fakes.records |= own
+        for record in own.values():
+            files = _write_curve(store, arm, record.run)
+            store.write_record(record.model_copy(update={"files": files}))
+    for run_id, items in make_items(fakes, NUM_ITEMS).items():
+        path = store.run_folder(run_id) / ITEMS_FILE
+        scores = {name: values.tolist() for name, values in items.scores.items()}
+        path.write_text(json.dumps({"items": items.names, "scores": scores}), encoding="utf-8")
+        store.write_test(fakes.tests[run_id].model_copy(update={"files": {ITEMS_FILE: file_sha256(path)}}))
+    return len(fakes.records)
+
+
+def _write_curve(store: Store, arm: Arm, run: Run) -> dict[str, str]:
+    """Write the learning curve of a run that trains, and return its checksum under its name."""
+    path = store.run_folder(run.run_id) / CURVE_FILE
+    path.parent.mkdir(parents=True)
+    if run.lr is None:
+        return {}
+    path.write_text("".join(json.dumps(row) + "\n" for row in make_curve(arm, run, NUM_STEPS)), encoding="utf-8")
+    return {CURVE_FILE: file_sha256(path)}
+
+
+def measure(*arguments: str) -> Cost:
+    """Run the command line in a process of its own.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "tuneoff.cli", *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"tuneoff {' '.join(arguments)} ended with {process.returncode}")
+    return Cost(wall_s, usage.ru_maxrss * 1024)
+
+
+def main() -> None:
+    """Make the study up, run both commands twice, and print the better of each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arms", type=int, default=66, help="LoRA arms; 15 runs each")
+    parser.add_argument("--keep", type=Path, help="write the study here and leave it")
+    options = parser.parse_args()
+    with TemporaryDirectory(prefix="tuneoff-report-speed-") as scratch:
+        out = options.keep or Path(scratch)
+        study = large_study(options.arms)
+        folder = out / study.name
+        num_runs = write_runs(study, Store(folder))
+        file = out / "large.yaml"
+        file.write_text(study_yaml(study), encoding="utf-8")
+        table = Table("command", "seconds", "peak memory, MiB", title=f"{len(study.arms)} arms, {num_runs:,} runs")
+        for verb in ("status", "report"):
+            best = min((measure(verb, str(file), "--out", str(out)) for _ in range(2)), key=lambda cost: cost.wall_s)
+            table.add_row(verb, f"{best.wall_s:.1f}", f"{best.peak_bytes / MEBIBYTE:.0f}")
+        Console().print(table)
+        for path in sorted(folder.glob("report.*")):
+            Console().print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""How training changed the weights: from the records of each matrix and run to an arm's estimates over seeds.
+
+Of all matrices together the share that rank r could hold is the sum over matrices of the squared norm that the best
+approximation of rank r of each holds (Eckart and Young, 1936), over the sum of their squared norms: every matrix has
+its own r directions, as LoRA gives them. It is what such an approximation keeps of a change that is there, and not what
+training at that rank would find.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from tuneoff.analysis.estimates import Estimate
+from tuneoff.analysis.explaining.evidence import Evidence, over_runs
+from tuneoff.analysis.explanation import LayerEstimates, Weights
+from tuneoff.study.explained import LayerChange
+from tuneoff.study.methods import rank_of
+
+RANKS = (1, 4, 16, 64)
+"""Ranks that the share is given of, beside those of the study's own arms."""
+
+Layers = Sequence[LayerChange]
+
+
+def weights(evidence: Evidence) -> tuple[Weights, ...]:
+    """Return how the training of every arm changed the weights, in the study's order."""
+    ranks = shown_ranks(evidence)
+    found = []
+    for arm in evidence.summary.arms:
+        runs = [record.layers for record in evidence.explained_of(arm) if record.layers]
+        common = set.intersection(*({layer.module for layer in layers} for layers in runs)) if runs else set()
+        if common:
+            kept = [[layer for layer in layers if layer.module in common] for layers in runs]
+            found.append(_weights(arm.name, kept, ranks, is_drawn=arm.is_trained))
+    return tuple(found)
+
+
+def shown_ranks(evidence: Evidence) -> tuple[int, ...]:
+    """Return the ranks that shares are given of, rising."""
+    own = (rank_of(arm.method) for arm in evidence.summary.arms)
+    return tuple(sorted({*RANKS, *(rank for rank in own if rank is not None)}))
+
+
+def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn: bool) -> Weights:
+    def over(values: Iterable[float | None]) -> Estimate | None:
+        return _over(values, is_drawn=is_drawn)
+
+    by_module = [{layer.module: layer for layer in layers} for layers in runs]
+    return Weights(
+        arm=arm,
+        layers=tuple(
+            _layer([layers[first.module] for layers in by_module], ranks, is_drawn=is_drawn) for first in runs[0]
+        ),
+        spectrum=_spectrum(layer for layers in runs for layer in layers),
+        relative_norm=over(_relative(layers) for layers in runs),
+        num_intruders=over_runs(
+            [sum(layer.num_intruders for layer in layers) for layers in runs], is_drawn=is_drawn, lowest=0.0
+        ),
+        num_top=max(sum(layer.num_top for layer in layers) for layers in runs),
+        share_held=_shares(runs, ranks, is_drawn=is_drawn),
+        rank_90=over(_mean_rank_90(layers) for layers in runs),
+    )
+
+
+def _layer(seeds: Layers, ranks: Sequence[int], *, is_drawn: bool) -> LayerEstimates:
+    return LayerEstimates(
+        module=seeds[0].module,
+        shape=seeds[0].shape,
+        relative_norm=_over((_relative([layer]) for layer in seeds), is_drawn=is_drawn),
+        effective_rank=_over((layer.effective_rank for layer in seeds), is_drawn=is_drawn),
+        rank_90=_over((layer.rank_90 for layer in seeds), is_drawn=is_drawn),
+        num_intruders=over_runs([layer.num_intruders for layer in seeds], is_drawn=is_drawn, lowest=0.0),
+        num_top=max(layer.num_top for layer in seeds),
+        share_held=_shares([[layer] for layer in seeds], ranks, is_drawn=is_drawn),
+    )
+
+
+def _over(values: Iterable[float | None], *, is_drawn: bool, highest: float = math.inf) -> Estimate | None:
+    """Return the mean over seeds; none where a seed has no value, as the mean of the others would be another one.
+
+    Args:
+        values: none below 0.
+        is_drawn: whether seeds were drawn at all.
+        highest: what none of them can be above.
+    """
+    found = [None if value is None else float(value) for value in values]
+    known = [value for value in found if value is not None]
+    if not known or len(known) < len(found):
+        return None
+    return over_runs(known, is_drawn=is_drawn, lowest=0.0, highest=highest)
+
+
+def _relative(layers: Layers) -> float | None:
+    base = math.hypot(*(layer.base_norm for layer in layers))
+    return math.hypot(*(layer.change_norm for layer in layers)) / base if base > 0 else None
+
+
+def _mean_rank_90(layers: Layers) -> float | None:
+    changed = [layer.rank_90 for layer in layers if layer.change_norm > 0]
+    known = [rank for rank in changed if rank is not None]
+    return fmean(known) if known and len(known) == len(changed) else None
+
+
+def _shares(runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn: bool) -> dict[int, Estimate]:
+    found = {rank: _over((_share(layers, rank) for layers in runs), is_drawn=is_drawn, highest=1.0) for rank in ranks}
+    return {rank: estimate for rank, estimate in found.items() if estimate is not None}
+
+
+def _share(layers: Layers, rank: int) -> float | None:
+    """Return the share of the squared norm of all layers' change that this rank could hold in each."""
+    changed = [(layer.change_norm**2, layer.share_held(rank)) for layer in layers if layer.change_norm > 0]
+    known = [(square, share) for square, share in changed if share is not None]
+    total = math.fsum(square for square, _ in known)
+    if total == 0 or len(known) < len(changed):
+        return None
+    return min(1.0, math.fsum(square * share for square, share in known) / total)
+
+
+def _spectrum(layers: Iterable[LayerChange]) -> tuple[float, ...]:
+    """Return the mean of the singular values over the largest, as far as every changed layer's were worked out."""
+    spectra = [layer.singular_values for layer in layers if layer.change_norm > 0 and layer.singular_values]
+    length = min(map(len, spectra), default=0)
+    return tuple(fmean(values[place] / values[0] for values in spectra) for place in range(length))
