@@ -68,7 +68,8 @@ def drawn_split(case: Case, num_sequences: int, seed: int = 0) -> TokenSplit:
             length, answer = case.max_length, case.max_length - 1
         else:
             prompt, answer = (
-                int(np.interp(generator.uniform(0, 10), range(11), deciles)) for deciles in (SQUAD_PROMPTS, SQUAD_ANSWERS)
+                int(np.interp(generator.uniform(0, 10), range(11), deciles))
+                for deciles in (SQUAD_PROMPTS, SQUAD_ANSWERS)
             )
             length = min(case.max_length, prompt + answer)
         sequences.append(generator.integers(0, VOCABULARY, length, dtype=np.int32))

@@ -1,7 +1,7 @@
 """One contender on one case in a process of its own: trains for some steps and prints what it took as JSON.
 
-Each contender takes the same model, the same sequences in the same order, the same rate, AdamW, type and threads. A step
-is a whole optimizer step. Peaks are the process's resident memory since the model was loaded, weights included.
+Each contender takes the same model, the same sequences in the same order, the same rate, AdamW, type and threads. A
+step is a whole optimizer step. Peaks are the process's resident memory since the model was loaded, weights included.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.speed.cases import CASES, Case, base, drawn_split, real_split
 from torch import nn
 
-from benchmarks.speed.cases import CASES, Case, base, drawn_split, real_split
 from tuneoff.data.batching import BatchSequence
 from tuneoff.data.tokens import TokenSplit
 from tuneoff.training.meter import NUM_WARMUP_STEPS, resident_peak_bytes
@@ -133,9 +133,7 @@ def trainer(case: Case, split: TokenSplit, num_steps: int, model: Any, dtype: to
             lr_scheduler_type="constant", bf16=dtype == torch.bfloat16, use_cpu=True, report_to=[], logging_steps=1,
             save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, max_grad_norm=1.0,
         )  # fmt: skip
-        made = Trainer(
-            model, arguments, train_dataset=Steps(), data_collator=lambda some: some[0], callbacks=[Clock()]
-        )
+        made = Trainer(model, arguments, train_dataset=Steps(), data_collator=lambda some: some[0], callbacks=[Clock()])
         made._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(made.train_dataset)
         clear_peak()
         made.train()
@@ -236,9 +234,7 @@ def main() -> None:
     case, dtype = CASES[options.case], torch.bfloat16 if options.precision == "bf16" else torch.float32
     needed = options.steps * case.batch_size
     split = (
-        drawn_split(case, needed)
-        if options.data is None
-        else real_split(case, options.data, options.tokenizer, needed)
+        drawn_split(case, needed) if options.data is None else real_split(case, options.data, options.tokenizer, needed)
     )
     rate = product_rate(dtype)
     model = base(case, options.model, dtype if case.has_lora else torch.float32)

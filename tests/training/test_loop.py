@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.methods.models import make_model
-from tests.training.helpers import PAD, Recorder, adapt, largest_difference, make_loop, make_split, run_alone
+from tests.training.helpers import Recorder, adapt, largest_difference, make_loop, make_split, run_alone
 
 from tuneoff.data.batching import BatchSequence
 from tuneoff.data.prepare import TokenSplit

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.methods.models import make_model
-from tests.training.helpers import PAD, Recorder, make_loop, make_split
+from tests.training.helpers import Recorder, make_loop, make_split
 from torch import nn
 
 from tuneoff.errors import UnsupportedError

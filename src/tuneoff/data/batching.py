@@ -109,9 +109,7 @@ def micro_batches(split: TokenSplit, indices: NDArray[np.int64], micro_batch: in
     return [_batch(split, indices[part], part, pad_id) for part in parts]
 
 
-def evaluation_batches(
-    split: TokenSplit, batch_size: int | None, pad_id: int, max_tokens: int = 0
-) -> Iterator[Batch]:
+def evaluation_batches(split: TokenSplit, batch_size: int | None, pad_id: int, max_tokens: int = 0) -> Iterator[Batch]:
     """Yield all sequences of a split once, longest first; `slots` are their indices.
 
     Args:

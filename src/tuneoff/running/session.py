@@ -128,9 +128,7 @@ def _check_forward(session: Session) -> None:
     """Find out whether logits at target positions alone, and of sequences end to end, are the model's own."""
     train = session.data.train
     places = dict.fromkeys((0, int(train.lengths.argmax()), int(train.lengths.argmin())))
-    probes = [
-        torch.from_numpy(train.sequence(place)[0].astype("int64")).to(session.runtime.device) for place in places
-    ]
+    probes = [torch.from_numpy(train.sequence(place)[0].astype("int64")).to(session.runtime.device) for place in places]
     session.adapted.module.eval()
     with session.runtime.autocast(), session.adapted.member(0):
         session.forward.check(probes[0][None])

@@ -1,7 +1,8 @@
 """Causal attention within packed sequences, and with dropped-out weights, without keeping the weights.
 
-With dropout the weights of one sequence at a time are made, used and thrown away; the backward pass makes them again, as
-Dao et al., 2022, "FlashAttention", arXiv:2205.14135, section 3.1, does by blocks. Only queries, keys and values are kept.
+With dropout the weights of one sequence at a time are made, used and thrown away; the backward pass makes them again,
+as Dao et al., 2022, "FlashAttention", arXiv:2205.14135, section 3.1, does by blocks. Only queries, keys and values are
+kept.
 
 Shapes: R rows, H heads, T positions of a row (several sequences, end to end), L of one sequence, D head size.
 """
@@ -76,27 +77,33 @@ def attend_packed(
     """Return causal attention within each sequence, (R, H, T, D).
 
     Args:
-        query, key, value: (R, H, T, D).
+        query: (R, H, T, D).
+        key: likewise, of as many heads.
+        value: likewise.
         layout: where the sequences stand; every position belongs to one.
         scale: of the products of queries and keys.
         keep: which weights of a sequence stay; none drops nothing.
         factor: of those that stay.
     """
     if keep is not None:
-        found: Tensor = _Attention.apply(query, key, value, layout, scale, keep, factor)  # type: ignore[no-untyped-call]
-        return found
+        dropped: Tensor = _Attention.apply(query, key, value, layout, scale, keep, factor)  # type: ignore[no-untyped-call]
+        return dropped
     length = layout.common_length
     if length is not None:  # as one product
-        parts = (tensor.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-        found = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale)  # (R * sequences, H, L, D)
-        return found.unflatten(0, (layout.num_rows, -1)).transpose(1, 2).flatten(2, 3)
+        heads, size = query.shape[1], query.shape[3]
+        q, k, v = (
+            tensor.reshape(layout.num_rows, heads, -1, length, size).transpose(1, 2).reshape(-1, heads, length, size)
+            for tensor in (query, key, value)
+        )
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)  # (R * sequences, H, L, D)
+        return found.view(layout.num_rows, -1, heads, length, size).transpose(1, 2).reshape(query.shape)
     rows = []
     for row in range(layout.num_rows):
-        split = (tensor[row : row + 1].split(layout.lengths(row), dim=2) for tensor in (query, key, value))
-        parts_of_row = [
-            F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale) for parts in zip(*split, strict=True)
-        ]
-        rows.append(torch.cat(parts_of_row, dim=2))
+        lengths = layout.lengths(row)
+        q, k, v = (tensor[row : row + 1] for tensor in (query, key, value))
+        parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (q, k, v)), strict=True)
+        attended = [F.scaled_dot_product_attention(*part, is_causal=True, scale=scale) for part in parts]  # type: ignore[misc]
+        rows.append(torch.cat(attended, dim=2))
     return torch.cat(rows)
 
 

@@ -30,7 +30,9 @@ def target_nll(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
     """
     with torch.no_grad():
         hidden, weight, bias = _in_compute_type(hidden, head.weight, head.bias)
-        return torch.cat([_nll(_logits(hidden[part], weight, bias), labels[part])[0] for part in _parts(hidden, weight)])
+        return torch.cat(
+            [_nll(_logits(hidden[part], weight, bias), labels[part])[0] for part in _parts(hidden, weight)]
+        )
 
 
 def summed_nll(hidden: Tensor, head: nn.Linear, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,9 @@ class _SummedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight, d_bias = (None if one is None else one.mul_(gradients[0].to(one.dtype)) for one in ctx.gradients)
+        d_hidden, d_weight, d_bias = (
+            None if one is None else one.mul_(gradients[0].to(one.dtype)) for one in ctx.gradients
+        )
         ctx.gradients = (None, None, None)
         return (None if d_hidden is None else d_hidden.to(ctx.kind), d_weight, d_bias, None, None)
 

@@ -1,7 +1,7 @@
 """Where the sequences of a micro-batch stand in the tensor that the model sees.
 
-Padded: one sequence a row, filled up to the longest. Packed: the sequences of a member end to end in one row, so that no
-position is padding but where the rows of a cohort end at different places.
+Padded: one sequence a row, filled up to the longest. Packed: the sequences of a member end to end in one row, so that
+no position is padding but where the rows of a cohort end at different places.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,9 @@ def padded(lengths: Sequence[int], streams: Sequence[int], slots: Sequence[int],
     """Return the layout of sequences that have a row each.
 
     Args:
-        lengths, streams, slots: of each row.
+        lengths: of each row's sequence.
+        streams: seed of each row's dropout stream.
+        slots: place of each row's sequence in its run's effective batch.
         num_virtual_tokens: positions before each text.
     """
     segments = tuple(
@@ -77,8 +79,9 @@ def packed(lengths: Sequence[Sequence[int]], streams: Sequence[int], slots: Sequ
     """Return the layout of rows that hold several sequences each.
 
     Args:
-        lengths, slots: of each row's sequences, from left to right.
-        streams: of each row.
+        lengths: of each row's sequences, from left to right.
+        streams: seed of each row's dropout stream.
+        slots: places of each row's sequences in their run's effective batch.
     """
     width = max(sum(row) for row in lengths)
     segments: list[Segment] = []

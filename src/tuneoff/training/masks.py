@@ -2,8 +2,9 @@ r"""Dropout as a pure function of the run's stream, the step and the place, for 
 
 The masks of one sequence at one dropout of the forward are drawn by a generator of their own, seeded by (stream, step,
 slot in the effective batch, place), over the sequence's own positions and features. So a cohort, a resumed run and
-another layout of the micro-batch, padded or packed, draw the same masks. On a CPU the generator is SFC64 (Doty-Humphrey,
-2010, PractRand), on a GPU the device's own (Philox, Salmon et al., 2011); each 64-bit word gives four 16-bit numbers.
+another layout of the micro-batch, padded or packed, draw the same masks. On a CPU the generator is SFC64
+(Doty-Humphrey, 2010, PractRand), on a GPU the device's own (Philox, Salmon et al., 2011, "Parallel random numbers: as
+easy as 1, 2, 3"); each 64-bit word gives four 16-bit numbers.
 
 `Masks` is a mode: within it `F.dropout` (thus `nn.Dropout`) and `scaled_dot_product_attention` go through here, in
 whatever model, with no change to the model. The place is the how-manieth dropout of the forward it is.
@@ -113,7 +114,13 @@ class Masks(TorchFunctionMode):
     def _keep(self, shape: torch.Size, threshold: int) -> Tensor:
         layout, virtual = self.layout, self.layout.num_virtual_tokens
         rows, lengths = layout.num_rows, (layout.length, layout.length + virtual)
-        if len(shape) == 4 and shape[0] == rows and shape[2] in lengths and shape[3] in lengths and not layout.is_packed:
+        if (
+            len(shape) == 4
+            and shape[0] == rows
+            and shape[2] in lengths
+            and shape[3] in lengths
+            and not layout.is_packed
+        ):
             return self._keep_weights(shape, threshold)  # (R, heads, T, keys)
         if len(shape) >= 3 and shape[0] == rows and shape[1] in lengths:
             return self._keep_hidden(shape[1], shape[2:].numel(), threshold).view(shape)  # (R, T, ...)
@@ -123,7 +130,7 @@ class Masks(TorchFunctionMode):
         raise NotImplementedError(f"dropout of a tensor of shape {tuple(shape)} with {rows} rows of {known} tokens")
 
     def _keep_hidden(self, length: int, num_features: int, threshold: int) -> Tensor:
-        """Return the mask of hidden states (R, length, features); a tensor without virtual tokens has the text's own."""
+        """Return the mask of hidden states (R, length, features); without virtual tokens it is the text's own part."""
         virtual = self.layout.num_virtual_tokens
         skipped = virtual if length == self.layout.length else 0
         parts = []
@@ -162,7 +169,7 @@ class Masks(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Attend within each packed sequence; else as it is, or with the weights written out so that they are dropped."""
+        """Attend within each packed sequence; else as asked, with the weights written out where some are dropped."""
         p = 0.0 if self.step is None else dropout_p
         if not (self.layout.is_packed or p > 0):
             return F.scaled_dot_product_attention(

@@ -2,9 +2,9 @@
 
 Training, scoring and planning all go through here. Logits are made at target positions alone: of text, where the next
 token is predicted; of classification, at each sequence's last token, pooled here and never by the model, which would
-have to guess from the padding where that is. Where the model allows it the sequences stand end to end, each attending to
-itself alone, so that nothing is padding; else rows are padded on the right, and as causal attention never looks right no
-attention mask is needed and padding cannot reach a real token.
+have to guess from the padding where that is. Where the model allows it the sequences stand end to end, each attending
+to itself alone, so that nothing is padding; else rows are padded on the right, and as causal attention never looks
+right no attention mask is needed and padding cannot reach a real token.
 
 Shapes: R rows, T positions, N targets of the micro-batch, D width, V vocabulary or classes.
 """
@@ -179,7 +179,7 @@ class Forward:
         ids = torch.cat(list(sequences))[None]
         places = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
         with Masks(layout, None, ids.device):
-            together = self._head(self._hidden(ids, places))[0].split(lengths)
+            together = torch.split(self._head(self._hidden(ids, places))[0], lengths)
         alone = [self._head(self._hidden(one[None]))[0] for one in sequences]
         self.is_packed = all(_is_close(*pair) for pair in zip(together, alone, strict=True))
         return self.is_packed
