@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast test-slow check format lock clean
+.PHONY: help env demo test test-fast test-slow check bench format lock clean
 
 help:
 	@echo "make env        create $(VENV) with the pinned packages"
@@ -16,6 +16,7 @@ help:
 	@echo "make test       static checks and every test that needs no accelerator"
 	@echo "make test-fast  the unit tests alone"
 	@echo "make test-slow  the slow tests alone"
+	@echo "make bench      speed and memory of training beside the usual tools; half an hour on 2 cores"
 	@echo "make format     rewrite the sources in the one format"
 	@echo "make lock       write constraints.txt from $(VENV)"
 	@echo "make clean      remove caches and builds; keeps $(VENV) and runs/"
@@ -47,6 +48,9 @@ test-fast: env
 
 test-slow: env
 	$(BIN)/pytest -n $(WORKERS) -m "slow and not gpu and not golden"
+
+bench: env
+	$(BIN)/python -m benchmarks.speed
 
 format: env
 	$(BIN)/ruff format .

@@ -238,11 +238,12 @@ def main() -> None:
     )
     rate = product_rate(dtype)
     model = base(case, options.model, dtype if case.has_lora else torch.float32)
+    num_block_weights = sum(p.numel() for p in model.transformer.h.parameters() if p.dim() == 2)
     took = CONTENDERS[options.contender](case, split, options.steps, model, dtype)
     order = BatchSequence(len(split), case.batch_size, 0)
     took["input_tokens"] = [int(split.lengths[order.indices(step)].sum()) for step in range(options.steps)]
     took["warmup"] = min(NUM_WARMUP_STEPS, options.steps - 1)
-    print(json.dumps(took | {"product_flop_per_s": rate}))
+    print(json.dumps(took | {"product_flop_per_s": rate, "num_block_weights": num_block_weights}))
 
 
 if __name__ == "__main__":
