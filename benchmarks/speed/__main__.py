@@ -3,8 +3,8 @@
 Run from the repository's root: `make bench`, or `.venv/bin/python -m benchmarks.speed [--case squad-lora]`. Weights are
 random and GPT-2 small's shape; sequences are random tokens of SQuAD's lengths, or real ones with `--data` and
 `--tokenizer`. Every measurement is a process of its own; the contenders take turns, round by round, so that what else
-the machine does falls on all of them alike. Speeds are of the input tokens that are no padding, whoever pads. Ratios are
-of medians over the rounds; above 1 they are in favour of this package, of memory below 1.
+the machine does falls on all of them alike. Speeds are of the input tokens that are no padding, whoever pads. Ratios
+are of medians over the rounds; above 1 they are in favour of this package, of memory below 1.
 """
 
 import argparse
