@@ -171,7 +171,9 @@ def _tailed_freedom(centred: Values) -> Values:
         centred: (..., I), with a mean of 0.
     """
     num_items = centred.shape[-1]
-    squares = (centred**2).mean(axis=-1)
-    fourth = (centred**4).mean(axis=-1)
-    kurtosis = np.divide(fourth, squares**2, out=np.full_like(squares, 3.0), where=squares**2 > 0)
+    largest = np.abs(centred).max(axis=-1, keepdims=True)
+    shares = np.divide(centred, largest, out=np.zeros_like(centred), where=largest > 0)  # fourth powers may not fit
+    squares = (shares**2).mean(axis=-1)
+    fourth = (shares**4).mean(axis=-1)
+    kurtosis = np.divide(fourth, squares**2, out=np.full_like(squares, 3.0), where=squares > 0)
     return np.asarray((num_items - 1) * np.minimum(2 / np.maximum(kurtosis - 1, 2), 1))
