@@ -1,7 +1,7 @@
 """Prints how often the intervals hold the truth, and how often a claim is made that is false.
 
 Run from the repository's root: `.venv/bin/python -m benchmarks.coverage [STUDIES] [--seeds SEED ...]`. Of every kind of
-noise 20,000 studies (or STUDIES) are made up at 3, 5 and 10 seeds, from each simulation seed (minutes each). Printed are
+noise 20,000 studies (or STUDIES) are made up at 3, 5 and 10 seeds, from each simulation seed. Printed are
 
 1. the share of studies whose 95 % interval holds the true mean;
 2. the share of studies of two identical arms in which a difference is claimed, at 5 %;
