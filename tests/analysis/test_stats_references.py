@@ -9,7 +9,7 @@ from made_up import MARGIN, Values, summary_of
 from scipy import integrate, stats
 
 from tuneoff.analysis.stats.bootstrap import over_items, resamples
-from tuneoff.analysis.stats.power import difference_power, equivalence_power, seeds_power
+from tuneoff.analysis.stats.power import difference_power, equivalence_power, seeds_power, seeds_to_decide
 from tuneoff.analysis.stats.twoway import ADDED_SHARE, two_way
 
 
@@ -133,14 +133,22 @@ def test_tests_over_seeds_are_scipys(num_seeds: int, shift: float) -> None:
     assert summary.margin == MARGIN
 
 
+def chi_density(s: float, error: float, degrees: float) -> float:
+    """Density of an estimated standard error, by its closed form; degrees of freedom need not be whole."""
+    x = s * math.sqrt(degrees) / error
+    if x == 0:
+        return 0.0
+    log = (1 - degrees / 2) * math.log(2) + (degrees - 1) * math.log(x) - x * x / 2 - math.lgamma(degrees / 2)
+    return math.exp(log) * math.sqrt(degrees) / error
+
+
 def exact_power(margin: float, error: float, degrees: float, difference: float, level: float) -> float:
     """Chance that |d| <= margin - t s: the normal of d over the chi of s, by SciPy's adaptive quadrature."""
-    t = stats.t.ppf(1 - level, degrees)
-    chi = stats.chi(degrees, scale=error / math.sqrt(degrees))
+    t = float(stats.t.ppf(1 - level, degrees))
 
     def inside(s: float) -> float:
-        room = margin - t * s
-        return float(stats.norm.cdf(room, difference, error) - stats.norm.cdf(-room, difference, error)) * chi.pdf(s)
+        ends = [(side * (margin - t * s) - difference) / (error * math.sqrt(2)) for side in (-1, 1)]
+        return (math.erf(ends[1]) - math.erf(ends[0])) / 2 * chi_density(s, error, degrees)
 
     return float(integrate.quad(inside, 0, margin / t, epsabs=1e-12, epsrel=1e-11, limit=400)[0])
 
@@ -179,3 +187,18 @@ def test_power_of_a_difference_is_exact(error: float, degrees: float) -> None:
     )
     assert difference_power(1.0, error, degrees) == pytest.approx(expected, abs=1e-6)
     assert difference_power(-1.0, error, degrees) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("difference", "spread"), [(0.0, 1.0), (0.3, 0.8), (1.6, 2.0), (0.9, 1.0), (0.0, 6.0)])
+def test_more_seeds_are_the_fewest_with_a_power_of_80_percent(difference: float, spread: float) -> None:
+    """By trying one number after the other, each with an exact power; a hundred are not enough for the last."""
+
+    def decides(num_seeds: int) -> bool:
+        error, degrees = spread / math.sqrt(num_seeds), num_seeds - 1
+        differs = stats.nct.sf(stats.t.ppf(0.975, degrees), degrees, abs(difference) / error)
+        return bool(max(exact_power(1.0, error, degrees, difference, 0.05), differs) >= 0.8)
+
+    expected = next((more for more in range(1, 101) if decides(3 + more)), None)
+    found = seeds_to_decide(difference, spread**2 / 3, 0.0, num_seeds=3, item_freedom=1.0, margin=1.0)
+    assert found == expected
+    assert (found is None) == (spread == 6.0)

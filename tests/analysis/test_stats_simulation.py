@@ -52,6 +52,17 @@ def studies(num_seeds: int, by_seed: float, by_item: float, error: float, shift:
     return found
 
 
+def is_claimed_at_5_percent(pair: Comparison) -> bool:
+    """Whether the outcome is what the corrected p-values say: equivalence first, then a difference by its sign."""
+    assert pair.p_equivalence_corrected is not None
+    assert pair.p_difference_corrected is not None
+    if pair.p_equivalence_corrected < 0.05:
+        return pair.outcome == "equivalent"
+    if pair.p_difference_corrected < 0.05:
+        return pair.outcome == ("better" if pair.difference.value < 0 else "worse")  # of a loss
+    return pair.outcome == "undecided"
+
+
 def most(rate: float, number: int = NUM_STUDIES) -> int:
     return int(stats.binom.ppf(1 - CHANCE, number, rate))
 
@@ -82,6 +93,10 @@ def test_arms_that_differ_by_the_margin_are_not_equivalent() -> None:
     assert num_wrong <= most(0.05)
     uncorrected = sum(pairs[1].p_equivalence is not None and pairs[1].p_equivalence < 0.05 for pairs in found)
     assert fewest(0.03) <= uncorrected <= most(0.055)
+    every = [pair for pairs in found for pair in pairs]
+    assert all(map(is_claimed_at_5_percent, every))
+    near = [pair.p_equivalence_corrected or 0.0 for pair in every]
+    assert sum(0.05 <= p < 0.1 for p in near) > 5  # else the line above could not tell 5 from 10 %
 
 
 def test_a_large_difference_is_found_with_its_right_sign() -> None:
@@ -89,3 +104,4 @@ def test_a_large_difference_is_found_with_its_right_sign() -> None:
     outcomes = [pair.outcome for pairs in found for pair in pairs[1:]]
     assert outcomes.count("better") >= fewest(0.9, len(outcomes))
     assert outcomes.count("worse") == 0
+    assert all(is_claimed_at_5_percent(pair) for pairs in found for pair in pairs)
