@@ -115,6 +115,10 @@ def test_every_other_arm_stands_below_the_best(whole: Summary, unit: str) -> Non
     for pair in against(whole, whole.ranking[0]):
         assert (pair.difference.value > 0) == (unit == "nats")
         assert pair.outcome in ("worse", "equivalent", "undecided")
+        (kept,) = [one for one in whole.comparisons if {one.one, one.other} == {pair.one, pair.other}]
+        there, back = kept.difference, pair.difference
+        assert (kept.one, pair.other) == (whole.ranking[0], whole.ranking[0])
+        assert (back.value, back.low, back.high) == (-there.value, -(there.high or 0.0), -(there.low or 0.0))
 
 
 @pytest.mark.parametrize("num_seeds", [3, 5])

@@ -17,7 +17,7 @@ from tuneoff.analysis.summary import summarise
 from tuneoff.study.records import TestRecord
 
 CHANCE = 1e-4
-NUM_STUDIES = 300
+NUM_STUDIES = 200
 NUM_ITEMS = 40
 NAMES = ("a", "b", "c")
 
