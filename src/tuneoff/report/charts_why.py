@@ -222,7 +222,7 @@ def capacity_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
     whole = chart.transform_aggregate(n="count()")
     across = alt.X(
         "ratio:Q",
-        title=f"trainable parameters for each of the {targets_word(arms.summary)}",
+        title=f"trainable parameters per {targets_word(arms.summary).removesuffix('s')}",
         scale=scale_of("log", padding=24),
         axis=alt.Axis(format=".3~g", grid=False, tickCount=5, labelOverlap="greedy"),
     )

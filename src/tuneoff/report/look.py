@@ -154,6 +154,8 @@ def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart, key: 
             tickColor=look.line,
             labelFontSize=12,
             labelPadding=6,
+            labelSeparation=6,
+            labelBound=4,
             titleFontSize=12,
             titleFontWeight="normal",
             titlePadding=10,

@@ -30,7 +30,7 @@ from tuneoff.report.look import PAGE, Arms
 from tuneoff.report.panel import Panel
 from tuneoff.report.panels import learning_numbers, panels, trial_numbers
 from tuneoff.report.panels_why import frontier_numbers, optimum_numbers, topics
-from tuneoff.report.points import MAX_FOREST, CurveLine, arms_in, score_of, tradeoff_note
+from tuneoff.report.points import MAX_FOREST, CurveLine, arms_in, far_off, score_of, tradeoff_note
 from tuneoff.report.reproduce import commands, study_yaml
 from tuneoff.report.settings import describe
 from tuneoff.report.tables import progress
@@ -163,6 +163,7 @@ def _standings(summary: Summary) -> dict[str, Any]:
         "about_compared": comparisons.about(summary),
         "margin": f"{summary.margin:g} {summary.primary.unit}".rstrip(),
         "forest_note": f" Drawn are the {MAX_FOREST} that rank highest; the table has all." if is_cut else "",
+        "far_off": far_off(summary),
         "checks": standing.checks(summary),
         "declared": standing.meant(summary.audit.findings),
         "num_broken": len({finding.kind for finding in summary.audit.broken}),
