@@ -10,12 +10,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib import resources
 from types import MappingProxyType
 from typing import Any
 
-import vl_convert
+from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -23,6 +23,7 @@ from tuneoff.analysis.explanation import NOTHING, Explanation
 from tuneoff.analysis.values import Summary
 from tuneoff.report import columns as col
 from tuneoff.report import comparisons, standing
+from tuneoff.report.bundle import vega_bundle
 from tuneoff.report.chart_parts import targets_word
 from tuneoff.report.decoding import decoding_columns, texts_note, texts_of
 from tuneoff.report.examples import examples
@@ -50,10 +51,6 @@ SHAPE_PATHS = {
     "triangle-right": "M3.5 3v10L13 8z",
 }
 """Vega's shapes, in a square of 16."""
-
-
-_SNIPPET = "window.vegaEmbed = vegaEmbed;"
-"""What the bundle hands to the page: no more than the page uses."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,9 @@ def render_page(
         explanation: when, why and how the arms differ.
         samples: what each arm wrote for some items of the test split, by its name.
     """
-    found = panels(summary, curves, explanation)
-    why = topics(summary, explanation, curves)
+    with debug_mode(False):  # altair would check every part of every chart against its schema; the tests do
+        found = panels(summary, curves, explanation)
+        why = topics(summary, explanation, curves)
     drawn = {**found, **{panel.key: panel for topic in why for panel in topic.panels}}
     script = _file("page.js")
     style = _file("page.css")
@@ -224,15 +222,6 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     warmup = study.optimizer.warmup
     length_of_warmup = f"{100 * warmup:g} %" if warmup < 1 else f"{warmup:g} steps"
     yield "schedule", f"{study.optimizer.schedule}, {length_of_warmup} warm-up"
-
-
-@cache
-def vega_bundle() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script. Making it takes some seconds, so it is kept."""
-    bundle: str = vl_convert.javascript_bundle(_SNIPPET)
-    if "</script" in bundle.lower() or "<!--" in bundle:
-        raise AssertionError("the bundle would end its own script element")
-    return bundle
 
 
 def _policy(scripts: Sequence[str], style: str) -> str:
