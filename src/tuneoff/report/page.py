@@ -100,7 +100,7 @@ def render_page(
         style=Markup(style),
         bundle=Markup(bundle),
         script=Markup(script),
-        data=_json_for_html({key: panel.data() for key, panel in drawn.items()}),
+        data=_json_for_html(chart_data(drawn)),
         **_results(summary, found),
         **_standings(summary),
         learning_numbers=learning_numbers(found["learning"].points) if "learning" in found else None,
@@ -116,6 +116,16 @@ def render_page(
         yaml=study_yaml(study),
         commands=commands(study),
     )
+
+
+def chart_data(drawn: Mapping[str, Panel]) -> dict[str, Any]:
+    """Return what the page's script draws the charts from; points that several share stand with the first of them."""
+    found: dict[str, Any] = {}
+    first: dict[int, str] = {}
+    for key, panel in drawn.items():
+        owner = first.setdefault(id(panel.points), key)
+        found[key] = panel.data() if owner == key else panel.data() | {"points": owner}
+    return found
 
 
 def arms_of(drawn: Sequence[Panel]) -> list[str]:

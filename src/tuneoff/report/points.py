@@ -18,7 +18,7 @@ CurveLine = Mapping[str, Any]
 
 MAX_POINTS_PER_CURVE = 300
 """More than a curve has pixels between its bends."""
-MAX_POINTS = 6000
+MAX_POINTS = 4500
 """Over all curves of a page, so that a study of hundreds of arms still opens at once."""
 MAX_FOREST = 40
 """Rows of a chart of differences; the table below it has them all."""
