@@ -6,12 +6,12 @@ A kept bundle that does not match its checksum is made again; where nothing can 
 import hashlib
 import logging
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import vl_convert
 
-from tuneoff.data.cache import cache_folder
-from tuneoff.files import write_synced
+from tuneoff.files import user_cache, write_synced
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 """What the bundle hands to the page: no more than the page uses."""
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 @cache
 def vega_bundle() -> str:
     """Return the script, as it stands in a page's script element."""
-    path = cache_folder().parent / "page" / f"vega-{vl_convert.__version__}.js"
+    path = user_cache() / "page" / f"vega-{version('vl-convert-python')}.js"
     bundle = _kept(path) or _made(path)
     if "</script" in bundle.lower() or "<!--" in bundle:
         raise AssertionError("the bundle would end its own script element")

@@ -45,7 +45,8 @@ class Reading:
     def explained(self) -> dict[str, ExplainRecord]:
         """What was worked out of the runs at the chosen rates, and of the base, by run id."""
         chosen = (run_id for arm in self.summary.arms for run_id in arm.chosen_run_ids)
-        found = ((run_id, self.store.explained(run_id)) for run_id in (base_run(self.study).run_id, *chosen))
+        wanted = dict.fromkeys((base_run(self.study).run_id, *chosen))  # a zero-shot arm's run is the base's
+        found = ((run_id, self.store.explained(run_id)) for run_id in wanted)
         return {run_id: record for run_id, record in found if record is not None}
 
     @cached_property
