@@ -13,7 +13,9 @@ from reader import Reader, section
 from tuneoff.analysis.findings import Audit, Finding
 from tuneoff.analysis.summary import summarise
 from tuneoff.report import page
+from tuneoff.report.examples import examples
 from tuneoff.report.points import difference_points, far_off
+from tuneoff.study.explained import Sample
 from tuneoff.study.options import Invariant
 
 
@@ -154,6 +156,22 @@ def test_without_an_explanation_there_is_no_section_for_it() -> None:
     words = Reader(page.render_page(fakes.study, summary, fakes.curves)).text
     assert "When, why and how" not in words
     assert "Samples side by side" not in words
+
+
+@pytest.mark.parametrize(
+    ("prompts", "titles"),
+    [
+        (["# Do:\nCook eggs\n# Answer:", "# Do:\nFeed cats\n\n# Answer:"], ["Cook eggs", "Feed cats"]),
+        (["Same words", "Same words"], ["Same words", "Same words"]),
+        (["Only one\n"], ["Only one"]),
+        (["", " \n"], ["", ""]),
+        ([f"Long {'x' * 200}"], [f"Long {'x' * 85}\u2026"]),
+    ],
+)
+def test_a_sample_is_named_by_what_is_its_own(prompts: list[str], titles: list[str]) -> None:
+    summary = summary_of(Fakes(make_study()))
+    own = [Sample(item=f"{place}", prompt=text, reference="", text="") for place, text in enumerate(prompts)]
+    assert [example.title for example in examples(summary, {"full": own})] == titles
 
 
 def test_samples_stand_side_by_side_as_text(whole: str) -> None:
