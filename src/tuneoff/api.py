@@ -3,7 +3,7 @@
 The command line calls these same functions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tuneoff.errors import StoreError, StudyError
-from tuneoff.study.explained import ExplainRecord, Sample
+from tuneoff.study.explained import ExplainRecord
 from tuneoff.study.loading import load_study
 from tuneoff.study.loading import recipe_names as recipe_names
 from tuneoff.study.records import Record, TestRecord
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from altair import LayerChart
 
     from tuneoff.analysis.explanation import Explanation
-    from tuneoff.analysis.items import ItemScores
     from tuneoff.analysis.values import Summary
     from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.modules import Architecture
     from tuneoff.planning.plan import Plan
     from tuneoff.running.events import Event
     from tuneoff.running.preflight import Preflight
+    from tuneoff.running.reading import Reading
     from tuneoff.running.store import Store
 
 DEFAULT_OUT = Path("runs")
@@ -48,51 +48,31 @@ class Result:
     store: "Store"
     failed: dict[str, str] = field(default_factory=dict)
 
+    def read(self) -> "Reading":
+        """Return what the folder holds now. Given to `report` and to `table`, it is read once for both."""
+        from tuneoff.running.reading import Reading
+
+        return Reading(self.study, self.store)
+
     def records(self) -> tuple[dict[str, Record], dict[str, TestRecord]]:
         """Return the finished runs, and the readings of the test split, by run id."""
         return self.store.records()
 
     def summary(self) -> "Summary":
         """Return what is known about each arm."""
-        return self._summary(*self.records())
-
-    def _summary(self, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> "Summary":
-        from tuneoff.analysis.summary import summarise
-
-        return summarise(self.study, records, tests, self.items(tests))
-
-    def items(self, tests: Mapping[str, TestRecord]) -> "dict[str, ItemScores]":
-        """Return the test scores by item of the runs that have them."""
-        found = ((run_id, self.store.items(run_id)) for run_id in tests)
-        return {run_id: items for run_id, items in found if items is not None}
+        return self.read().summary
 
     def explained(self) -> dict[str, ExplainRecord]:
         """Return what was worked out of the arms' runs at their chosen rates, and of the base, by run id."""
-        return self._explained(self.summary())
-
-    def _explained(self, summary: "Summary") -> dict[str, ExplainRecord]:
-        from tuneoff.study.expand import base_run
-
-        chosen = (run_id for arm in summary.arms for run_id in arm.chosen_run_ids)
-        found = ((run_id, self.store.explained(run_id)) for run_id in (base_run(self.study).run_id, *chosen))
-        return {run_id: record for run_id, record in found if record is not None}
+        return self.read().explained
 
     def explanation(self) -> "Explanation":
         """Return when, why and how the arms differ, as far as the finished runs tell."""
-        records, tests = self.records()
-        return self._explanation(self._summary(records, tests), records)
-
-    def _explanation(self, summary: "Summary", records: Mapping[str, Record]) -> "Explanation":
-        from tuneoff.analysis.explain import explain
-
-        chosen = {run_id for arm in summary.arms for run_id in arm.chosen_run_ids}
-        curves = {run_id: self.store.curve(run_id) for run_id in chosen}
-        return explain(self.study, summary, records, curves, self._explained(summary))
+        return self.read().explanation
 
     def num_other_runs(self) -> int:
         """Return how many finished runs in the folder the study as given does not want: other settings made them."""
-        wanted = {run_id for arm in self.summary().arms for run_id in arm.run_ids}
-        return sum(run_id not in wanted for run_id in self.records()[0])
+        return self.read().num_other_runs
 
     def running(self) -> frozenset[str]:
         """Return the runs that some process works on now."""
@@ -105,24 +85,31 @@ class Result:
         """
         from tuneoff.report.charts import figures
 
-        return figures(self.summary(), {run_id: self.store.curve(run_id) for run_id in self.records()[0]})
+        found = self.read()
+        return figures(found.summary, found.curves, found.explanation)
 
-    def table(self) -> None:
-        """Print the main table."""
+    def table(self, reading: "Reading | None" = None) -> None:
+        """Print the main table.
+
+        Args:
+            reading: what the folder held; none reads it now.
+        """
         from rich.console import Console
 
         from tuneoff.report.tables import study_table
 
-        records, tests = self.records()
-        summary = self._summary(records, tests)
-        Console().print(study_table(summary, self._explanation(summary, records)))
+        found = reading or self.read()
+        Console().print(study_table(found.summary, found.explanation))
 
-    def report(self, folder: Path | None = None, *, figures: Sequence[str] = ()) -> list[Path]:
+    def report(
+        self, folder: Path | None = None, *, figures: Sequence[str] = (), reading: "Reading | None" = None
+    ) -> list[Path]:
         """Write report.html, .md, .csv and .json, and return their paths.
 
         Args:
             folder: where to; none is the study's own folder.
             figures: kinds of file (png, svg, pdf) that every chart is written as, into `figures/`.
+            reading: what the folder held; none reads it now.
 
         Raises:
             StudyError: a kind of file that charts cannot be written as.
@@ -130,33 +117,23 @@ class Result:
         """
         from tuneoff.report.write import write_report
 
-        records, tests = self.records()
-        if records and self.num_other_runs() == len(records):
+        found = reading or self.read()
+        if found.records and found.num_other_runs == len(found.records):
             raise StoreError(
-                f"none of the {len(records)} finished runs in {self.store.folder} belongs to the study as given. "
+                f"none of the {len(found.records)} finished runs in {self.store.folder} belongs to the study as given. "
                 "Give the --set that they were run with."
             )
-        curves = {run_id: self.store.curve(run_id) for run_id in records}
-        summary = self._summary(records, tests)
         return write_report(
             folder or self.store.folder,
             self.study,
-            summary,
-            curves,
-            records,
-            tests,
+            found.summary,
+            found.curves,
+            found.records,
+            found.tests,
             figures,
-            explanation=self._explanation(summary, records),
-            samples=self._samples(summary),
+            explanation=found.explanation,
+            samples=found.samples,
         )
-
-    def _samples(self, summary: "Summary") -> dict[str, tuple[Sample, ...]]:
-        """Return what each arm wrote at its first seed, or at the first that is known, by the arm's name."""
-        found = {}
-        for arm in summary.arms:
-            records = (self.store.explained(run_id) for run_id in arm.chosen_run_ids)
-            found[arm.name] = next((one.samples for one in records if one is not None and one.samples), ())
-        return {name: samples for name, samples in found.items() if samples}
 
 
 def load(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Study:

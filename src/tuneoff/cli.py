@@ -104,11 +104,12 @@ def status(
     from tuneoff.report.status import run_listing, status_table
 
     result = api.open_result(api.load(study, overrides or (), smoke=smoke), out)
-    summary = result.summary()
+    reading = result.read()
+    summary = reading.summary
     _print(status_table(summary, result.running()))
     _print(run_listing(summary))
     _print(Text(f"Results: {result.store.folder}"))
-    num_others = result.num_other_runs()
+    num_others = reading.num_other_runs
     if num_others:
         _print(Text(f"{num_others} other finished runs there have other settings (another --set?).", style="yellow"))
 
@@ -127,8 +128,9 @@ def report(
     from tuneoff import api
 
     result = api.open_result(api.load(study, overrides or (), smoke=smoke), out)
-    paths = result.report(figures=[form.strip() for form in figures.split(",") if form.strip()])
-    result.table()
+    reading = result.read()
+    paths = result.report(figures=[form.strip() for form in figures.split(",") if form.strip()], reading=reading)
+    result.table(reading)
     _say_report(paths)
 
 
@@ -293,8 +295,9 @@ def _run(
     before = api.open_result(study, out)
     with Live(console, before.summary().num_left) as live:
         result = api.run(study, out, only=only, num_jobs=num_jobs, checked=checked, listener=live)
-    result.table()
-    _say_report(result.report())
+    reading = result.read()
+    result.table(reading)
+    _say_report(result.report(reading=reading))
     if result.failed:
         raise typer.Exit(1)
 

@@ -43,3 +43,12 @@ def sync(path: Path) -> None:
 def remove_folder(path: Path) -> None:
     """Remove a folder and what is in it; it is no error if it is not there."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def user_cache() -> Path:
+    """Return the folder of what can be made again: $TUNEOFF_CACHE, else `tuneoff` in the user's cache folder."""
+    own = os.environ.get("TUNEOFF_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tuneoff"

@@ -290,14 +290,14 @@ def make_samples(arm: Arm, num_samples: int = 3) -> tuple[Sample, ...]:
     )
 
 
-def make_explained(study: Study, arm: Arm, run: Run) -> ExplainRecord:
-    """What was worked out of a run: its weights' change, the retention text, and what it wrote for a few items."""
+def make_explained(study: Study, arm: Arm, run: Run, modules: Sequence[str] = LAYERS) -> ExplainRecord:
+    """What was worked out of a run: its modules' change, the retention text, and what it wrote for a few items."""
     luck = Random(f"explained/{arm.name}/{run.seed}")
     is_trained = run.lr is not None
     forgotten = FORGOTTEN.get(arm.name, 0.1) + luck.gauss(0, 0.004) if is_trained else 0.0
     rank = getattr(arm.method, "rank", None)
     layers = []
-    for place, module in enumerate(LAYERS if arm.method.method in ("full", "lora") else ()):
+    for place, module in enumerate(modules if arm.method.method in ("full", "lora") else ()):
         size = (1.5 if rank is None else 2.0) * (1 + 0.2 * place) * (1 + luck.gauss(0, 0.01))
         number = WIDTH if rank is None else min(rank, WIDTH)
         slope = 0.03 if rank is None else 0.9 / number

@@ -197,7 +197,7 @@ def test_the_policy_stops_what_is_not_ours(browser: chromium.Browser, url: str) 
     tab.close()
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
 def test_nothing_overflows(tab: Tab, width: int) -> None:
     tab.resize(width, 800, is_phone=width < 500)
     tab.open()

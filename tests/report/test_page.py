@@ -8,20 +8,25 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import altair as alt
 import pytest
 from fakes import EVERY_METHOD, HOSTILE, Fakes, make_classification, make_qa, make_study
-from fakes_why import explanation_of, samples_of, summary_of, whole_page
+from fakes_why import whole_page
+from reader import Reader
 
 from tuneoff.analysis.summary import summarise
 from tuneoff.errors import StoreError, StudyError
 from tuneoff.report import page
 from tuneoff.report.charts import figures, picture
-from tuneoff.report.points import MAX_POINTS_PER_CURVE, learning_points, tradeoff_note, tradeoff_points
+from tuneoff.report.points import (
+    MAX_POINTS_PER_CURVE,
+    learning_points,
+    tradeoff_note,
+    tradeoff_points,
+)
 from tuneoff.report.reproduce import study_mapping, study_yaml
 from tuneoff.report.write import write_report
 from tuneoff.study.loading import load_study
@@ -32,33 +37,6 @@ REAL_BUNDLE = page.vega_bundle
 MAX_BYTES = 1_500_000
 TRAINED = {"differences", "learning", "rates", "parameters", "memory", "time", "disk"}
 """Charts of every study that trains."""
-
-
-class Reader(HTMLParser):
-    """Keeps the page's elements, texts and scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.styles: list[str] = []
-        self.texts: list[str] = []
-        self._inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        {"script": self.scripts, "style": self.styles}.get(self._inside, self.texts).append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.texts).split())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,85 +129,6 @@ def test_every_reference_inside_the_page_is_there(whole: str) -> None:
     assert links | named <= ids
     groups = [attrs["name"] for tag, attrs in found.tags if tag == "input" and "checked" in attrs]
     assert len(groups) == len(set(groups)) == 12
-
-
-def section(text: str, heading: str) -> str:
-    """Return the words of the section with this heading."""
-    (found,) = (part for part in text.split("<section")[1:] if f">{heading}</h2>" in part)
-    return Reader(f"<section{found}").text
-
-
-def test_every_difference_is_in_the_numbers(whole: str) -> None:
-    fakes = Fakes(make_study())
-    summary = summary_of(fakes)
-    words = section(whole, "Differences between arms")
-    for pair in summary.comparisons:
-        if pair.one == summary.ranking[0]:  # against full too, which is the best here
-            assert f"{-pair.difference.value:+.3f}" in words
-    assert "within the margin of 0.01 nats per token" in words
-    assert f"corrected for all {len(summary.comparisons)} pairs" in words
-
-
-def test_each_arm_says_how_it_stands_to_the_best(whole: str) -> None:
-    fakes = Fakes(make_study())
-    summary = summary_of(fakes)
-    best, *others = summary.ranking
-    for arm in others:
-        pair = summary.comparison(best, arm)
-        assert pair is not None
-        outcome = {"better": "worse", "worse": "better"}.get(pair.outcome, pair.outcome)
-        assert re.search(rf"{re.escape(arm)}\W+{outcome}", Reader(whole).text), arm
-
-
-def test_the_audit_is_quiet_where_nothing_is_broken(whole: str) -> None:
-    words = section(whole, "Audit")
-    assert "none broken" in words
-    assert words.count("kept") == 12
-    assert "not comparable" not in words
-
-
-def test_the_audit_names_what_is_broken() -> None:
-    fakes = Fakes(make_study())
-    arm = "lora-rank8"
-    for run_id in summary_of(fakes).arm(arm).chosen_run_ids:
-        record = fakes.records[run_id]
-        fakes.records[run_id] = record.model_copy(update={"run": record.run.model_copy(update={"precision": "bf16"})})
-    text = whole_page(fakes)
-    words = section(text, "Audit")
-    assert "1 broken" in words
-    assert words.count("kept") == 11
-    assert "its precision differs (bf16; the others: fp32)" in words
-    assert "not comparable" in Reader(text).text.partition("Differences between arms")[0]  # beside the numbers
-
-
-def test_every_sentence_and_every_part_of_the_explanation_is_shown(whole: str) -> None:
-    fakes = Fakes(make_study())
-    explanation = explanation_of(fakes, summary_of(fakes))
-    words = section(whole, "When, why and how")
-    assert len(explanation.sentences) >= 6
-    for sentence in explanation.sentences:
-        assert sentence in words
-    for heading in ("When: leaving the common curve", "How: the change of the weights", "forgetting", "Why: capacity"):
-        assert heading in words
-    for one in explanation.forgetting:
-        assert f"{one.difference.value:+.3f}" in words
-
-
-def test_without_an_explanation_there_is_no_section_for_it() -> None:
-    words = Reader(render(Fakes(make_study()))).text
-    assert "When, why and how" not in words
-    assert "Samples side by side" not in words
-
-
-def test_samples_stand_side_by_side_as_text(whole: str) -> None:
-    fakes = Fakes(make_study())
-    samples = samples_of(fakes, summary_of(fakes))
-    words = section(whole, "Samples side by side")
-    assert len(samples) >= 4
-    for arm in samples:
-        assert f"{arm} says" in words
-    assert "<script>alert('x')</script>" in words
-    assert "What is the capital of France?" in words
 
 
 def test_long_curves_are_thinned() -> None:

@@ -8,7 +8,6 @@ again. A folder that cannot be written costs time only.
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tuneoff.data.tokens import ARRAYS, PROMPT_ARRAYS, PreparedData, Prompts, TokenSplit, hash_splits
-from tuneoff.files import write_synced
+from tuneoff.files import user_cache, write_synced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,12 +35,7 @@ log = logging.getLogger(__name__)
 
 def cache_folder(cache: Path | None = None) -> Path:
     """Return the folder of tokenised data: below `cache`, else $TUNEOFF_CACHE, else the user's cache folder."""
-    if cache is None and os.environ.get("TUNEOFF_CACHE"):
-        cache = Path(os.environ["TUNEOFF_CACHE"])
-    if cache is None:
-        base = os.environ.get("XDG_CACHE_HOME")
-        cache = (Path(base) if base else Path.home() / ".cache") / "tuneoff"
-    return cache / "tokens"
+    return (cache or user_cache()) / "tokens"
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -150,7 +150,7 @@ def cost_chart(points: Sequence[Point], arms: Arms, cost: Cost, *, scale: Axis |
     unit = next((point["units"][cost] for point in points), "")
     title = f"{COSTS[cost][0]}{unit and ', '}{unit}"
     chart = alt.Chart(alt.NamedData(ROWS)).transform_filter(f"isValid(datum.{cost})")
-    axis = alt.Axis(format=".3~s" if cost == "parameters" else ".3~g", grid=False, tickCount=5, labelOverlap="greedy")
+    axis = alt.Axis(format=".3~s" if cost == "parameters" else ".3~r", grid=False, tickCount=5, labelOverlap="greedy")
     kind = scale or COSTS[cost][1]
     # From zero, since a cost is compared by its ratio: 425 and 431 MiB are the same.
     spread = alt.Scale(type=kind, zero=True, nice=True) if kind == "linear" else scale_of(kind, padding=24)
@@ -197,7 +197,7 @@ def tradeoff_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
     over = "one text" if n == 1 else f"{n} texts"
     across = alt.X(
         "diversity:Q",
-        title=f"diversity: distinct-2 over {over} for each prompt",
+        title=["diversity: distinct-2", f"over {over} for each prompt"],
         scale=scale_of("linear", padding=14),
         axis=alt.Axis(format=".2f", grid=False, tickCount=6),
     )

@@ -36,9 +36,10 @@ def forest_chart(points: Sequence[Point], arms: Arms, *, reference: int = 0) -> 
     chart = alt.Chart(alt.NamedData(ROWS)).transform_filter(f"datum.reference == {reference}")
     whole = chart.transform_aggregate(n="count()")  # one row, where a row for each arm would shade one upon another
     primary = summary.primary
-    worse = "right of 0 is worse" if primary.is_loss else "left of 0 is worse"
-    title = [f"test {clean(primary.label)} minus that of {other}{primary.unit and ', '}{primary.unit}", f"({worse})"]
-    across = alt.X("difference:Q", title=title, scale=scale_of("linear", nice=False, padding=16))
+    worse = "right is worse" if primary.is_loss else "left is worse"
+    title = [f"test {clean(primary.label)} minus that of {other}", f"{primary.unit}{primary.unit and '; '}{worse}"]
+    scale = scale_of("linear", nice=False, padding=16)
+    across = alt.X("difference:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
     up = alt.Y(
         "arm:N",
         sort=[point["arm"] for point in own],

@@ -188,7 +188,7 @@ def forgetting_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
         "forgot:Q",
         title="loss gained on general text, nats per token",
         scale=scale_of("linear", padding=14),
-        axis=alt.Axis(grid=False, tickCount=6),
+        axis=alt.Axis(grid=False, tickCount=5),
     )
     up = alt.Y("score:Q", title=score_title(arms.summary.primary), scale=scale_of("linear", nice=False, padding=14))
     spread = chart.transform_filter("isValid(datum.from)").mark_rule(strokeWidth=2)
@@ -222,7 +222,7 @@ def capacity_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
     whole = chart.transform_aggregate(n="count()")
     across = alt.X(
         "ratio:Q",
-        title=f"trainable parameters for each of the {targets_word(arms.summary)}",
+        title=f"trainable parameters per {targets_word(arms.summary).removesuffix('s')}",
         scale=scale_of("log", padding=24),
         axis=alt.Axis(format=".3~g", grid=False, tickCount=5, labelOverlap="greedy"),
     )

@@ -125,9 +125,9 @@ def about(summary: Summary) -> str:
     """Return what the table's numbers mean."""
     margin = f"{summary.margin:g} {summary.primary.unit}".rstrip()
     return (
-        f"{summary.primary.label} of the arm minus that of the other, with its 95 % interval. p: that they differ; "
-        f"p equiv.: that they lie within the margin of {margin}; both corrected for all {len(summary.comparisons)} "
-        "pairs (Holm, Shaffer). Below 0.05 is a claim."
+        f"Test {summary.primary.label} of the arm minus that of the other, with its 95 % interval. p: that they "
+        f"differ; p equiv.: that they lie within the margin of {margin}; both corrected for all "
+        f"{len(summary.comparisons)} pairs (Holm, Shaffer). Below 0.05 is a claim."
     )
 
 

@@ -1,6 +1,6 @@
 """What each arm wrote, or chose, for the same items of the test split, side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneoff.analysis.values import Summary
@@ -30,7 +30,7 @@ class Example:
 
     item: str
     title: str
-    """The beginning of the prompt's last line."""
+    """The beginning of the last line that is the prompt's own, and not of the template of all."""
     prompt: str
     reference: str
     texts: tuple[Written, ...]
@@ -50,13 +50,20 @@ def examples(summary: Summary, samples: Mapping[str, Sequence[Sample]]) -> tuple
     for name in names:
         for sample in samples[name]:
             items.setdefault(sample.item, {})[name] = sample
-    return tuple(_example(found) for found in items.values())
+    lines = [_lines(found) for found in items.values()]
+    shared = set.intersection(*map(set, lines)) if len(lines) > 1 else set()
+    return tuple(_example(found, shared) for found in items.values())
 
 
-def _example(found: Mapping[str, Sample]) -> Example:
+def _lines(found: Mapping[str, Sample]) -> list[str]:
+    """Return the lines of an item's prompt that say something."""
+    return [line for line in clean_lines(next(iter(found.values())).prompt).splitlines() if line.strip()]
+
+
+def _example(found: Mapping[str, Sample], shared: Collection[str]) -> Example:
     first = next(iter(found.values()))
-    lines = clean_lines(first.prompt).splitlines() or [""]
-    title = clean(lines[-1])
+    lines = _lines(found)
+    title = clean(([line for line in lines if line not in shared] or lines or [""])[-1])
     texts = tuple(
         Written(arm, shown(sample.text), is_reference=clean(sample.text) == clean(sample.reference) != "")
         for arm, sample in list(found.items())[:MAX_ARMS]

@@ -154,10 +154,13 @@ def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart, key: 
             tickColor=look.line,
             labelFontSize=12,
             labelPadding=6,
+            labelSeparation=6,
             titleFontSize=12,
             titleFontWeight="normal",
             titlePadding=10,
         ),
+        # Half a number at the edge of a phone reads as another number.
+        axisX=alt.AxisConfig(labelBound=4),
         legend=alt.LegendConfig(labelColor=look.ink, labelFontSize=12, symbolSize=80, labelLimit=340),
     )
     chart = alt.LayerChart(layer=list(layers), config=config, width=look.width, height=height)

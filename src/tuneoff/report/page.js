@@ -24,7 +24,8 @@
   }
 
   async function draw(figure) {
-    const { points, variants } = charts[figure.dataset.chart];
+    const { points: given, variants } = charts[figure.dataset.chart];
+    const points = typeof given === "string" ? charts[given].points : given;
     const spec = structuredClone(variants[variantOf(figure)]);
     spec.data = { name: "rows", values: rowsOf(points) };
     spec.params = [...(spec.params ?? []), { name: "hidden", value: [...hidden] }];

@@ -10,12 +10,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib import resources
 from types import MappingProxyType
 from typing import Any
 
-import vl_convert
+from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -23,6 +23,7 @@ from tuneoff.analysis.explanation import NOTHING, Explanation
 from tuneoff.analysis.values import Summary
 from tuneoff.report import columns as col
 from tuneoff.report import comparisons, standing
+from tuneoff.report.bundle import vega_bundle
 from tuneoff.report.chart_parts import targets_word
 from tuneoff.report.decoding import decoding_columns, texts_note, texts_of
 from tuneoff.report.examples import examples
@@ -30,7 +31,7 @@ from tuneoff.report.look import PAGE, Arms
 from tuneoff.report.panel import Panel
 from tuneoff.report.panels import learning_numbers, panels, trial_numbers
 from tuneoff.report.panels_why import frontier_numbers, optimum_numbers, topics
-from tuneoff.report.points import MAX_FOREST, CurveLine, arms_in, score_of, tradeoff_note
+from tuneoff.report.points import MAX_FOREST, CurveLine, arms_in, far_off, score_of, tradeoff_note
 from tuneoff.report.reproduce import commands, study_yaml
 from tuneoff.report.settings import describe
 from tuneoff.report.tables import progress
@@ -50,10 +51,6 @@ SHAPE_PATHS = {
     "triangle-right": "M3.5 3v10L13 8z",
 }
 """Vega's shapes, in a square of 16."""
-
-
-_SNIPPET = "window.vegaEmbed = vegaEmbed;"
-"""What the bundle hands to the page: no more than the page uses."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,9 @@ def render_page(
         explanation: when, why and how the arms differ.
         samples: what each arm wrote for some items of the test split, by its name.
     """
-    found = panels(summary, curves, explanation)
-    why = topics(summary, explanation, curves)
+    with debug_mode(False):  # altair would check every part of every chart against its schema; the tests do
+        found = panels(summary, curves, explanation)
+        why = topics(summary, explanation, curves)
     drawn = {**found, **{panel.key: panel for topic in why for panel in topic.panels}}
     script = _file("page.js")
     style = _file("page.css")
@@ -102,7 +100,7 @@ def render_page(
         style=Markup(style),
         bundle=Markup(bundle),
         script=Markup(script),
-        data=_json_for_html({key: panel.data() for key, panel in drawn.items()}),
+        data=_json_for_html(chart_data(drawn)),
         **_results(summary, found),
         **_standings(summary),
         learning_numbers=learning_numbers(found["learning"].points) if "learning" in found else None,
@@ -118,6 +116,16 @@ def render_page(
         yaml=study_yaml(study),
         commands=commands(study),
     )
+
+
+def chart_data(drawn: Mapping[str, Panel]) -> dict[str, Any]:
+    """Return what the page's script draws the charts from; points that several share stand with the first of them."""
+    found: dict[str, Any] = {}
+    first: dict[int, str] = {}
+    for key, panel in drawn.items():
+        owner = first.setdefault(id(panel.points), key)
+        found[key] = panel.data() if owner == key else panel.data() | {"points": owner}
+    return found
 
 
 def arms_of(drawn: Sequence[Panel]) -> list[str]:
@@ -163,6 +171,7 @@ def _standings(summary: Summary) -> dict[str, Any]:
         "about_compared": comparisons.about(summary),
         "margin": f"{summary.margin:g} {summary.primary.unit}".rstrip(),
         "forest_note": f" Drawn are the {MAX_FOREST} that rank highest; the table has all." if is_cut else "",
+        "far_off": far_off(summary),
         "checks": standing.checks(summary),
         "declared": standing.meant(summary.audit.findings),
         "num_broken": len({finding.kind for finding in summary.audit.broken}),
@@ -223,15 +232,6 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     warmup = study.optimizer.warmup
     length_of_warmup = f"{100 * warmup:g} %" if warmup < 1 else f"{warmup:g} steps"
     yield "schedule", f"{study.optimizer.schedule}, {length_of_warmup} warm-up"
-
-
-@cache
-def vega_bundle() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script. Making it takes some seconds, so it is kept."""
-    bundle: str = vl_convert.javascript_bundle(_SNIPPET)
-    if "</script" in bundle.lower() or "<!--" in bundle:
-        raise AssertionError("the bundle would end its own script element")
-    return bundle
 
 
 def _policy(scripts: Sequence[str], style: str) -> str:

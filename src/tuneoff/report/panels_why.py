@@ -156,9 +156,9 @@ def _modules(arms: Arms, explanation: Explanation) -> Iterator[Panel]:
         points=points,
         width=HALF,
         controls=controls,
-        title="Intruder dimensions, layer by layer",
-        note="Leading singular vectors of the trained weights that are like none of the base's; published work found "
-        "few in full fine-tuning and more at low ranks (Shuttleworth et al., 2024).",
+        title="Intruders, layer by layer",
+        note="Leading singular vectors of the trained weights that are like none of the base's: intruder dimensions. "
+        "Published work found few in full fine-tuning and more at low ranks (Shuttleworth et al., 2024).",
     )
 
 

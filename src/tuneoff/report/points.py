@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from tuneoff.analysis.comparison import Comparison
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.analysis.explanation import NOTHING, Cost, Explanation
 from tuneoff.analysis.measures import Measure
@@ -17,7 +18,7 @@ CurveLine = Mapping[str, Any]
 
 MAX_POINTS_PER_CURVE = 300
 """More than a curve has pixels between its bends."""
-MAX_POINTS = 6000
+MAX_POINTS = 4500
 """Over all curves of a page, so that a study of hundreds of arms still opens at once."""
 MAX_FOREST = 40
 """Rows of a chart of differences; the table below it has them all."""
@@ -79,7 +80,8 @@ def optimum_points(explanation: Explanation) -> list[Point]:
 def difference_points(summary: Summary) -> list[Point]:
     """Return one point for each tested arm and each arm that it is held against: the difference with its interval.
 
-    `reference` counts the arms that others are held against: the best, then full fine-tuning.
+    `reference` counts the arms that others are held against: the best, then full fine-tuning. What lies far off is left
+    out, see `far_off`.
     """
     return [
         {
@@ -92,8 +94,30 @@ def difference_points(summary: Summary) -> list[Point]:
             "outcome": pair.outcome,
         }
         for place, reference in enumerate(references(summary))
-        for pair in against(summary, reference)[:MAX_FOREST]
+        for pair in _near(summary, reference)[:MAX_FOREST]
     ]
+
+
+def far_off(summary: Summary) -> tuple[str, ...]:
+    """Return the arms that a chart of differences leaves out, since they would press all the others into one line.
+
+    They are arms that are not trained, and lie more than twice as far from the reference as any that is.
+    """
+    pairs = [(reference, pair.one) for reference in references(summary) for pair in against(summary, reference)]
+    near = {(reference, pair.one) for reference in references(summary) for pair in _near(summary, reference)}
+    return tuple(dict.fromkeys(one for reference, one in pairs if (reference, one) not in near))
+
+
+def _near(summary: Summary, reference: str) -> list[Comparison]:
+    pairs = against(summary, reference)
+    trained = {arm.name for arm in summary.arms if arm.is_trained}
+    reach = max((abs(end) for pair in pairs if pair.one in trained for end in _reach(pair)), default=math.inf)
+    return [pair for pair in pairs if pair.one in trained or abs(pair.difference.value) <= 2 * reach]
+
+
+def _reach(pair: Comparison) -> tuple[float, ...]:
+    difference = pair.difference
+    return tuple(end for end in (difference.value, difference.low, difference.high) if end is not None)
 
 
 def cost_points(summary: Summary, explanation: Explanation = NOTHING) -> list[Point]:

@@ -42,6 +42,9 @@ class Standing:
     """None for the best itself, and where it is not known."""
     is_best: bool
     chip: Chip | None
+    """The outcome alone."""
+    needs: str
+    """How many more seeds would decide an open outcome; empty where that is not known."""
     difference: str
     reasons: tuple[str, ...]
     """Sentences without their ends: why it is not comparable, and why it has no result."""
@@ -61,9 +64,14 @@ def chips(summary: Summary) -> tuple[Chip, ...]:
 
 
 def _about(pair: Comparison) -> str:
+    needs = _needs(pair)
+    return f"{pair.outcome}, {needs}" if needs else pair.outcome
+
+
+def _needs(pair: Comparison) -> str:
     if pair.more_seeds is None:
-        return pair.outcome
-    return f"{pair.outcome}, about {pair.more_seeds} more {'seed' if pair.more_seeds == 1 else 'seeds'}"
+        return ""
+    return f"about {pair.more_seeds:,} more {'seed' if pair.more_seeds == 1 else 'seeds'}"
 
 
 def standings(summary: Summary) -> dict[str, Standing]:
@@ -80,7 +88,8 @@ def _standing(arm: ArmSummary, pair: Comparison | None, summary: Summary, *, is_
     return Standing(
         pair=pair,
         is_best=is_best,
-        chip=None if pair is None else Chip(pair.outcome, _about(pair)),
+        chip=None if pair is None else Chip(pair.outcome, pair.outcome),
+        needs="" if pair is None else _needs(pair),
         difference="" if pair is None else text.difference(summary, pair),
         reasons=tuple(reasons),
     )

@@ -1,9 +1,10 @@
 """Writes the report's files, each whole or not at all."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+
+from pydantic_core import to_json as to_json_text
 
 from tuneoff.analysis.explanation import NOTHING, Explanation
 from tuneoff.analysis.values import Summary
@@ -57,7 +58,7 @@ def write_report(
         "report.html": render_page(study, summary, done, explanation, samples),
         "report.md": to_markdown(summary, explanation),
         "report.csv": to_csv(rows(summary)),
-        "report.json": json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": to_json_text(facts, indent=2, inf_nan_mode="null").decode() + "\n",
     }
     texts |= {"report-decoding.csv": to_csv(decoding_rows(summary))} if texts_of(summary) else {}
     files = {name: text.encode() for name, text in texts.items()}

@@ -1,6 +1,7 @@
 """What is worked out of a trained run beside its scores, as frozen values: `explain.json` in the run's folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from pydantic import Field
 
@@ -39,9 +40,18 @@ class LayerChange(Value):
 
         None where D is zero, or where fewer singular values were worked out.
         """
-        if self.change_norm == 0 or rank > len(self.singular_values) < self.num_singular_values:
-            return None
-        return min(1.0, sum(value**2 for value in self.singular_values[:rank]) / self.change_norm**2)
+        return self.shares_held((rank,))[0]
+
+    def shares_held(self, ranks: Sequence[int]) -> tuple[float | None, ...]:
+        """Return `share_held` of several ranks."""
+        known, square = len(self.singular_values), self.change_norm**2
+        sums = [0.0, *accumulate(value**2 for value in self.singular_values)]
+        return tuple(
+            None
+            if square == 0 or rank > known < self.num_singular_values
+            else min(1.0, sums[min(rank, known)] / square)
+            for rank in ranks
+        )
 
 
 class Sample(Value):

@@ -102,13 +102,24 @@ def _mean_rank_90(layers: Layers) -> float | None:
 
 
 def _shares(runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn: bool) -> dict[int, Estimate]:
-    found = {rank: _over((_share(layers, rank) for layers in runs), is_drawn=is_drawn, highest=1.0) for rank in ranks}
+    by_run = [_held(layers, ranks) for layers in runs]
+    found = {
+        rank: _over((held[place] for held in by_run), is_drawn=is_drawn, highest=1.0)
+        for place, rank in enumerate(ranks)
+    }
     return {rank: estimate for rank, estimate in found.items() if estimate is not None}
 
 
-def _share(layers: Layers, rank: int) -> float | None:
-    """Return the share of the squared norm of all layers' change that this rank could hold in each."""
-    changed = [(layer.change_norm**2, layer.share_held(rank)) for layer in layers if layer.change_norm > 0]
+def _held(layers: Layers, ranks: Sequence[int]) -> list[float | None]:
+    """Return the share of the squared norm of all layers' change that each rank could hold in each of them."""
+    if len(layers) == 1:
+        return list(layers[0].shares_held(ranks))
+    changed = [(layer.change_norm**2, layer.shares_held(ranks)) for layer in layers if layer.change_norm > 0]
+    return [_share([(square, shares[place]) for square, shares in changed]) for place in range(len(ranks))]
+
+
+def _share(changed: Sequence[tuple[float, float | None]]) -> float | None:
+    """Return the mean of shares, weighted by the squared norms before them."""
     known = [(square, share) for square, share in changed if share is not None]
     total = math.fsum(square for square, _ in known)
     if total == 0 or len(known) < len(changed):

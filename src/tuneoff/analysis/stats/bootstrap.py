@@ -85,7 +85,8 @@ def over_items(values: Values, counts: Values) -> ItemSpread:
         counts: (B, I), from `resamples`; arms that are compared may share it.
     """
     centred = values - values.mean()
-    cubes, squares = np.sum(centred**3), np.sum(centred**2)
+    shares = centred / (np.abs(centred).max() or 1.0)  # a has no unit, and cubes of tiny numbers would be 0
+    cubes, squares = np.sum(shares**3), np.sum(shares**2)
     acceleration = cubes / (6 * squares**1.5) if squares > 0 else 0.0
     means = values.mean() + np.sort(counts @ centred) / len(values)
     return ItemSpread(float(values.mean()), means, float(acceleration))

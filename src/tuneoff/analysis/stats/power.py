@@ -14,8 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import chdtr, chdtri, ndtr, stdtrit
+from scipy.special import chdtr, chdtri, nctdtr, ndtr, stdtrit
 
 from tuneoff.analysis.stats.twoway import freedom
 
@@ -43,13 +42,18 @@ def equivalence_power(
     if standard_error == 0:
         return float(abs(difference) < margin)
     t = -float(stdtrit(degrees, level))
-    share = float(chdtr(degrees, degrees * (margin / (t * standard_error)) ** 2))
+    share = _share(margin, standard_error, degrees, t)
     nodes, weights = _nodes()
     # The estimated standard error, at probabilities that are spread evenly where an equivalence can be found at all.
     estimated = standard_error * np.sqrt(chdtri(degrees, 1 - share * nodes) / degrees)
     room = np.maximum(margin - t * estimated, 0) / standard_error
     shift = difference / standard_error
     return float(share * (weights @ (ndtr(room - shift) - ndtr(-room - shift))))
+
+
+def _share(margin: float, standard_error: float, degrees: float, t: float) -> float:
+    """Return how often the estimated standard error is so small that an equivalence can be found at all."""
+    return float(chdtr(degrees, degrees * (margin / (t * standard_error)) ** 2))
 
 
 def difference_power(difference: float, standard_error: float, degrees: float, *, level: float = LEVEL) -> float:
@@ -65,7 +69,7 @@ def difference_power(difference: float, standard_error: float, degrees: float, *
         return float(difference != 0)
     shift = abs(difference) / standard_error
     t = -float(stdtrit(degrees, level / 2))
-    return float(stats.nct.sf(t, degrees, shift)) if shift < 30 else float(ndtr(shift - t))
+    return float(1 - nctdtr(degrees, shift, t)) if shift < 30 else float(ndtr(shift - t))
 
 
 def seeds_power(margin: float, spread: float, num_seeds: int, num_comparisons: int = 1) -> float:
@@ -110,18 +114,18 @@ def seeds_to_decide(
         The number, at least 1; none where 100 more are not enough.
     """
 
-    def power(more: int) -> float:
+    def is_enough(more: int) -> bool:
         total = num_seeds + more
         seeds = by_seeds * num_seeds / total
         degrees = float(freedom(seeds, by_items, total, item_freedom))
-        return _power(difference, math.sqrt(seeds + by_items), degrees, margin, level)
+        return _is_decided(difference, math.sqrt(seeds + by_items), degrees, margin, level)
 
     low, high = 0, MAX_MORE_SEEDS
-    if power(high) < WANTED_POWER:
+    if not is_enough(high):
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= WANTED_POWER else (middle, high)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
 
 
@@ -137,12 +141,16 @@ def seeds_can_decide(
         margin: how close counts as equal.
         level: of the tests.
     """
-    return _power(difference, math.sqrt(by_items), item_freedom, margin, level) >= WANTED_POWER
+    return _is_decided(difference, math.sqrt(by_items), item_freedom, margin, level)
 
 
-def _power(difference: float, error: float, degrees: float, margin: float, level: float) -> float:
-    equivalent = equivalence_power(margin, error, degrees, difference=difference, level=level)
-    return max(equivalent, difference_power(difference, error, degrees, level=level))
+def _is_decided(difference: float, error: float, degrees: float, margin: float, level: float) -> bool:
+    if difference_power(difference, error, degrees, level=level) >= WANTED_POWER:
+        return True
+    # Two bounds that cost less than the integral: the level, outside the margin, and how often there is room for t s.
+    if abs(difference) >= margin or _share(margin, error, degrees, -float(stdtrit(degrees, level))) < WANTED_POWER:
+        return False
+    return equivalence_power(margin, error, degrees, difference=difference, level=level) >= WANTED_POWER
 
 
 @lru_cache(maxsize=1)

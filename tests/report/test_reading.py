@@ -1,0 +1,82 @@
+"""A study's folder is read once for its page and its table, and a torn curve costs its torn line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import Fakes, make_curve, make_study
+
+from tuneoff.api import Result
+from tuneoff.errors import StoreError
+from tuneoff.report import page
+from tuneoff.running.store import CURVE_FILE, Store
+
+
+@pytest.fixture
+def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """The folder of a finished study, as the store itself writes it; the real bundle takes seconds to make."""
+    monkeypatch.setattr(page, "vega_bundle", lambda: "window.vegaEmbed = () => {};")
+    fakes = Fakes(make_study())
+    store = Store(tmp_path / "runs")
+    store.create(fakes.study)
+    for run_id in fakes.records.keys() | fakes.explained.keys():
+        store.run_folder(run_id).mkdir(parents=True)
+    for run_id, record in fakes.records.items():
+        store.write_record(record.model_copy(update={"files": {}}))
+        lines = "".join(json.dumps(line) + "\n" for line in fakes.curves.get(run_id, ()))
+        (store.run_folder(run_id) / CURVE_FILE).write_text(lines, encoding="utf-8")
+    for test in fakes.tests.values():
+        store.write_test(test.model_copy(update={"files": {}}))
+    for explained in fakes.explained.values():
+        store.write_explained(explained)
+    return Result(fakes.study, store)
+
+
+def test_a_page_and_a_table_are_made_from_one_reading(
+    result: Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Path] = []
+    read = Store._read
+
+    def counted(self: Store, path: Path, kind: Any) -> Any:
+        asked.append(path)
+        return read(self, path, kind)
+
+    monkeypatch.setattr(Store, "_read", counted)
+    reading = result.read()
+    paths = result.report(reading=reading)
+    result.table(reading)
+    assert len(asked) == len(set(asked)) > len(reading.records)
+    assert "lora-rank32" in capsys.readouterr().out
+    whole = json.loads(next(path for path in paths if path.suffix == ".json").read_text("utf-8"))
+    assert whole["summary"]["ranking"] == list(reading.summary.ranking)
+    assert reading.samples.keys() == {arm.name for arm in reading.summary.arms}
+    assert set(reading.curves) == {run_id for arm in reading.summary.arms for run_id in arm.chosen_run_ids}
+
+
+def test_a_reading_is_of_one_moment_and_another_one_of_another(result: Result) -> None:
+    before = result.read()
+    (run_id,) = before.summary.arm("full").chosen_run_ids[-1:]
+    result.store.set_aside(run_id)
+    assert before.summary.num_left == 0
+    assert result.read().summary.num_left == result.summary().num_left == 1
+
+
+def test_runs_of_another_study_are_counted_and_make_no_report(result: Result) -> None:
+    other = Result(make_study(budget={"steps": 7, "batch_size": 16}), result.store)
+    assert result.num_other_runs() == 0
+    assert other.num_other_runs() == len(result.records()[0])
+    with pytest.raises(StoreError, match="none of the 21 finished runs"):
+        other.report()
+
+
+@pytest.mark.parametrize("end", ["", '{"kind": "train", "st', '{"kind": "train"}\n{"kind"', "\x00\x00"])
+def test_a_torn_end_of_a_curve_is_left_out(result: Result, end: str) -> None:
+    study = result.study
+    run_id = result.summary().arm("full").chosen_run_ids[0]
+    lines = make_curve(study.arm("full"), result.records()[0][run_id].run, 20)
+    path = result.store.run_folder(run_id) / CURVE_FILE
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + end, encoding="utf-8")
+    whole = [{"kind": "train"}] if "}\n" in end else []
+    assert result.store.curve(run_id) == [*lines, *whole]
