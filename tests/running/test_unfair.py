@@ -12,7 +12,7 @@ from tuneoff.study.options import Invariant
 
 pytestmark = pytest.mark.slow
 
-TUNED = {"method": "lora", "rank": 4, "tune": {"lr": [1e-4, 1e-2, 1.0]}}
+TUNED = {"method": "lora", "rank": 4, "tune": {"lr": [1e-5, 1e-2, 1e3]}}
 UNFAIR: dict[str, tuple[Invariant, dict[str, Any]]] = {
     "longer": ("budget", {"override": {"budget": {"steps": 9}}}),
     "smaller-batch": ("batch_size", {"override": {"budget": {"batch_size": 2}}}),
