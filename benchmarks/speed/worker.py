@@ -146,9 +146,9 @@ def ours(case: Case, split: TokenSplit, num_steps: int, model: Any, dtype: torch
     """Train with the loop that `tuneoff run` runs."""
     from tuneoff.methods import Full, LoRA
     from tuneoff.study.spec import OptimizerSpec
+    from tuneoff.training.activations import fuse_activations
     from tuneoff.training.loop import Loop, LoopPlan, Member
     from tuneoff.training.meter import Meter
-    from tuneoff.training.models import fuse_activations
     from tuneoff.training.optim import MemberOptimizer
     from tuneoff.training.runtime import open_runtime
     from tuneoff.training.steps import Forward

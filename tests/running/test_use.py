@@ -72,7 +72,8 @@ def test_a_full_run_is_exported_as_a_model(finished: api.Result, tmp_path: Path)
     record = find_tested(finished, "full")
     export_run(out_of(finished), record.run_id, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert torch.equal(logits(model), own_logits(finished, record))
+    # Transformers writes GELU out in several steps, which round otherwise
+    assert torch.allclose(logits(model), own_logits(finished, record), atol=1e-6)
 
 
 def test_an_export_scores_as_the_run_it_came_from(finished: api.Result, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class _SummedNLL(torch.autograd.Function):
         d_weight = torch.zeros_like(weight) if needs_weight else None
         d_bias = torch.zeros_like(bias) if needs_bias and bias is not None else None
         nll = torch.empty(len(h), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
+        weights = weights.to(nll.dtype)
         with torch.autocast(h.device.type, enabled=False):
             for part in _parts(h, w):
                 logits = _logits(h[part], w, b)

@@ -208,8 +208,7 @@ class Loop:
         batches does not weigh. The sum over members keeps their gradients apart, as no trained weight is shared.
         """
         weights = [m.optimizer.loss_scale.scale / count for m, count in zip(self.members, num_targets, strict=True)]
-        kind = torch.promote_types(self.runtime.compute_dtype, torch.float32)
-        of_targets = torch.tensor(weights, device=self.runtime.device, dtype=kind)[batch.members]
+        of_targets = torch.tensor(weights, device=self.runtime.device, dtype=torch.float64)[batch.members]
         with batch.masked(self.step), self.runtime.autocast():
             loss, nll = self.forward.summed_nll(batch, of_targets)
         self.runtime.accelerator.backward(loss)

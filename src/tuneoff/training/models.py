@@ -205,6 +205,8 @@ def load_base(
     """
     import torch
 
+    from tuneoff.training.activations import fuse_activations
+
     config = load_config(model, root, revision, trust_remote_code)
     if num_classes:
         config.num_labels = num_classes
@@ -234,21 +236,6 @@ def load_base(
     if quantize != "none":
         quantise(base, quantize)
     return base
-
-
-def fuse_activations(model: "torch.nn.Module") -> None:
-    """Put PyTorch's one-pass GELU in the place of those that are written out, in place.
-
-    GPT-2's "gelu_new" is the same tanh approximation (Hendrycks and Gimpel, 2016, arXiv:1606.08415, section 2) in eight
-    passes, each of which keeps a tensor for the backward pass, and rounds it in bf16. The results differ by rounding.
-    """
-    import torch
-    from transformers.activations import NewGELUActivation
-
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, torch.nn.GELU(approximate="tanh"))
 
 
 def _check_source(config: "PreTrainedConfig", source: Path | str, model: str) -> None:

@@ -210,7 +210,7 @@ class Forward:
         head = self._plain_head()
         if head is None:
             nll = F.cross_entropy(self.target_logits(batch), batch.labels, reduction="none")
-            return (nll * weights).sum(), nll.detach()
+            return (nll * weights.to(nll.dtype)).sum(), nll.detach()
         return summed_nll(self._target_hidden(batch), head, batch.labels, weights)
 
     def _plain_head(self) -> nn.Linear | None:
