@@ -104,6 +104,10 @@ class DeviceError(TuneoffError):
     """The device, or a precision on it, is not to be had."""
 
 
+class NotFiniteError(TuneoffError):
+    """A loss that is not a finite number: the weights that gave it have diverged."""
+
+
 class InfeasibleError(TuneoffError):
     """A run ended without a result. It becomes a row of the table; the study goes on.
 

@@ -1,6 +1,7 @@
 """The loop's numbers: accumulation, cohorts, poison, resume, and curves against a float64 loop that shares no code."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -173,6 +174,20 @@ def test_one_runs_nan_leaves_the_others_bits_alone() -> None:
         assert heard.losses(index) == told.losses(index)
         for name, tensor in sound.adapted.state_dict(index).items():
             assert torch.equal(tensor, ill.adapted.state_dict(index)[name]), name
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run_and_keeps_what_was_best() -> None:
+    recorder = Recorder()
+    adapted = adapt([LoRA(rank=2)], [0])
+    loop = make_loop(
+        adapted, [0], [1e30], make_split(), recorder, evaluate_every=1, optimizer=OptimizerSpec(clip=None, warmup=0.0)
+    )
+    loop.run()
+    member = loop.members[0]
+    assert loop.step == 1
+    assert len(recorder.losses()) == 1  # the loss of the step itself is sound: it is of the weights before it
+    assert re.fullmatch(r"diverged: the loss over 24 sequences was (nan|inf) at step 1", member.failure)
+    assert member.validation is None
 
 
 def test_a_run_that_diverges_alone_stops_early_and_says_where() -> None:

@@ -5,6 +5,7 @@ the micro-batch: sums are kept per sequence, in float64 (Jelinek et al., 1977, d
 text).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from tuneoff.data.batching import evaluation_batches
 from tuneoff.data.prepare import TokenSplit
+from tuneoff.errors import NotFiniteError
 from tuneoff.study.records import Likelihood
 from tuneoff.training.runtime import Runtime
 from tuneoff.training.steps import Forward, to_device
@@ -99,10 +101,16 @@ def sum_up(
         split: what was scored.
         vocabulary_size: between how many tokens or classes each target was chosen.
         stride_tokens: reported with the result.
+
+    Raises:
+        NotFiniteError: the sum is not a finite number.
     """
     scored = counts > 0
+    total = float(nll.sum())
+    if not math.isfinite(total):
+        raise NotFiniteError(f"the loss over {len(split):,} sequences was {total}")
     return Likelihood(
-        nll_nats=float(nll.sum()),
+        nll_nats=total,
         num_target_tokens=int(counts.sum()),
         num_sequences=int(scored.sum()),
         num_target_bytes=int(split.target_bytes.sum()),

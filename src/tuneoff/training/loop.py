@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tuneoff.data.batching import Batch, BatchSequence, micro_batches
 from tuneoff.data.prepare import TokenSplit
+from tuneoff.errors import NotFiniteError
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.study.records import DIVERGED, Likelihood
 from tuneoff.study.streams import DROPOUT, stream_seed
@@ -93,7 +94,11 @@ class Host(Protocol):
     """What the loop asks for and tells; running/ scores, writes it down and shows it."""
 
     def evaluate(self, module: nn.Module) -> Likelihood:
-        """Score the validation split with the model as it stands."""
+        """Score the validation split with the model as it stands.
+
+        Raises:
+            NotFiniteError: its loss is not a finite number.
+        """
 
     def curve(self, member: int, row: dict[str, Any]) -> None:
         """Take one point of a member's learning curve."""
@@ -254,19 +259,21 @@ class Loop:
         for index, member in enumerate(self.members):
             if member.is_over:
                 continue
-            with self.meter.evaluating(), self.adapted.member(index) as module:
-                module.eval()
-                found = self.host.evaluate(module)
+            try:
+                with self.meter.evaluating(), self.adapted.member(index) as module:
+                    module.eval()
+                    found = self.host.evaluate(module)
+            except NotFiniteError as error:
+                member.failure = f"{DIVERGED}: {error} at step {self.step}"
+                continue
             member.last_validation = found
             row = {"kind": "validation", "step": self.step, "epoch": member.order.epochs(self.step)}
             row |= {"loss_nats": found.loss_nats, "perplexity": found.perplexity, "target_tokens": member.target_tokens}
             self.host.curve(index, row)
-            if not math.isfinite(found.nll_nats):
-                member.failure = f"{DIVERGED}: the validation loss was {found.nll_nats} at step {self.step}"
-            elif found.loss_nats < member.best_loss_nats:
+            if found.loss_nats < member.best_loss_nats:
                 member.best_loss_nats, member.best_step, member.validation = found.loss_nats, self.step, found
                 self.host.best(index)
-            if not member.failure and self.step < self.plan.num_steps:
+            if self.step < self.plan.num_steps:
                 member.stopped = self.host.stop(index)
 
     def _checkpoint(self) -> Checkpoint:
