@@ -32,6 +32,8 @@ PEERS = {
 LARGEST_LOSS_DIFFERENCE = 0.05
 """Nats: how far final losses may lie apart. Start values, dropout and rounding differ; the work must not."""
 GIGABYTE = 1e9
+WIDTH = 150
+"""Of the table, in characters: rows that break are hard to read in a log."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a SQuAD file")
     parser.add_argument("--tokenizer", type=Path, help="folder of its tokenizer")
     options = parser.parse_args()
-    console = Console()
+    console = Console(width=WIDTH)
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, {options.precision}")
     for name in options.case or CASES:
         compare(CASES[name], options, console)
