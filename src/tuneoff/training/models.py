@@ -20,6 +20,7 @@ from urllib.request import getproxies
 from tuneoff.errors import ModelError, StudyError
 from tuneoff.methods.heads import head_names
 from tuneoff.study.shapes import known_shape
+from tuneoff.training.activations import fuse_activations
 from tuneoff.training.model_errors import explained
 from tuneoff.training.model_files import (
     CONFIG,
@@ -204,8 +205,6 @@ def load_base(
         ModelError: not found, not causal, quantised, not in safetensors, torn, or not fitting the configuration.
     """
     import torch
-
-    from tuneoff.training.activations import fuse_activations
 
     config = load_config(model, root, revision, trust_remote_code)
     if num_classes:

@@ -84,12 +84,7 @@ def to_device(
     if is_packed:
         layout = packed([batch.lengths.tolist() for batch in batches], streams, [b.slots.tolist() for b in batches])
     else:
-        layout = padded(
-            [int(length) for batch in batches for length in batch.lengths],
-            [stream for batch, stream in zip(batches, streams, strict=True) for _ in range(len(batch))],
-            [int(slot) for batch in batches for slot in batch.slots],
-            num_virtual_tokens,
-        )
+        layout = _padded(batches, streams, num_virtual_tokens)
     segments = [segment for segment in layout.segments if not segment.is_padding]
     rows = np.concatenate([np.full(one.length, one.row) for one in segments])
     columns = np.concatenate([np.arange(one.start, one.start + one.length) for one in segments])
@@ -113,6 +108,15 @@ def to_device(
     placed = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
     position_ids = torch.from_numpy(places).to(device) if is_packed else None
     return DeviceBatch(**placed, position_ids=position_ids, layout=layout)
+
+
+def _padded(batches: Sequence[Batch], streams: Sequence[int], num_virtual_tokens: int) -> Layout:
+    return padded(
+        [int(length) for batch in batches for length in batch.lengths],
+        [stream for batch, stream in zip(batches, streams, strict=True) for _ in range(len(batch))],
+        [int(slot) for batch in batches for slot in batch.slots],
+        num_virtual_tokens,
+    )
 
 
 class Forward:
