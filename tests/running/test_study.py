@@ -12,6 +12,7 @@ from tuneoff.analysis.selection import choose_rate
 from tuneoff.errors import StudyError
 from tuneoff.running.store import ADAPTER_WEIGHTS, CURVE_FILE, FULL_WEIGHTS, PREDICTIONS_FILE
 from tuneoff.study.expand import chosen_runs, trials
+from tuneoff.study.records import RECORD_VERSION
 
 pytestmark = pytest.mark.slow
 
@@ -163,3 +164,16 @@ def test_keep_last_is_tested_with_the_last_weights(world: Path, tmp_path: Path) 
     rows = [row for row in result.store.curve(run_id) if row["kind"] == "validation"]
     assert record.validation is not None
     assert record.validation.loss_nats == rows[-1]["loss_nats"]
+
+
+def test_a_run_of_another_version_is_done_again(finished: api.Result, tmp_path: Path) -> None:
+    copy = copy_of(finished, tmp_path)
+    run_id = next(iter(copy.records()[1]))
+    copy.store.write_record(copy.records()[0][run_id].model_copy(update={"version": 1}))
+    events = Events()
+    again = api.run(finished.study, tmp_path, num_jobs=NUM_JOBS, listener=events)
+    assert any(
+        f"has version 1; this program writes version {RECORD_VERSION}" in str(e.body) for e in events.of("problem")
+    )
+    assert again.records()[0][run_id].version == RECORD_VERSION
+    assert scores(again) == scores(finished)

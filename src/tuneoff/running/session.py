@@ -22,7 +22,7 @@ from tuneoff.running.store import ADAPTER_WEIGHTS, CHECKPOINT_FOLDER, FULL_WEIGH
 from tuneoff.running.tracking import Tracking
 from tuneoff.study.identity import Run
 from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod, NoneMethod
-from tuneoff.study.records import Halving
+from tuneoff.study.records import RECORD_VERSION, Halving
 from tuneoff.study.streams import HEAD, INIT, stream_seed
 from tuneoff.training.checkpoint import save_tensors
 from tuneoff.training.meter import Meter
@@ -173,8 +173,9 @@ def _settle_setup(runs: Sequence[Run], place: Place) -> dict[str, Any]:
         "cohort": [run.run_id for run in runs],
         "root": str(place.root),
         "num_sittings": 1,
+        "version": RECORD_VERSION,
     }
-    if stored is not None and stored.get("cohort") == setup["cohort"]:
+    if stored is not None and all(stored.get(key) == setup[key] for key in ("cohort", "version")):
         has_shrunk = place.micro_batch is not None
         setup |= {key: stored[key] for key in ("num_threads", *(() if has_shrunk else ("micro_batch",)))}
         setup |= {"num_sittings": stored["num_sittings"] + 1, "data_sha256": stored.get("data_sha256")}

@@ -13,7 +13,8 @@ from tuneoff.study.identity import Run
 from tuneoff.study.testing import Decoding, Testing
 from tuneoff.study.value import Value
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+"""Raised whenever the numbers of a run change, so that no study holds runs of both; 2: dropout by sequence, packing."""
 MAX_EXPONENT = 700.0
 DIVERGED = "diverged"
 """Start of the reason of a run whose numbers were not finite any more; a lower learning rate may help."""
