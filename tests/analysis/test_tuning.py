@@ -15,9 +15,8 @@ from tuneoff.analysis.summary import summarise
 from tuneoff.analysis.tuning import Rounds, Search
 from tuneoff.study.expand import trials
 from tuneoff.study.identity import Run
-from tuneoff.study.records import Record, TestRecord
+from tuneoff.study.records import Record
 from tuneoff.study.spec import Study
-from tuneoff.study.testing import Testing
 
 AUTO = {"tune": {"lr": "auto"}}
 Loss = Callable[[float], float]
@@ -186,20 +185,17 @@ def test_no_rate_is_chosen_while_a_round_is_open() -> None:
     assert choose_rate(found, found.arm("edge"), records) == 3e-3
 
 
-def test_an_arm_that_only_leaves_out_holds_nothing_up() -> None:
+def test_an_arm_that_only_leaves_out_may_extend_the_others_so_no_rate_is_chosen_and_tested_before() -> None:
     found = autos("worked", "other")
     losses = {"worked": bowl(3e-3), "other": bowl(1e-2)}
     rounds, records = searched(found, losses, arms=("worked",))
     worked = found.arm("worked")
     assert rounds.rates(worked) == (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    assert rounds.choose(worked) == 3e-3
-    # From the records alone nobody can tell that the other arm is not to come, until a test shows it.
+    assert rounds.choose(worked) is None
     assert choose_rate(found, worked, records) is None
-    (chosen,) = trials(found, worked, (3e-3,))
-    test = TestRecord(run_id=chosen.run_id, test=make_likelihood(2.0), testing=Testing(), score_s=0.0)
-    assert choose_rate(found, worked, records, {chosen.run_id: test}) == 3e-3
     # What comes later is added to what there is: nothing is tried twice, and the arms end with as many trials.
-    later, _ = searched(found, losses, records)
+    later, whole = searched(found, losses, records)
+    assert choose_rate(found, worked, whole) is not None
     assert set(rounds.rates(worked)) < set(later.rates(worked))
     assert {len(own) for own in rates(found, later).values()} == {6}
     assert later.trials == searched(found, losses)[0].trials

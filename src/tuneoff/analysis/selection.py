@@ -9,22 +9,19 @@ from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 
 
-def choose_rate(
-    study: Study, arm: Arm, records: Mapping[str, Record], tests: Mapping[str, TestRecord] | None = None
-) -> float | None:
+def choose_rate(study: Study, arm: Arm, records: Mapping[str, Record]) -> float | None:
     """Return the candidate with the lowest validation loss on the first seed.
 
     Args:
         study: the study that `arm` belongs to.
         arm: the arm whose rate is wanted.
         records: the finished runs by `run_id`; others may be among them.
-        tests: readings of the test split by `run_id` (see `Search.choose`).
 
     Returns:
         The rate, the lower of two that tie. None until every candidate is done or infeasible and no further ones may
         follow, where all are infeasible, and where nothing is trained.
     """
-    return Search(study, records).choose(arm, tests or {})
+    return Search(study, records).choose(arm)
 
 
 def is_current(test: TestRecord | None, study: Study) -> bool:

@@ -96,7 +96,7 @@ def _summarise_arm(
 ) -> ArmSummary:
     study, records = search.study, search.records
     trials = search.tried(arm)
-    lr = search.choose(arm, tests)
+    lr = search.choose(arm)
     is_lost = all(trial.status == "infeasible" for trial in trials)
     is_chosen = lr is not None or not arm.is_trained
     chosen = tuple(run.run_id for run in chosen_runs(study, arm, lr)) if is_chosen else ()

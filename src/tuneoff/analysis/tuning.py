@@ -19,7 +19,7 @@ from typing import Literal
 from tuneoff.study.expand import trials
 from tuneoff.study.identity import make_run
 from tuneoff.study.rates import between, step_down, step_up
-from tuneoff.study.records import DIVERGED, Halving, Record, TestRecord
+from tuneoff.study.records import DIVERGED, Halving, Record
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
 
@@ -77,8 +77,12 @@ class Rounds:
         return tuple(trial.lr for trial in self.trials[arm.name] if trial.lr is not None)
 
     def choose(self, arm: Arm) -> float | None:
-        """Return the rate with the lowest validation loss, the lower of two that tie; none while the search goes on."""
-        if is_unfinished(self.trials[arm.name]) or (arm.is_extended and self.is_open):
+        """Return the rate with the lowest validation loss, the lower of two that tie; none while the search goes on.
+
+        Nor while arms that are left out (`--only`) may still extend it: another rate would then be read on the test
+        split, too.
+        """
+        if is_unfinished(self.trials[arm.name]) or (arm.is_extended and (self.is_open or self.is_partial)):
             return None
         return best_of(self.trials[arm.name])
 
@@ -131,19 +135,9 @@ class Search:
         """Return what became of each rate that an arm tried or is to try; one scoring where nothing is trained."""
         return self._view(arm).trials[arm.name]
 
-    def choose(self, arm: Arm, tests: Mapping[str, TestRecord]) -> float | None:
-        """Return the rate that an arm goes on with, so far as the records tell.
-
-        Args:
-            arm: the arm.
-            tests: readings of the test split. While another arm's trials are not finished, which may extend the search
-                of this one, they show that it was gone on with all the same (`--only`).
-        """
-        rounds = self._view(arm)
-        lr = rounds.choose(arm)
-        if rounds.is_partial and not any(one.lr == lr and one.run_id in tests for one in rounds.trials[arm.name]):
-            return None
-        return lr
+    def choose(self, arm: Arm) -> float | None:
+        """Return the rate that an arm goes on with, so far as the records tell."""
+        return self._view(arm).choose(arm)
 
     def halving(self, arm: Arm, run_id: str) -> Halving | None:
         """Return what a trial of an arm is held against while it is trained; none where it is trained to the end.

@@ -31,6 +31,11 @@ from tuneoff.training.recompute import recompute_activations
 from tuneoff.training.runtime import Runtime, open_runtime
 from tuneoff.training.steps import Forward
 
+MIN_PACKED_TOKENS = 100
+"""Mean length from which sequences stand end to end. Shorter ones are quicker padded: attention goes through packed
+ones one at a time, and small products do not fill a processor (`docs/performance.md`).
+"""
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -132,7 +137,7 @@ def _check_forward(session: Session) -> None:
     session.adapted.module.eval()
     with session.runtime.autocast(), session.adapted.member(0):
         session.forward.check(probes[0][None])
-        if session.adapted.can_pack:
+        if session.adapted.can_pack and train.lengths.mean() >= MIN_PACKED_TOKENS:
             session.forward.check_packing(probes)
 
 

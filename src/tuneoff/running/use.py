@@ -60,7 +60,7 @@ def _named(store: Store, name: str) -> Iterator[str]:
     if study is None or arm is None:
         yield from (run_id for run_id in store.run_ids() if run_id.startswith(name))
     else:
-        yield chosen_runs(study, arm, choose_rate(study, arm, *store.records()))[0].run_id
+        yield chosen_runs(study, arm, choose_rate(study, arm, store.records()[0]))[0].run_id
 
 
 def _stored_study(folder: Path) -> Study | None:
