@@ -1,7 +1,7 @@
 """One training measurement in a process of its own, described by values: what the other benchmarks are made of.
 
-`python -m benchmarks.measuring REQUEST` trains as the request (JSON of `Request`) says and prints JSON on its last line.
-A GPU is used where one is to be seen; `measure` hides it for `device="cpu"`.
+`python -m benchmarks.measuring REQUEST` trains as the request (JSON of `Request`) says, and prints JSON on its last
+line. A GPU is used where one is to be seen; `measure` hides it for `device="cpu"`.
 """
 
 import json
@@ -105,7 +105,10 @@ def command_json(command: list[str], environment: dict[str, str], timeout_s: flo
 def environment_of(device: str, threads: int) -> dict[str, str]:
     """Return the environment of a measurement: its threads, and the GPU hidden where the CPU is meant."""
     found = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    return found | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    if device == "cpu":
+        return found | {"CUDA_VISIBLE_DEVICES": ""}
+    # One GPU, or the Trainer would spread over all; the workspace is set before cuBLAS is first used, for everyone.
+    return {"CUDA_VISIBLE_DEVICES": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | found
 
 
 def measure(request: Request, timeout_s: float | None = None) -> Found:
@@ -201,21 +204,21 @@ def in_turn(
         until: time of `time.monotonic` after which nothing more is begun.
 
     Returns:
-        What was found, by name, a round each; fewer where time ran out, none where memory did.
+        What was found, by name, a round each; fewer where time ran out, none where memory did or it failed, which is
+        said.
     """
     found: dict[str, list[Found]] = {name: [] for name in requests}
-    too_large: set[str] = set()
+    given_up: set[str] = set()
     for _ in range(rounds):
         for name, request in requests.items():
             left = None if until is None else until - time.monotonic()
-            if name in too_large or (left is not None and left <= 0):
+            if name in given_up or (left is not None and left <= 0):
                 continue
             try:
                 found[name].append(measure(request, left))
-            except OutOfMemory:
-                too_large.add(name)
-                continue
-            except subprocess.TimeoutExpired:
+            except (OutOfMemory, RuntimeError, subprocess.TimeoutExpired) as error:
+                print(f"{name}: {type(error).__name__}: {error}", flush=True)
+                given_up |= set() if isinstance(error, subprocess.TimeoutExpired) else {name}
                 continue
             if told is not None:
                 told(name, found[name][-1])

@@ -1,9 +1,9 @@
 """Prints what each speed-up of training gives on its own: time and memory without it, and how far the losses differ.
 
-Run from the repository's root: `.venv/bin/python -m benchmarks.speedups [--case squad-lora]`. GPT-2 small's shape with
-random weights; one speed-up at a time is left out (`benchmarks.switches`), each measurement is a process of its own, and
-they take turns, round by round. The difference is the largest one of a step's loss, relative, from the run that has all
-of them; in bf16 it is rounding, and where other masks are drawn it is another run's.
+Run from the repository's root: `.venv/bin/python -m benchmarks.speedups [--case squad-lora]`. GPT-2 small's shape
+with random weights; one speed-up at a time is left out (`benchmarks.switches`), each measurement is a process of its
+own, and they take turns, round by round. The difference is the largest one of a step's loss, relative, from the run
+that has all of them; in bf16 it is rounding, and where other masks are drawn it is another run's.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from torch import nn
 
 from tuneoff.data.batching import BatchSequence
 from tuneoff.data.tokens import TokenSplit
+from tuneoff.running.session import MIN_PACKED_TOKENS
 from tuneoff.training.meter import NUM_WARMUP_STEPS, resident_peak_bytes
 
 RATE = 1e-4
@@ -150,8 +151,9 @@ def trainer(case: Case, split: TokenSplit, num_steps: int, model: Any, dtype: to
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=1, max_steps=num_steps, learning_rate=RATE, weight_decay=0.0,
-            lr_scheduler_type="constant", bf16=dtype == torch.bfloat16, use_cpu=device().type == "cpu", report_to=[], logging_steps=1,
-            save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, max_grad_norm=1.0,
+            lr_scheduler_type="constant", bf16=dtype == torch.bfloat16, use_cpu=device().type == "cpu",
+            report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+            max_grad_norm=1.0,
         )  # fmt: skip
         made = Trainer(model, arguments, train_dataset=Steps(), data_collator=lambda some: some[0], callbacks=[Clock()])
         made._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(made.train_dataset)
@@ -167,34 +169,48 @@ def ours(
 ) -> Took:
     """Train with the loop that `tuneoff run` runs."""
     from tuneoff.methods import Full, LoRA
-    from tuneoff.study.spec import OptimizerSpec
     from tuneoff.training.activations import fuse_activations
+
+    fuse_activations(model)
+    method: Any = LoRA(rank=case.rank, alpha=ALPHA, dropout=case.dropout, targets=case.targets) if case.rank else Full()
+    adapted = method.adapt(model, torch.Generator().manual_seed(1))
+    loop = train_ours(adapted, split, case.batch_size, num_steps, dtype, micro_batch)
+    return {"step_s": loop.meter.step_s, "losses": loop.members[0].losses, "peak_bytes": peak_bytes()}
+
+
+def train_ours(
+    adapted: Any,
+    split: TokenSplit,
+    batch_size: int,
+    num_steps: int,
+    dtype: torch.dtype = torch.float32,
+    micro_batch: int | None = None,
+) -> Any:
+    """Train an adapted model with the loop that `tuneoff run` runs, set up as a session sets it up; return the loop."""
+    from tuneoff.study.spec import OptimizerSpec
     from tuneoff.training.loop import Loop, LoopPlan, Member
     from tuneoff.training.meter import Meter
     from tuneoff.training.optim import MemberOptimizer
     from tuneoff.training.runtime import open_runtime
     from tuneoff.training.steps import Forward
 
-    fuse_activations(model)
     runtime = open_runtime("bf16" if dtype == torch.bfloat16 else "fp32", torch.get_num_threads())
-    method: Any = LoRA(rank=case.rank, alpha=ALPHA, dropout=case.dropout, targets=case.targets) if case.rank else Full()
-    adapted = method.adapt(model, torch.Generator().manual_seed(1))
     adapted.module.to(runtime.device)
     forward = Forward(adapted.module)
     adapted.module.eval()
     probes = [torch.from_numpy(split.sequence(one)[0].astype("int64")).to(runtime.device) for one in (0, 1, 2)]
     with runtime.autocast(), adapted.member(0):
         forward.check(probes[0][None])
-        forward.check_packing(probes)
+        if split.lengths.mean() >= MIN_PACKED_TOKENS:
+            forward.check_packing(probes)
     spec = OptimizerSpec(schedule="constant", warmup=0.0)
     optimizer = MemberOptimizer(adapted.trainable_parameters(0), RATE, spec, num_steps, False)
-    member = Member(seed=0, order=BatchSequence(len(split), case.batch_size, 0), optimizer=optimizer)
-    plan = LoopPlan(num_steps, num_steps + 1, num_steps + 1, micro_batch or case.batch_size, 0)
-    meter = Meter(runtime)
-    loop = Loop(adapted, forward, [member], split, plan, _Silent(), meter)
+    member = Member(seed=0, order=BatchSequence(len(split), batch_size, 0), optimizer=optimizer)
+    plan = LoopPlan(num_steps, num_steps + 1, num_steps + 1, micro_batch or batch_size, 0)
+    loop = Loop(adapted, forward, [member], split, plan, _Silent(), Meter(runtime))
     clear_peak()
     loop.run()
-    return {"step_s": meter.step_s, "losses": member.losses, "peak_bytes": peak_bytes()}
+    return loop
 
 
 class _Silent:
