@@ -40,7 +40,8 @@ TINY = {
     "gpt2, LoRA": ("tiny-gpt2", Case("tiny", 128, 2, 4, False, 0.1)),
     "Llama, full": ("tiny-llama", Case("tiny", 64, 2, 0, True, 0.0)),
 }
-OTHERS = ("sweep", "decoding", "scoring")
+OTHERS = {"sweep": ["--rounds", "1"], "decoding": ["--rounds", "1"], "scoring": []}
+"""Benchmarks of their own, and what they are given beside the device: a round is what there is time for."""
 GIGABYTE = 1e9
 WIDTH = 150
 
@@ -98,7 +99,9 @@ def other(name: str, until: float, options: argparse.Namespace) -> int | None:
     if not (path.with_suffix(".py").exists() or (path / "__main__.py").exists()):
         _said(f"{name}: there is no benchmarks/{name}")
         return None
-    return _call([sys.executable, "-m", f"benchmarks.{name}", "--device", options.device], until, options)
+    return _call(
+        [sys.executable, "-m", f"benchmarks.{name}", "--device", options.device, *OTHERS[name]], until, options
+    )
 
 
 def _call(command: list[str], until: float, options: argparse.Namespace) -> int:

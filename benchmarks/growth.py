@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -103,17 +103,15 @@ def exponent(points: Sequence[tuple[float, float]]) -> float:
 def training_requests(axis: str, values: Sequence[int], options: argparse.Namespace) -> dict[tuple[int, str], Request]:
     """Return what is trained along an axis, by value and contender."""
     field = {"length": "max_length", "batch": "batch_size", "rank": "rank"}[axis]
-    plain = Request(TEXT, model=options.model, steps=options.steps, warmup=1, threads=options.threads)
+    case = replace(TEXT, batch_size=2) if options.small else TEXT
+    plain = Request(
+        case, model=options.model, steps=options.steps, warmup=1, threads=options.threads, precision=options.precision
+    )
     return {
-        (value, contender): with_case(plain_of(plain, contender), **{field: value})
+        (value, contender): with_case(replace(plain, contender=contender), **{field: value})
         for value in values
         for contender in (OURS, TRAINER)
     }
-
-
-def plain_of(request: Request, contender: str) -> Request:
-    """Return the request for a contender."""
-    return Request(**(vars(request) | {"contender": contender}))
 
 
 def train_along(axis: str, values: Sequence[int], options: argparse.Namespace) -> list[Figure]:
@@ -217,6 +215,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a training measurement, the first of which is left out")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--points", type=int, help="of an axis, the first so many; all by default")
     parser.add_argument("--out", type=Path, default=Path("runs/growth"), help="folder for figures and charts")
     parser.add_argument("--draw", action="store_true", help="draw again what the folder holds, and measure nothing")
     options = parser.parse_args()
@@ -227,7 +227,8 @@ def main() -> None:
     for axis in options.axis or AXES:
         path = options.out / f"growth-{axis}.json"
         if not options.draw:
-            figures = AXES[axis](axis, (SMALL if options.small else FULL)[axis], options)
+            values = (SMALL if options.small else FULL)[axis][: options.points]
+            figures = AXES[axis](axis, values, options)
             path.write_text(written(figures, options), encoding="utf-8")
         figures = [Figure(**one) for one in json.loads(path.read_text(encoding="utf-8"))["figures"]]
         slopes = exponents(figures)
@@ -239,7 +240,9 @@ def main() -> None:
 
 def written(figures: Sequence[Figure], options: argparse.Namespace) -> str:
     """Return the figures as JSON, with what they depend on."""
-    made: dict[str, Any] = {name: getattr(options, name) for name in ("model", "steps", "rounds", "threads", "small")}
+    made: dict[str, Any] = {
+        name: getattr(options, name) for name in ("model", "steps", "rounds", "threads", "precision")
+    }
     return json.dumps(made | {"figures": [asdict(one) for one in figures]}, indent=1) + "\n"
 
 

@@ -23,7 +23,7 @@ OTHER_SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "rope_theta": 500000.0,
     },
     "tiny-gpt2": {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 64, "n_layer": 2, "n_head": 2},
-    "small-gpt2": {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 384, "n_layer": 4, "n_head": 6},
+    "small-gpt2": {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 256, "n_layer": 4, "n_head": 4},
     "tiny-llama": {
         "model_type": "llama", "vocab_size": 50257, "hidden_size": 64, "intermediate_size": 128,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
