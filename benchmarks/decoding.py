@@ -21,6 +21,7 @@ their mean lengths are printed.
 
 import argparse
 import inspect
+import json
 import os
 import platform
 import statistics
@@ -53,6 +54,7 @@ QUESTION_TOKENS = 16
 QUESTIONS = 5
 """To a paragraph, about as in SQuAD's dev split."""
 TEMPLATE = "Context: {context}\nQuestion: {question}\nAnswer:"
+MAX_TOKENS = 352
 FORCED = 1e4
 SHARPNESS = 8.0
 """Factor on the last norm's weights, thus on all logits, whose standard deviation is about 0.55 without it."""
@@ -85,17 +87,21 @@ def drawn_prompts(number: int, seed: int = 0) -> Ids:
 
 
 def real_prompts(number: int, data: Path, tokenizer: Path) -> Ids:
-    """Return the first prompts of a SQuAD file."""
-    from tuneoff.data.prepare import prepare
-    from tuneoff.study.spec import TaskSpec
+    """Return the first prompts of a SQuAD file, without the few above `MAX_TOKENS`, whose paragraph a study would cut."""
     from tuneoff.training.models import load_tokenizer
 
-    task = TaskSpec(
-        kind="qa", data=str(data), max_length=384, template=TEMPLATE, splits={"validation": 0.01, "test": str(data)}
-    )
-    prompts = prepare(task, load_tokenizer(str(tokenizer), Path()), Path(), None).prompts
-    assert prompts is not None
-    return [prompts.prompt(index).tolist() for index in range(min(number, len(prompts)))]
+    encode = load_tokenizer(str(tokenizer), Path())
+    found: Ids = []
+    for article in json.loads(data.read_text(encoding="utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                text = TEMPLATE.format(context=paragraph["context"], question=question["question"])
+                ids = encode(text)["input_ids"]
+                if len(ids) <= MAX_TOKENS:
+                    found.append(ids)
+                if len(found) == number:
+                    return found
+    return found
 
 
 def ends_answers(model: Any) -> None:
@@ -137,6 +143,7 @@ def theirs(
     for decoding in options.decodings:
         texts: dict[int, list[tuple[int, ...]]] = {}
         num_rows = max(1, options.batch_size // max(decoding.samples, decoding.beams or 1))
+        top_k = (decoding.top_k or 0) if decoding.is_sampled else None  # 0 cuts nothing, none would be 50
         for start in range(0, len(order), num_rows):
             rows = list(order[start : start + num_rows])
             length = max(len(prompts[row]) for row in rows)
@@ -149,7 +156,7 @@ def theirs(
                 out = model.generate(
                     input_ids=ids.to(options.device), attention_mask=mask.to(options.device),
                     max_new_tokens=options.new_tokens, do_sample=decoding.is_sampled, num_beams=decoding.beams or 1,
-                    temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p or 1.0,
+                    temperature=decoding.temperature, top_k=top_k, top_p=decoding.top_p or 1.0,
                     num_return_sequences=decoding.samples, pad_token_id=EOS_ID, eos_token_id=eos_id,
                 )[:, length:].tolist()  # fmt: skip
             for place, new in enumerate(out):
