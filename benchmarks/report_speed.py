@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from tests.report.fakes import (
@@ -41,8 +42,7 @@ from tuneoff.study.identity import Run
 from tuneoff.study.spec import Arm, Study
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
-RATES = [3e-5, 1e-4, 2e-4, 3e-4, 6e-4, 1e-3]
-NUM_SEEDS = 10
+LOWEST_RATE, HIGHEST_RATE = 3e-5, 1e-3
 NUM_STEPS = 200
 NUM_ITEMS = 500
 MODULES = tuple(
@@ -60,20 +60,24 @@ class Cost:
     peak_bytes: int
 
 
-def large_study(num_arms: int) -> Study:
+def large_study(num_arms: int, num_rates: int, num_seeds: int) -> Study:
     """Return a study of zero-shot, full and `num_arms` (rounded up to whole sets of ranks) LoRA arms."""
+    rates = [float(f"{rate:.3g}") for rate in np.geomspace(LOWEST_RATE, HIGHEST_RATE, num_rates)]
     dropouts = [round(0.001 * place, 3) for place in range(math.ceil(num_arms / len(RANKS)))]
     lora = {"method": "lora", "alpha": 16, "targets": ["c_attn"], "rank": list(RANKS), "dropout": dropouts}
     arms = {
         "zero-shot": {"method": "none"},
-        "full": {"method": "full", "tune": {"lr": [rate / 10 for rate in RATES]}},
-        "lora": {**lora, "tune": {"lr": RATES}},
+        "full": {"method": "full", "tune": {"lr": [rate / 10 for rate in rates]}},
+        "lora": {**lora, "tune": {"lr": rates}},
     }
-    return make_study(name="large", seeds=list(range(NUM_SEEDS)), arms=arms)
+    return make_study(name="large", seeds=list(range(num_seeds)), arms=arms)
 
 
-def write_runs(study: Study, store: Store) -> int:
-    """Write every run of a study as finished, with its test where its rate was chosen, and return how many."""
+def write_runs(study: Study, store: Store, num_explained: int) -> int:
+    """Write every run of a study as finished, with its test where its rate was chosen, and return how many.
+
+    Of the first `num_explained` seeds' runs at the chosen rates it writes what was worked out of them, too.
+    """
     store.create(study)
     fakes = Fakes(study, share=0.0)
     for arm in study.arms:
@@ -91,7 +95,7 @@ def write_runs(study: Study, store: Store) -> int:
         path.write_text(json.dumps({"items": items.names, "scores": scores}), encoding="utf-8")
         store.write_test(fakes.tests[run_id].model_copy(update={"files": {ITEMS_FILE: file_sha256(path)}}))
     for arm in study.arms:
-        for run in chosen_runs(study, arm, choose_rate(study, arm, fakes.records)):
+        for run in chosen_runs(study, arm, choose_rate(study, arm, fakes.records))[:num_explained]:
             store.write_explained(make_explained(study, arm, run, MODULES))
     store.write_explained(make_base_explained(study))
     return len(fakes.records)
@@ -127,13 +131,16 @@ def main() -> None:
     """Make the study up, run both commands twice, and print the better of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arms", type=int, default=66, help="LoRA arms; 15 runs each")
+    parser.add_argument("--rates", type=int, default=6, help="trials of each arm")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--explained", type=int, default=10, help="seeds whose runs were explained")
     parser.add_argument("--keep", type=Path, help="write the study here and leave it")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="tuneoff-report-speed-") as scratch:
         out = options.keep or Path(scratch)
-        study = large_study(options.arms)
+        study = large_study(options.arms, options.rates, options.seeds)
         folder = out / study.name
-        num_runs = write_runs(study, Store(folder))
+        num_runs = write_runs(study, Store(folder), options.explained)
         file = out / "large.yaml"
         file.write_text(study_yaml(study), encoding="utf-8")
         table = Table(

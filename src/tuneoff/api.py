@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from altair import LayerChart
 
     from tuneoff.analysis.explanation import Explanation
-    from tuneoff.analysis.values import Summary
+    from tuneoff.analysis.values import Progress, Summary
     from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.modules import Architecture
     from tuneoff.planning.plan import Plan
@@ -61,6 +61,10 @@ class Result:
     def summary(self) -> "Summary":
         """Return what is known about each arm."""
         return self.read().summary
+
+    def progress(self) -> "Progress":
+        """Return how far each arm is."""
+        return self.read().progress
 
     def explained(self) -> dict[str, ExplainRecord]:
         """Return what was worked out of the arms' runs at their chosen rates, and of the base, by run id."""

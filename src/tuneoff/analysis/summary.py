@@ -14,9 +14,19 @@ from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.stats.compare import compare_all
 from tuneoff.analysis.stats.tables import estimate_of
 from tuneoff.analysis.tuning import Search, Trial, edge_of
-from tuneoff.analysis.values import ArmCosts, ArmParameters, ArmSummary, Origins, Scores, Status, Summary
+from tuneoff.analysis.values import (
+    ArmCosts,
+    ArmParameters,
+    ArmProgress,
+    ArmSummary,
+    Origins,
+    Progress,
+    Scores,
+    Status,
+    Summary,
+)
 from tuneoff.analysis.verdict import caveats, verdict
-from tuneoff.study.expand import chosen_runs
+from tuneoff.study.expand import chosen_run_ids
 from tuneoff.study.methods import (
     BitfitMethod,
     BottleneckMethod,
@@ -49,7 +59,7 @@ def summarise(
     """
     search = Search(study, records)
     full_trainable = _full_trainable(search)
-    current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
+    current = _current(study, tests)
     scores = items or {}
     found_arms = tuple(_summarise_arm(search, arm, current, scores, full_trainable) for arm in study.arms)
     audited = audit(study, found_arms, records, current)
@@ -63,10 +73,7 @@ def summarise(
     ranking = tuple(name for _, _, name in sorted(scored))
     margin = study.equivalence_margin
     comparisons = compare_all(arms, ranking, primary, margin, records, current, scores)
-    wanted = {run_id for arm in arms for run_id in arm.run_ids}
-    finished = [records[run_id] for run_id in wanted if run_id in records]
-    # The seeds' runs of an arm whose rate is not chosen yet have no name, so nothing can share them.
-    num_nameless = sum(arm.num_wanted - len(arm.run_ids) for arm in arms)
+    wanted, finished = _finished(arms, records)
     return Summary(
         study=study.name,
         kind=study.task.kind,
@@ -79,11 +86,77 @@ def summarise(
         comparisons=comparisons,
         audit=audited,
         caveats=(*caveats(arms, ranking), *_outdated(wanted & tests.keys() - current.keys()), *_cautions(finished)),
-        num_wanted=len(wanted) + num_nameless,
-        num_done=sum(record.status == "done" for record in finished),
-        num_infeasible=sum(record.status == "infeasible" for record in finished),
-        num_pruned=len({trial.run_id for arm in arms for trial in arm.trials if trial.status == "pruned"}),
+        **_counts(arms, wanted, finished),
         origins=_origins(finished),
+    )
+
+
+def progress(study: Study, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> Progress:
+    """Return how far the study is, as `summarise` does, without any score.
+
+    Args:
+        study: the question.
+        records: finished runs by `run_id`; runs of other studies may be among them.
+        tests: the readings of the test split by `run_id`; those that were made in another way do not count.
+    """
+    search, current = Search(study, records), _current(study, tests)
+    arms = tuple(_arm_progress(search, arm, current) for arm in study.arms)
+    return Progress(arms=arms, **_counts(arms, *_finished(arms, records)))
+
+
+def _current(study: Study, tests: Mapping[str, TestRecord]) -> dict[str, TestRecord]:
+    return {run_id: test for run_id, test in tests.items() if is_current(test, study)}
+
+
+Arms = Sequence[ArmSummary] | Sequence[ArmProgress]
+
+
+def _finished(arms: Arms, records: Mapping[str, Record]) -> tuple[set[str], list[Record]]:
+    """Return the names of the runs that are wanted, and the records of those that are there."""
+    wanted = {run_id for arm in arms for run_id in arm.run_ids}
+    return wanted, [records[run_id] for run_id in wanted if run_id in records]
+
+
+def _counts(arms: Arms, wanted: Collection[str], finished: Sequence[Record]) -> dict[str, int]:
+    # The seeds' runs of an arm whose rate is not chosen yet have no name, so nothing can share them.
+    num_nameless = sum(arm.num_wanted - len(arm.run_ids) for arm in arms)
+    return {
+        "num_wanted": len(wanted) + num_nameless,
+        "num_done": sum(record.status == "done" for record in finished),
+        "num_infeasible": sum(record.status == "infeasible" for record in finished),
+        "num_pruned": len({trial.run_id for arm in arms for trial in arm.trials if trial.status == "pruned"}),
+    }
+
+
+def _arm_progress(search: Search, arm: Arm, tests: Mapping[str, TestRecord]) -> ArmProgress:
+    study, records = search.study, search.records
+    trials = search.tried(arm)
+    lr = search.choose(arm)
+    is_lost = all(trial.status == "infeasible" for trial in trials)
+    is_chosen = lr is not None or not arm.is_trained
+    chosen = chosen_run_ids(study, arm, lr) if is_chosen else ()
+    run_ids = tuple(dict.fromkeys((*(trial.run_id for trial in trials), *chosen)))
+    num_pruned = sum(trial.status == "pruned" for trial in trials)
+    ended = _ended(run_ids, trials, records)
+    num_tested = sum(run_id in tests for run_id in chosen)
+    num_wanted = len(trials) + (len(study.seeds) - 1 if arm.is_trained and not is_lost else 0)
+    num_done = sum(record.status == "done" for record in ended.values())
+    num_to_test = sum(ended[run_id].status == "done" for run_id in chosen if run_id in ended)
+    is_finished = len(ended) == num_wanted and num_tested >= num_to_test
+    return ArmProgress(
+        name=arm.name,
+        status=_status(ended, is_lost=is_lost, is_finished=is_finished),
+        reason=reasons_of(trials) if is_lost else "",
+        run_ids=run_ids,
+        chosen_run_ids=chosen,
+        num_wanted=num_wanted,
+        num_done=num_done,
+        num_infeasible=len(ended) - num_done - num_pruned,
+        num_pruned=num_pruned,
+        num_tested=num_tested,
+        num_seeds=len(study.seeds) if arm.is_trained else 1,
+        trials=trials,
+        chosen_lr=lr,
     )
 
 
@@ -94,48 +167,25 @@ def _summarise_arm(
     items: Mapping[str, ItemScores],
     full_trainable: int | None,
 ) -> ArmSummary:
-    study, records = search.study, search.records
-    trials = search.tried(arm)
-    lr = search.choose(arm)
-    is_lost = all(trial.status == "infeasible" for trial in trials)
-    is_chosen = lr is not None or not arm.is_trained
-    chosen = tuple(run.run_id for run in chosen_runs(study, arm, lr)) if is_chosen else ()
-    run_ids = tuple(dict.fromkeys((*(trial.run_id for trial in trials), *chosen)))
-    num_pruned = sum(trial.status == "pruned" for trial in trials)
-    ended = _ended(run_ids, trials, records)
-    found = list(ended.values())
-    runs = [ended[run_id] for run_id in chosen if run_id in ended]
-    tested = [tests[run_id] for run_id in chosen if run_id in tests]
+    study, far = search.study, _arm_progress(search, arm, tests)
+    ended = _ended(far.run_ids, far.trials, search.records)
+    runs = [ended[run_id] for run_id in far.chosen_run_ids if run_id in ended]
+    tested = [tests[run_id] for run_id in far.chosen_run_ids if run_id in tests]
     scored = [items.get(test.run_id) for test in tested]
     likelihoods = [test.test for test in tested]
     generated = decoding_summaries([test.generated for test in tested], scored, is_drawn=arm.is_trained)
     validated = [record.validation for record in runs if record.validation is not None]
-    num_wanted = len(trials) + (len(study.seeds) - 1 if arm.is_trained and not is_lost else 0)
-    num_done = sum(record.status == "done" for record in found)
-    is_finished = len(found) == num_wanted and len(tested) >= sum(record.status == "done" for record in runs)
-    flags = () if is_lost else flags_of(arm)
+    flags = () if far.status == "infeasible" else flags_of(arm)
     return ArmSummary(
-        name=arm.name,
+        **{name: getattr(far, name) for name in ArmProgress.model_fields},
         family=arm.family,
         method=arm.method,
-        status=_status(found, is_lost=is_lost, is_finished=is_finished),
-        reason=reasons_of(trials) if is_lost else "",
-        run_ids=run_ids,
-        chosen_run_ids=chosen,
-        num_wanted=num_wanted,
-        num_done=num_done,
-        num_infeasible=len(found) - num_done - num_pruned,
-        num_pruned=num_pruned,
-        num_tested=len(tested),
-        num_seeds=len(study.seeds) if arm.is_trained else 1,
-        trials=trials,
-        chosen_lr=lr,
-        edge=edge_of(trials, lr),
+        edge=edge_of(far.trials, far.chosen_lr),
         is_trained=arm.is_trained,
         is_tuned=arm.is_tuned,
         is_verified=arm.method.method != "load",
         assumed=arm.assumed,
-        parameters=_parameters(found, full_trainable),
+        parameters=_parameters(ended.values(), full_trainable),
         validation=_scores(validated, (), (), is_drawn=arm.is_trained),
         test=_scores(likelihoods, tested, scored, is_drawn=arm.is_trained),
         generated=generated,
@@ -155,7 +205,7 @@ def _ended(run_ids: Sequence[str], trials: Sequence[Trial], records: Mapping[str
     return {run_id: record for run_id, record in found if record.status != "pruned" or run_id in pruned}
 
 
-def _status(found: Sequence[Record], *, is_lost: bool, is_finished: bool) -> Status:
+def _status(found: Collection[str], *, is_lost: bool, is_finished: bool) -> Status:
     if is_lost:
         return "infeasible"
     if is_finished:

@@ -98,6 +98,44 @@ class ArmCosts(Value):
         return self.peak_bytes.get("train", max(self.peak_bytes.values(), default=0))
 
 
+class ArmProgress(Value):
+    """How far one arm is; the fields are those of `ArmSummary`."""
+
+    name: str
+    status: Status
+    reason: str = ""
+    run_ids: tuple[str, ...]
+    chosen_run_ids: tuple[str, ...]
+    num_wanted: int
+    num_done: int
+    num_infeasible: int
+    num_pruned: int
+    num_tested: int
+    num_seeds: int
+    trials: tuple[Trial, ...]
+    chosen_lr: float | None
+
+    @property
+    def num_left(self) -> int:
+        """Runs that are still to do."""
+        return self.num_wanted - self.num_done - self.num_infeasible - self.num_pruned
+
+
+class Progress(Value):
+    """How far a study is; the fields are those of `Summary`, for which scores are compared, which takes longer."""
+
+    arms: tuple[ArmProgress, ...]
+    num_wanted: int
+    num_done: int
+    num_infeasible: int
+    num_pruned: int
+
+    @property
+    def num_left(self) -> int:
+        """Runs that are still to do."""
+        return self.num_wanted - self.num_done - self.num_infeasible - self.num_pruned
+
+
 class ArmSummary(Value):
     """All that is known about one arm."""
 

@@ -6,8 +6,8 @@ from typing import Any
 from tuneoff.analysis.explain import explain
 from tuneoff.analysis.explanation import Explanation
 from tuneoff.analysis.items import ItemScores
-from tuneoff.analysis.summary import summarise
-from tuneoff.analysis.values import Summary
+from tuneoff.analysis.summary import progress, summarise
+from tuneoff.analysis.values import Progress, Summary
 from tuneoff.running.store import Store
 from tuneoff.study.expand import base_run
 from tuneoff.study.explained import ExplainRecord, Sample
@@ -26,6 +26,11 @@ class Reading:
         self.study = study
         self.store = store
         self.records, self.tests = store.records()
+
+    @cached_property
+    def progress(self) -> Progress:
+        """How far each arm is; takes no score, so it is there long before the summary of a large study."""
+        return progress(self.study, self.records, self.tests)
 
     @cached_property
     def summary(self) -> Summary:
@@ -66,5 +71,5 @@ class Reading:
     @property
     def num_other_runs(self) -> int:
         """How many finished runs the study as given does not want: other settings made them."""
-        wanted = {run_id for arm in self.summary.arms for run_id in arm.run_ids}
+        wanted = {run_id for arm in self.progress.arms for run_id in arm.run_ids}
         return sum(run_id not in wanted for run_id in self.records)
