@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from altair import LayerChart
 
     from tuneoff.analysis.explanation import Explanation
-    from tuneoff.analysis.values import Progress, Summary
+    from tuneoff.analysis.progress import Progress
+    from tuneoff.analysis.values import Summary
     from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.modules import Architecture
     from tuneoff.planning.plan import Plan

@@ -7,26 +7,22 @@ from statistics import median
 from tuneoff.analysis.audit import audit
 from tuneoff.analysis.decodings import decoding_summaries, metric_estimates
 from tuneoff.analysis.estimates import Estimate, exp_of, over_seeds
-from tuneoff.analysis.flags import flags_of, reasons_of, truncated_flag, uniform_flag
+from tuneoff.analysis.flags import flags_of, truncated_flag, uniform_flag
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.measures import measure
-from tuneoff.analysis.selection import is_current
+from tuneoff.analysis.progress import ArmProgress, arm_progress, current_tests, ended_runs, finished_runs, run_counts
 from tuneoff.analysis.stats.compare import compare_all
 from tuneoff.analysis.stats.tables import estimate_of
-from tuneoff.analysis.tuning import Search, Trial, edge_of
+from tuneoff.analysis.tuning import Search, edge_of
 from tuneoff.analysis.values import (
     ArmCosts,
     ArmParameters,
-    ArmProgress,
     ArmSummary,
     Origins,
-    Progress,
     Scores,
-    Status,
     Summary,
 )
 from tuneoff.analysis.verdict import caveats, verdict
-from tuneoff.study.expand import chosen_run_ids
 from tuneoff.study.methods import (
     BitfitMethod,
     BottleneckMethod,
@@ -59,7 +55,7 @@ def summarise(
     """
     search = Search(study, records)
     full_trainable = _full_trainable(search)
-    current = _current(study, tests)
+    current = current_tests(study, tests)
     scores = items or {}
     found_arms = tuple(_summarise_arm(search, arm, current, scores, full_trainable) for arm in study.arms)
     audited = audit(study, found_arms, records, current)
@@ -73,7 +69,7 @@ def summarise(
     ranking = tuple(name for _, _, name in sorted(scored))
     margin = study.equivalence_margin
     comparisons = compare_all(arms, ranking, primary, margin, records, current, scores)
-    wanted, finished = _finished(arms, records)
+    wanted, finished = finished_runs(arms, records)
     return Summary(
         study=study.name,
         kind=study.task.kind,
@@ -86,77 +82,8 @@ def summarise(
         comparisons=comparisons,
         audit=audited,
         caveats=(*caveats(arms, ranking), *_outdated(wanted & tests.keys() - current.keys()), *_cautions(finished)),
-        **_counts(arms, wanted, finished),
+        **run_counts(arms, wanted, finished),
         origins=_origins(finished),
-    )
-
-
-def progress(study: Study, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> Progress:
-    """Return how far the study is, as `summarise` does, without any score.
-
-    Args:
-        study: the question.
-        records: finished runs by `run_id`; runs of other studies may be among them.
-        tests: the readings of the test split by `run_id`; those that were made in another way do not count.
-    """
-    search, current = Search(study, records), _current(study, tests)
-    arms = tuple(_arm_progress(search, arm, current) for arm in study.arms)
-    return Progress(arms=arms, **_counts(arms, *_finished(arms, records)))
-
-
-def _current(study: Study, tests: Mapping[str, TestRecord]) -> dict[str, TestRecord]:
-    return {run_id: test for run_id, test in tests.items() if is_current(test, study)}
-
-
-Arms = Sequence[ArmSummary] | Sequence[ArmProgress]
-
-
-def _finished(arms: Arms, records: Mapping[str, Record]) -> tuple[set[str], list[Record]]:
-    """Return the names of the runs that are wanted, and the records of those that are there."""
-    wanted = {run_id for arm in arms for run_id in arm.run_ids}
-    return wanted, [records[run_id] for run_id in wanted if run_id in records]
-
-
-def _counts(arms: Arms, wanted: Collection[str], finished: Sequence[Record]) -> dict[str, int]:
-    # The seeds' runs of an arm whose rate is not chosen yet have no name, so nothing can share them.
-    num_nameless = sum(arm.num_wanted - len(arm.run_ids) for arm in arms)
-    return {
-        "num_wanted": len(wanted) + num_nameless,
-        "num_done": sum(record.status == "done" for record in finished),
-        "num_infeasible": sum(record.status == "infeasible" for record in finished),
-        "num_pruned": len({trial.run_id for arm in arms for trial in arm.trials if trial.status == "pruned"}),
-    }
-
-
-def _arm_progress(search: Search, arm: Arm, tests: Mapping[str, TestRecord]) -> ArmProgress:
-    study, records = search.study, search.records
-    trials = search.tried(arm)
-    lr = search.choose(arm)
-    is_lost = all(trial.status == "infeasible" for trial in trials)
-    is_chosen = lr is not None or not arm.is_trained
-    chosen = chosen_run_ids(study, arm, lr) if is_chosen else ()
-    run_ids = tuple(dict.fromkeys((*(trial.run_id for trial in trials), *chosen)))
-    num_pruned = sum(trial.status == "pruned" for trial in trials)
-    ended = _ended(run_ids, trials, records)
-    num_tested = sum(run_id in tests for run_id in chosen)
-    num_wanted = len(trials) + (len(study.seeds) - 1 if arm.is_trained and not is_lost else 0)
-    num_done = sum(record.status == "done" for record in ended.values())
-    num_to_test = sum(ended[run_id].status == "done" for run_id in chosen if run_id in ended)
-    is_finished = len(ended) == num_wanted and num_tested >= num_to_test
-    return ArmProgress(
-        name=arm.name,
-        status=_status(ended, is_lost=is_lost, is_finished=is_finished),
-        reason=reasons_of(trials) if is_lost else "",
-        run_ids=run_ids,
-        chosen_run_ids=chosen,
-        num_wanted=num_wanted,
-        num_done=num_done,
-        num_infeasible=len(ended) - num_done - num_pruned,
-        num_pruned=num_pruned,
-        num_tested=num_tested,
-        num_seeds=len(study.seeds) if arm.is_trained else 1,
-        trials=trials,
-        chosen_lr=lr,
     )
 
 
@@ -167,8 +94,8 @@ def _summarise_arm(
     items: Mapping[str, ItemScores],
     full_trainable: int | None,
 ) -> ArmSummary:
-    study, far = search.study, _arm_progress(search, arm, tests)
-    ended = _ended(far.run_ids, far.trials, search.records)
+    study, far = search.study, arm_progress(search, arm, tests)
+    ended = ended_runs(far.run_ids, far.trials, search.records)
     runs = [ended[run_id] for run_id in far.chosen_run_ids if run_id in ended]
     tested = [tests[run_id] for run_id in far.chosen_run_ids if run_id in tests]
     scored = [items.get(test.run_id) for test in tested]
@@ -196,21 +123,6 @@ def _summarise_arm(
             *flags,
         ),
     )
-
-
-def _ended(run_ids: Sequence[str], trials: Sequence[Trial], records: Mapping[str, Record]) -> dict[str, Record]:
-    """Return the runs that nothing is left to do of; one that was stopped in another search is to be done again."""
-    pruned = {trial.run_id for trial in trials if trial.status == "pruned"}
-    found = ((run_id, records[run_id]) for run_id in run_ids if run_id in records)
-    return {run_id: record for run_id, record in found if record.status != "pruned" or run_id in pruned}
-
-
-def _status(found: Collection[str], *, is_lost: bool, is_finished: bool) -> Status:
-    if is_lost:
-        return "infeasible"
-    if is_finished:
-        return "done"
-    return "partly" if found else "missing"
 
 
 def _scores(

@@ -7,12 +7,12 @@ from tuneoff.analysis.comparison import Comparison
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.analysis.findings import Audit, Finding
 from tuneoff.analysis.measures import Measure, loss_unit, measure
+from tuneoff.analysis.progress import Status as Status
 from tuneoff.analysis.selection import Edge, Trial
 from tuneoff.study.methods import MethodSpec
 from tuneoff.study.testing import LOSS, Decoding, TaskKind
 from tuneoff.study.value import Value
 
-Status = Literal["done", "partly", "missing", "infeasible"]
 FlagKind = Literal["worse_than_uniform", "truncated", "untuned", "assumed", "unverified"]
 
 
@@ -96,44 +96,6 @@ class ArmCosts(Value):
     def train_peak_bytes(self) -> int:
         """Highest memory use while training, or of all phases where training was not metered."""
         return self.peak_bytes.get("train", max(self.peak_bytes.values(), default=0))
-
-
-class ArmProgress(Value):
-    """How far one arm is; the fields are those of `ArmSummary`."""
-
-    name: str
-    status: Status
-    reason: str = ""
-    run_ids: tuple[str, ...]
-    chosen_run_ids: tuple[str, ...]
-    num_wanted: int
-    num_done: int
-    num_infeasible: int
-    num_pruned: int
-    num_tested: int
-    num_seeds: int
-    trials: tuple[Trial, ...]
-    chosen_lr: float | None
-
-    @property
-    def num_left(self) -> int:
-        """Runs that are still to do."""
-        return self.num_wanted - self.num_done - self.num_infeasible - self.num_pruned
-
-
-class Progress(Value):
-    """How far a study is; the fields are those of `Summary`, for which scores are compared, which takes longer."""
-
-    arms: tuple[ArmProgress, ...]
-    num_wanted: int
-    num_done: int
-    num_infeasible: int
-    num_pruned: int
-
-    @property
-    def num_left(self) -> int:
-        """Runs that are still to do."""
-        return self.num_wanted - self.num_done - self.num_infeasible - self.num_pruned
 
 
 class ArmSummary(Value):

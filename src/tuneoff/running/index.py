@@ -1,11 +1,11 @@
 """What the records of a store held when they were last read, in one file, so that thousands need not be parsed again.
 
-A cache and nothing more: it can be deleted at any time, and is ignored where it is torn, altered, or of another version.
-Every record's file is still looked at. Its body is taken from here only where the file has the size, inode, and times of
-modification and of change (to the nanosecond; the latter cannot be set by hand) that it had when its checksum was found
-right. A file that changed shortly before it was read is left out, as it could change once more within a tick of the
-file system's clock and look the same (what Git calls a racy entry). Writers replace the file as a whole, so that of two
-the last one wins, and whatever it holds is checked against the files again.
+A cache and nothing more: it can be deleted at any time, and is ignored where it is torn or of another version. Every
+record's file is still looked at. Its body is taken from here only where the file has the size, the inode, and the times
+of modification and of change (to the nanosecond; the latter cannot be set by hand) that it had when its checksum was
+found right. A file that changed shortly before it was read is left out, as it could change once more within a tick of
+the file system's clock and look the same (what Git calls a racy entry). Writers replace the file as a whole, so that of
+two the last one wins, and whatever it holds is held against the files again.
 """
 
 import hashlib

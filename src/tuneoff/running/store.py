@@ -18,13 +18,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from tuneoff.analysis.items import ItemScores
 from tuneoff.errors import StoreError
 from tuneoff.files import file_sha256, remove_folder, write_synced
 from tuneoff.running.index import Index
@@ -33,6 +32,9 @@ from tuneoff.study.identity import canonical_json, digest
 from tuneoff.study.records import RECORD_VERSION, Record, TestRecord, to_json
 from tuneoff.study.spec import Study
 from tuneoff.study.value import plain
+
+if TYPE_CHECKING:
+    from tuneoff.analysis.items import ItemScores
 
 RECORD_FILE = "record.json"
 TEST_FILE = "test.json"
@@ -117,8 +119,10 @@ class Store:
         """Return what was worked out of a run's weights, or none."""
         return self._read(self.run_folder(run_id) / EXPLAIN_FILE, ExplainRecord)
 
-    def items(self, run_id: str) -> ItemScores | None:
+    def items(self, run_id: str) -> "ItemScores | None":
         """Return a run's test scores by item, or none where there are none that can be read."""
+        from tuneoff.analysis.items import ItemScores  # here, because only a report needs NumPy
+
         path = self.run_folder(run_id) / ITEMS_FILE
         try:
             return ItemScores.from_json(json.loads(path.read_text(encoding="utf-8")))
