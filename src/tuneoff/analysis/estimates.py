@@ -7,9 +7,8 @@ items, which takes the scores of each item: `tuneoff.analysis.stats.tables` make
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import fmean
-
-from scipy.special import stdtrit
 
 from tuneoff.study.records import exp
 from tuneoff.study.value import Value
@@ -52,9 +51,17 @@ def over_seeds(values: Sequence[float], *, is_drawn: bool = True) -> Estimate | 
         return Estimate(value=mean, n=1, how=ONE_SEED if is_drawn else NOT_DRAWN)
     # `statistics.stdev` works in fractions, which takes ten times as long; a report has tens of thousands of these.
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(variance / len(values))
+    half = _quantile(len(values) - 1) * math.sqrt(variance / len(values))
     how = f"t over {len(values)} seeds; noise of the test items not included"
     return Estimate(value=mean, low=mean - half, high=mean + half, n=len(values), how=how)
+
+
+@cache
+def _quantile(degrees: int) -> float:
+    """Return Student's t that leaves out half of what is not in the interval."""
+    from scipy.special import stdtrit  # here, because its import takes as long as a small study's status
+
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
 def exp_of(estimate: Estimate | None) -> Estimate | None:

@@ -198,8 +198,11 @@ class Summary(Value):
 
     def comparison(self, one: str, other: str) -> Comparison | None:
         """Return what is known of two arms, the one that ranks higher first in it; none where one has no test score."""
-        pair = {one, other}
-        return next((found for found in self.comparisons if {found.one, found.other} == pair), None)
+        if one not in self.ranking or other not in self.ranking or one == other:
+            return None
+        first, second = sorted((self.ranking.index(one), self.ranking.index(other)))
+        place = first * (2 * len(self.ranking) - first - 1) // 2 + second - first - 1  # in the order of the ranking
+        return self.comparisons[place] if place < len(self.comparisons) else None
 
     @property
     def primary(self) -> Measure:

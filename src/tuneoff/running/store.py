@@ -125,7 +125,7 @@ class Store:
 
         path = self.run_folder(run_id) / ITEMS_FILE
         try:
-            return ItemScores.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return ItemScores.from_json(from_json(path.read_bytes()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -245,7 +245,7 @@ class Store:
         except OSError:
             return []
         try:  # all at once: one by one takes three times as long
-            whole: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
+            whole: list[dict[str, Any]] = from_json(f"[{','.join(lines)}]")
             return whole
         except ValueError:
             pass

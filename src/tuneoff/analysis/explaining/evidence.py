@@ -36,6 +36,7 @@ class Evidence:
     curves: Mapping[str, Sequence[CurveLine]]
     explained: Mapping[str, ExplainRecord]
     notes: list[str] = field(default_factory=list)
+    _validated: dict[str, Mapping[int, tuple[float, int]]] = field(default_factory=dict)
 
     def runs(self, arm: ArmSummary) -> list[Record]:
         """Return the records of an arm's chosen runs that came to a result, seeds rising."""
@@ -68,6 +69,16 @@ class Evidence:
             if finding.kind not in OF_ONE_ARM and (one in finding.arms) != (other in finding.arms)
         )
 
+    def validated(self, run_id: str) -> Mapping[int, tuple[float, int]]:
+        """Return loss and target tokens of each validated step of a run; a reference's are asked for by every arm."""
+        if run_id not in self._validated:
+            self._validated[run_id] = {
+                int(line["step"]): (float(line["loss_nats"]), int(line["target_tokens"]))
+                for line in self.curves[run_id]
+                if line.get("kind") == "validation" and isinstance(line.get("loss_nats"), int | float)
+            }
+        return self._validated[run_id]
+
     def note(self, text: str) -> None:
         """Add what could not be worked out, once."""
         if text not in self.notes:
@@ -89,6 +100,5 @@ def over_runs(
     assert found is not None  # there is a value
     known = {ONE_SEED: ONE_SEED, NOT_DRAWN: "nothing is trained here, so no seed can move it"}
     low, high = (None if end is None else min(max(end, lowest), highest) for end in (found.low, found.high))
-    return found.model_copy(
-        update={"low": low, "high": high, "how": known.get(found.how, f"t over {len(values)} seeds")}
-    )
+    how = known.get(found.how, f"t over {len(values)} seeds")
+    return Estimate(value=found.value, low=low, high=high, n=found.n, how=how)

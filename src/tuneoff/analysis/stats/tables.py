@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tuneoff.analysis.estimates import CONFIDENCE, Estimate, over_seeds
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.stats.bootstrap import MAX_ITEMS, ItemSpread, over_items, resamples
-from tuneoff.analysis.stats.twoway import Spread, over_seeds_alone, two_way
+from tuneoff.analysis.stats.twoway import Spread, over_seeds_alone, spread_of, squares_of, two_way
 
 Values = NDArray[np.float64]
 
@@ -158,24 +158,27 @@ def _against(one: Values, others: Values) -> Iterator[Difference]:
         one: (items, seeds).
         others: (arms, items, seeds).
     """
-    for start in range(0, len(others), _NUM_AT_A_TIME):
-        halves = (one - others[start : start + _NUM_AT_A_TIME]).transpose(0, 2, 1)
-        _, num_seeds, num_items = halves.shape
-        spread = two_way(halves)
-        means, is_other = spread.mean.tolist(), halves.any(axis=(1, 2)).tolist()
-        ends = zip(*(end.tolist() for end in spread.interval(CONFIDENCE)), strict=True)
-        how = f"{num_seeds} seeds x {num_items} items, two-way"
-        for place, (low, high) in enumerate(ends):
-            estimate = Estimate(value=means[place], low=low, high=high, n=num_seeds, how=how)
-            own = Spread(
-                spread.mean[place],
-                spread.by_seeds[place],
-                spread.by_items[place],
-                num_seeds,
-                num_items,
-                spread.item_freedom[place],
-            )
-            yield Difference(estimate, own, num_seeds, num_items, is_identical=not is_other[place])
+    if not len(others):
+        return
+    num_items, num_seeds = one.shape
+    starts = range(0, len(others), _NUM_AT_A_TIME)
+    halves = ((one - others[start : start + _NUM_AT_A_TIME]).transpose(0, 2, 1) for start in starts)
+    parts = zip(*((*squares_of(chunk), chunk.any(axis=(1, 2))) for chunk in halves), strict=True)
+    mean, ms_seed, ms_error, items, is_other = (np.concatenate(part) for part in parts)
+    spread = spread_of((mean, ms_seed, ms_error, items), num_seeds, num_items)
+    ends = zip(*(end.tolist() for end in spread.interval(CONFIDENCE)), strict=True)
+    how = f"{num_seeds} seeds x {num_items} items, two-way"
+    for place, (low, high) in enumerate(ends):
+        estimate = Estimate(value=float(mean[place]), low=low, high=high, n=num_seeds, how=how)
+        own = Spread(
+            mean[place],
+            spread.by_seeds[place],
+            spread.by_items[place],
+            num_seeds,
+            num_items,
+            spread.item_freedom[place],
+        )
+        yield Difference(estimate, own, num_seeds, num_items, is_identical=not is_other[place])
 
 
 def _shared(one: Seeds, other: Seeds) -> list[int]:

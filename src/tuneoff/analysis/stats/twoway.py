@@ -230,6 +230,20 @@ def two_way(values: Values) -> Spread:
         values: (..., S, I), seeds by items, at least two of each; no NaN.
     """
     num_seeds, num_items = values.shape[-2:]
+    return spread_of(squares_of(values), num_seeds, num_items)
+
+
+Squares = tuple[Values, Values, Values, Values]
+"""Mean, the mean squares of the seeds and of the errors, and the items' means about it, (..., I)."""
+
+
+def squares_of(values: Values) -> Squares:
+    """Return the sums of a two-way table that take reading all of it.
+
+    Args:
+        values: as in `two_way`.
+    """
+    num_seeds, num_items = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
     seeds = values.mean(axis=-1) - mean[..., None]
     items = values.mean(axis=-2) - mean[..., None]
@@ -237,8 +251,14 @@ def two_way(values: Values) -> Spread:
     errors -= seeds[..., :, None]
     errors -= items[..., None, :]
     ms_seed = num_items * (seeds**2).sum(axis=-1) / (num_seeds - 1)
-    ms_item = num_seeds * (items**2).sum(axis=-1) / (num_items - 1)
     ms_error = np.square(errors, out=errors).sum(axis=(-2, -1)) / ((num_seeds - 1) * (num_items - 1))
+    return mean, ms_seed, ms_error, items
+
+
+def spread_of(squares: Squares, num_seeds: int, num_items: int) -> Spread:
+    """Return what `squares_of` one table, or of many, comes to."""
+    mean, ms_seed, ms_error, items = squares
+    ms_item = num_seeds * (items**2).sum(axis=-1) / (num_items - 1)
     size = num_seeds * num_items
     by_items = np.maximum(ms_item - ms_error, 0) / size
     return Spread(mean, ms_seed / size, by_items, num_seeds, num_items, _tailed_freedom(items))
