@@ -47,11 +47,13 @@ def _print(what: object) -> None:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Within the context nobody looks for garbage: what is imported and read is millions of objects, and all stay."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 @app.callback(invoke_without_command=True)

@@ -10,11 +10,10 @@ from typing import Any
 from tuneoff.analysis.explanation import Explanation
 from tuneoff.analysis.values import Summary
 from tuneoff.report.comparisons import references
-from tuneoff.report.points import MAX_FOREST
 
 MAX_ARMS = 72
 """Up to which every arm is drawn: a page of so many stays below three megabytes."""
-NUM_DRAWN = MAX_FOREST
+NUM_DRAWN = 32
 """Of more than that."""
 _OF_ARMS = ("leaving", "optima", "ratios", "weights", "forgetting", "capacity")
 
