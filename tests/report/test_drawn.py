@@ -7,6 +7,7 @@ import pytest
 from fakes import Fakes, make_study
 
 from tuneoff.analysis.explanation import NOTHING
+from tuneoff.analysis.summary import summarise
 from tuneoff.report import page
 from tuneoff.report.drawn import MAX_ARMS, NUM_DRAWN, drawn_part
 
@@ -26,7 +27,7 @@ def fakes() -> Fakes:
 
 def test_the_page_draws_the_best_and_says_so(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "vega_bundle", lambda: "window.vegaEmbed = () => {};")
-    summary = fakes.summary
+    summary = summarise(fakes.study, fakes.records, fakes.tests)
     part, _, note = drawn_part(summary, NOTHING)
     names = {arm.name for arm in part.arms}
     assert set(summary.ranking[:NUM_DRAWN]) | {"full", "zero-shot"} == names
@@ -49,5 +50,6 @@ def test_the_page_draws_the_best_and_says_so(fakes: Fakes, monkeypatch: pytest.M
 
 
 def test_of_fewer_arms_all_are_drawn(fakes: Fakes) -> None:
-    few = fakes.summary.model_copy(update={"arms": fakes.summary.arms[:MAX_ARMS]})
+    summary = summarise(fakes.study, fakes.records, fakes.tests)
+    few = summary.model_copy(update={"arms": summary.arms[:MAX_ARMS]})
     assert drawn_part(few, NOTHING) == (few, NOTHING, "")

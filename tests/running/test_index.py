@@ -168,7 +168,7 @@ def later(records: Mapping[str, Record], sitting: int) -> list[Record]:
 
 
 def test_readers_write_it_while_records_change(place: Path) -> None:
-    """Every reader sees each record as it was at some moment, never an earlier one again, and the last one in the end."""
+    """Every reader sees each record as it was at some moment, never an earlier one again, and at last the last one."""
     records, _ = Store(place).records()
     context = multiprocessing.get_context("spawn")
     queues = [context.Queue() for _ in range(2)]

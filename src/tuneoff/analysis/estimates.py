@@ -8,7 +8,6 @@ items, which takes the scores of each item: `tuneoff.analysis.stats.tables` make
 import math
 from collections.abc import Sequence
 from functools import cache
-from statistics import fmean
 
 from tuneoff.study.records import exp
 from tuneoff.study.value import Value
@@ -46,14 +45,25 @@ def over_seeds(values: Sequence[float], *, is_drawn: bool = True) -> Estimate | 
     """
     if not values:
         return None
-    mean = fmean(values)
-    if len(values) == 1:
+    mean, half = mean_and_half(values)
+    if half is None:
         return Estimate(value=mean, n=1, how=ONE_SEED if is_drawn else NOT_DRAWN)
-    # `statistics.stdev` works in fractions, which takes ten times as long; a report has tens of thousands of these.
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    half = _quantile(len(values) - 1) * math.sqrt(variance / len(values))
     how = f"t over {len(values)} seeds; noise of the test items not included"
     return Estimate(value=mean, low=mean - half, high=mean + half, n=len(values), how=how)
+
+
+def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and half the width of its t interval; none of one value.
+
+    Args:
+        values: at least one.
+    """
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    # `statistics.stdev` works in fractions, which takes ten times as long; a report has tens of thousands of these.
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, _quantile(len(values) - 1) * math.sqrt(variance / len(values))
 
 
 @cache

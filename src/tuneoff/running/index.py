@@ -65,7 +65,8 @@ class Index:
         if entry is None or entry[0] != signature:
             return None
         self._seen[key] = entry
-        return entry[1]
+        body: dict[str, Any] = entry[1]
+        return body
 
     def add(self, path: Path, status: os.stat_result, body: dict[str, Any]) -> None:
         """Remember what a file held, whose checksum was found right.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tuneoff.analysis.estimates import NOT_DRAWN, ONE_SEED, Estimate, over_seeds
+from tuneoff.analysis.estimates import ONE_SEED, Estimate, mean_and_half
 from tuneoff.analysis.findings import OF_ONE_ARM, Finding
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.study.expand import base_run
@@ -15,6 +15,7 @@ from tuneoff.study.records import Record
 from tuneoff.study.spec import Study
 
 CurveLine = Mapping[str, Any]
+NOT_TRAINED = "nothing is trained here, so no seed can move it"
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def over_runs(
         lowest: what no such number can be below: the interval is cut off there, which costs it no coverage.
         highest: what none can be above.
     """
-    found = over_seeds(values, is_drawn=is_drawn)
-    assert found is not None  # there is a value
-    known = {ONE_SEED: ONE_SEED, NOT_DRAWN: "nothing is trained here, so no seed can move it"}
-    low, high = (None if end is None else min(max(end, lowest), highest) for end in (found.low, found.high))
-    how = known.get(found.how, f"t over {len(values)} seeds")
-    return Estimate(value=found.value, low=low, high=high, n=found.n, how=how)
+    mean, half = mean_and_half(values)
+    if half is None:
+        return Estimate(
+            value=mean, n=1, how=ONE_SEED if is_drawn else "nothing is trained here, so no seed can move it"
+        )
+    low, high = (min(max(end, lowest), highest) for end in (mean - half, mean + half))
+    return Estimate(value=mean, low=low, high=high, n=len(values), how=f"t over {len(values)} seeds")

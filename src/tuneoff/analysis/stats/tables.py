@@ -164,21 +164,12 @@ def _against(one: Values, others: Values) -> Iterator[Difference]:
     starts = range(0, len(others), _NUM_AT_A_TIME)
     halves = ((one - others[start : start + _NUM_AT_A_TIME]).transpose(0, 2, 1) for start in starts)
     parts = zip(*((*squares_of(chunk), chunk.any(axis=(1, 2))) for chunk in halves), strict=True)
-    mean, ms_seed, ms_error, items, is_other = (np.concatenate(part) for part in parts)
-    spread = spread_of((mean, ms_seed, ms_error, items), num_seeds, num_items)
-    ends = zip(*(end.tolist() for end in spread.interval(CONFIDENCE)), strict=True)
-    how = f"{num_seeds} seeds x {num_items} items, two-way"
-    for place, (low, high) in enumerate(ends):
-        estimate = Estimate(value=float(mean[place]), low=low, high=high, n=num_seeds, how=how)
-        own = Spread(
-            mean[place],
-            spread.by_seeds[place],
-            spread.by_items[place],
-            num_seeds,
-            num_items,
-            spread.item_freedom[place],
-        )
-        yield Difference(estimate, own, num_seeds, num_items, is_identical=not is_other[place])
+    *squares, is_other = (np.concatenate(part) for part in parts)
+    # From here on one by one: NumPy squares a number by pow and an array by a product, whose last bits may differ.
+    for mean, ms_seed, ms_error, items, differs in zip(*squares, is_other, strict=True):
+        spread = spread_of((mean, ms_seed, ms_error, items), num_seeds, num_items)
+        estimate = _estimate(float(mean), spread, (num_seeds, num_items), is_drawn=True)
+        yield Difference(estimate, spread, num_seeds, num_items, is_identical=not differs)
 
 
 def _shared(one: Seeds, other: Seeds) -> list[int]:
