@@ -128,6 +128,6 @@ def test_few_nodes_are_nearer_than_half_of_the_doubt(level: float) -> None:
         np.where(generator.random(size) < 0.3, generator.integers(1, 6, size), 10 ** generator.uniform(0, 3, size)),
         generator.uniform(-1, 1, size),
     )
-    all_nodes = power._equivalence_powers(1.0, *given, level)
-    few = power._equivalence_powers(1.0, *given, level, power._NUM_FEW_NODES)
+    all_nodes = power._equivalence_powers(1.0, *given, level=level)
+    few = power._equivalence_powers(1.0, *given, level=level, num_nodes=power._NUM_FEW_NODES)
     assert np.abs(all_nodes - few).max() < power._DOUBT / 2

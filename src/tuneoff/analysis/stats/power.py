@@ -44,8 +44,7 @@ def equivalence_power(
     """
     if standard_error == 0:
         return float(abs(difference) < margin)
-    one = (np.array([value]) for value in (standard_error, degrees, difference))
-    return float(_equivalence_powers(margin, *one, level)[0])
+    return float(_equivalence_powers(margin, *map(_one, (standard_error, degrees, difference)), level=level)[0])
 
 
 def _equivalence_powers(
@@ -53,6 +52,7 @@ def _equivalence_powers(
     standard_errors: Values,
     degrees: Values,
     differences: Values,
+    *,
     level: float,
     num_nodes: int = _NUM_NODES,
 ) -> Values:
@@ -85,11 +85,10 @@ def difference_power(difference: float, standard_error: float, degrees: float, *
     """
     if standard_error == 0:
         return float(difference != 0)
-    one = (np.array([value]) for value in (difference, standard_error, degrees))
-    return float(_difference_powers(*one, level)[0])
+    return float(_difference_powers(*map(_one, (difference, standard_error, degrees)), level=level)[0])
 
 
-def _difference_powers(differences: Values, standard_errors: Values, degrees: Values, level: float) -> Values:
+def _difference_powers(differences: Values, standard_errors: Values, degrees: Values, *, level: float) -> Values:
     """Return `difference_power` of many, (n,); no standard error is 0."""
     shift = np.abs(differences) / standard_errors
     t = -stdtrit(degrees, level / 2)
@@ -170,7 +169,7 @@ def each_seeds_to_decide(
         total = seeds[places] + more
         left = v[places] * seeds[places] / total
         found = freedom(left, w[places], total, degrees[places])
-        return _are_decided(delta[places], np.sqrt(left + w[places]), found, margin, level)
+        return _are_decided(delta[places], np.sqrt(left + w[places]), found, margin=margin, level=level)
 
     every = np.arange(delta.size)
     low, high = np.zeros(delta.size, dtype=np.int64), np.full(delta.size, MAX_MORE_SEEDS)
@@ -194,25 +193,31 @@ def seeds_can_decide(
         margin: how close counts as equal.
         level: of the tests.
     """
-    one = (np.array([value]) for value in (difference, math.sqrt(by_items), item_freedom))
-    return bool(_are_decided(*one, margin, level)[0])
+    given = map(_one, (difference, math.sqrt(by_items), item_freedom))
+    return bool(_are_decided(*given, margin=margin, level=level)[0])
+
+
+def _one(value: float) -> Values:
+    return np.array([value])
 
 
 def _are_decided(
-    differences: Values, errors: Values, degrees: Values, margin: float, level: float
+    differences: Values, errors: Values, degrees: Values, *, margin: float, level: float
 ) -> NDArray[np.bool_]:
     """Whether a claim has a power of 80 %, of each (n,) of the differences with their standard errors."""
     is_sure = errors == 0
     found = np.where(is_sure, (differences != 0) | (np.abs(differences) < margin), False)
     places = np.flatnonzero(~is_sure)
-    found[places] = _difference_powers(differences[places], errors[places], degrees[places], level) >= WANTED_POWER
+    found[places] = (
+        _difference_powers(differences[places], errors[places], degrees[places], level=level) >= WANTED_POWER
+    )
     # Two bounds that cost less than the integral: the level, outside the margin, and how often there is room for t s.
     left = np.flatnonzero(~found & ~is_sure & (np.abs(differences) < margin))
     room = _share(margin, errors[left], degrees[left], -stdtrit(degrees[left], level))
     left = left[room >= WANTED_POWER]
     for num_nodes, doubt in ((_NUM_FEW_NODES, _DOUBT), (_NUM_NODES, 0.0)):
         given = (errors[left], degrees[left], differences[left])
-        powers = _equivalence_powers(margin, *given, level, num_nodes)
+        powers = _equivalence_powers(margin, *given, level=level, num_nodes=num_nodes)
         found[left] = powers >= WANTED_POWER
         left = left[np.abs(powers - WANTED_POWER) < doubt]
     return np.asarray(found)
