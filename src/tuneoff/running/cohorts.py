@@ -112,14 +112,15 @@ def gather(
             training.setdefault(task.run.run_id, task)  # arms of one method and rate share a run
     gathered = {task.run_ids: task for task in _begun(training, stored, find)}
     taken = {run_id for run_ids in gathered for run_id in run_ids}
-    fresh: dict[str, list[Task]] = {}
+    fresh: dict[tuple[str, bool], list[Task]] = {}
     held: set[str] = set()
     for run_id, task in training.items():
         key = pass_key(task.run) if size > 1 and task.halving is None and run_id not in taken else None
-        if key is not None and key in waiting and task.run.seed != first_seed:
+        is_trial = task.run.seed == first_seed
+        if key is not None and key in waiting and not is_trial:
             held.add(run_id)
         elif key is not None:
-            fresh.setdefault(key, []).append(task)
+            fresh.setdefault((key, is_trial), []).append(task)
     cohorts = [_cohort(part) for group in fresh.values() for part in parted(group, size)]
     gathered |= {task.run_ids: task for task in cohorts}
     by_run = {run_id: task for run_ids, task in gathered.items() for run_id in run_ids}
