@@ -35,7 +35,9 @@ from tuneoff.data.tokens import TokenSplit
 from tuneoff.training.meter import NUM_WARMUP_STEPS, Meter, resident_peak_bytes
 
 COHORT, ALONE, TRAINER = "a cohort", "one after another", "Trainer + PEFT, one after another"
-RANKS, RATES = (4, 8, 16, 32), (3e-4, 1e-4)
+RANKS, RATES = (4, 8, 16, 32), (3e-3, 1e-3)
+NUM_BATCHES = 2
+"""That there are of training sequences: seen again and again they are learnt, so that the trials' losses differ."""
 OWN_DIFFERENCE = {"fp32": 1e-4, "bf16": 0.02}
 """Nats between a cohort and its runs alone: rounding, which the steps amplify."""
 PEER_DIFFERENCE = 0.05
@@ -66,7 +68,7 @@ class Work:
 
     def split(self) -> TokenSplit:
         """Return the training sequences."""
-        found = drawn_split(self.case, self.num_steps * self.case.batch_size)
+        found = drawn_split(self.case, NUM_BATCHES * self.case.batch_size)
         vocabulary = int(self.shape["vocab_size"])
         return TokenSplit(**(vars(found) | {"input_ids": found.input_ids % vocabulary}))
 

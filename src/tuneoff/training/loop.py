@@ -218,7 +218,7 @@ class Loop:
         with batch.masked(self.step), self.runtime.autocast():
             loss, nll = self.forward.summed_nll(batch, of_targets)
         self.runtime.accelerator.backward(loss)
-        return [nll[batch.members == index].sum() for index in range(len(self.members))]
+        return [own.sum() for own in torch.split(nll, list(batch.counts))]  # a mask would wait for the device
 
     def _backward_extra(self) -> None:
         """Add the gradients of what the method itself adds to the loss: once, as the step's NLL is a mean over all."""
