@@ -18,10 +18,14 @@ from tests.running.test_kill import assert_same
 from tests.running.world import Events, scores, stamps, study_of, weights
 
 from tuneoff import api
+from tuneoff.errors import InfeasibleError
 from tuneoff.report import columns
 from tuneoff.running.cohorts import part_stored, stored_cohort
 from tuneoff.running.events import Event
+from tuneoff.running.session import Place
 from tuneoff.running.store import CHECKPOINT_FOLDER, RECORD_FILE, Store
+from tuneoff.running.trial import train_runs
+from tuneoff.study.expand import trials
 from tuneoff.study.records import Record
 from tuneoff.study.spec import Study
 
@@ -265,3 +269,27 @@ def test_a_run_that_another_process_began_alone_is_gone_on_with_alone(
     rest = tuple(run_id for run_id in first if run_id != first[1])
     assert sorted(started[1:3]) == sorted([(first[1],), rest])
     assert weights(result)[first[1]] == weights(alone)[first[1]]
+
+
+def test_out_of_memory_parts_a_cohort_before_the_micro_batch(study: Study, world: Path, tmp_path: Path) -> None:
+    """The error is raised within the first step, where a real one would come from; what follows is stored at once."""
+
+    def tell(kind: str, body: dict[str, Any]) -> None:
+        if kind == "step":
+            raise MemoryError
+
+    place = Place(Store(tmp_path), world, num_threads=1)
+    runs = [run for arm in study.arms if arm.is_trained for run in trials(study, arm)]
+    ids = tuple(run.run_id for run in runs)
+    with pytest.raises(InfeasibleError, match="cohort of 4; trained in cohorts of 2 at most"):
+        train_runs(runs, place, tell)
+    assert [stored_cohort(place.store, run_id) for run_id in ids] == [ids[:2], ids[:2], ids[2:], ids[2:]]
+    with pytest.raises(InfeasibleError, match="cohort of 2; trained in cohorts of 1 at most"):
+        train_runs(runs[2:], place, tell)
+    assert [stored_cohort(place.store, run_id) for run_id in ids] == [ids[:2], ids[:2], ids[2:3], ids[3:]]
+    with pytest.raises(InfeasibleError, match="out of memory"):
+        train_runs(runs[3:], place, tell)
+    setup = place.store.setup(ids[3])
+    assert setup is not None
+    assert (setup["micro_batch"], setup["num_sittings"], len(setup["notes"])) == (4, 1, 2)
+    assert not place.store.records()[0]
