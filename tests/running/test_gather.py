@@ -14,6 +14,7 @@ from tuneoff.errors import StudyError
 from tuneoff.running.cohorts import asked_size, gather, part_stored, parted, pass_key, stored_cohort, unsettled
 from tuneoff.running.schedule import Task
 from tuneoff.running.store import Store
+from tuneoff.running.tracking import Tracking
 from tuneoff.study.expand import trials
 from tuneoff.study.records import RECORD_VERSION
 from tuneoff.study.spec import Study
@@ -91,6 +92,16 @@ def test_what_was_begun_together_goes_on_together_whatever_is_ready() -> None:
 def test_trials_that_are_held_against_one_another_are_trained_one_after_another() -> None:
     halved = Known(study(tuning={"search": "halving"}))
     assert all(not task.others for task in gathered(halved, 8))
+    ids = tuple(task.run.run_id for task in halved.ready() if task.halving is not None)
+    assert len(ids) == 2  # the first of each rank
+    assert all(not task.others for task in gathered(halved, 8, stored=dict.fromkeys(ids, ids)))
+
+
+def test_each_run_of_a_cohort_is_tracked_under_its_own_arm(tmp_path: Path) -> None:
+    first, other, *_ = (task for task in Known(study()).ready() if task.arm.startswith("lora"))
+    tracking = Tracking((), "s", "lora-rank2", tmp_path, arms={other.run.run_id: "lora-rank4"})
+    assert (tracking.of(first.run).arm, tracking.of(other.run).arm) == ("lora-rank2", "lora-rank4")
+    assert tracking.of(other.run).lost is tracking.lost
 
 
 @pytest.mark.parametrize(

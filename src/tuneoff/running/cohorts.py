@@ -137,7 +137,8 @@ def _begun(
         if run_id in taken or not ids or not taken.isdisjoint(ids):
             continue
         members = [member for one in ids if (member := training.get(one) or find(one)) is not None]
-        if len(members) == len(ids):
+        is_held = len(ids) > 1 and any(member.halving is not None for member in members)  # the study was changed
+        if len(members) == len(ids) and not is_held:
             taken |= set(ids)
             yield _cohort(members)
 
