@@ -181,6 +181,7 @@ def run(
     *,
     only: Sequence[str] = (),
     num_jobs: int = 1,
+    cohort: int | str = "auto",
     checked: "Preflight | None" = None,
     listener: Callable[["Event"], Any] = lambda event: None,
 ) -> Result:
@@ -191,22 +192,28 @@ def run(
         out: folder of all studies' results.
         only: arms, or families of arms, to work on; none is all.
         num_jobs: child processes at a time.
+        cohort: LoRA runs that are trained in one pass over the frozen base at most. `off` trains each alone; `auto`
+            does so on a CPU, and on a GPU takes as many as should fit, 8 at most. It is no part of a run's identity:
+            the weights agree but for rounding. Cohorts that were begun are gone on with, whatever is given here.
         checked: what `check` said of the study; none checks now.
         listener: is told what happens.
 
     Raises:
         TuneoffError: bad input.
     """
+    from tuneoff.running.cohorts import asked_size
     from tuneoff.running.run import Options, StudyRunner, select_arms
     from tuneoff.running.store import Store
 
     store = Store(out / study.name)
     select_arms(study, only)  # refused before anything is read or written
+    size = asked_size(cohort)
     found = checked or check(study)
     store.create(study)
     options = Options(
         only=only,
         num_jobs=num_jobs,
+        cohort_size=found.memory.size(num_jobs) if size is None else size,
         listener=listener,
         data_sha256=found.data_sha256,
         model_sha256=found.model_sha256,

@@ -102,11 +102,19 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ARM", help="Work on this arm alone. Can be repeated.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes at a time.")] = 1,
+    cohort: Annotated[
+        str,
+        typer.Option(
+            "--cohort",
+            metavar="N|auto|off",
+            help="LoRA runs that one process trains in one pass over the frozen base, at most; auto: on a GPU alone.",
+        ),
+    ] = "auto",
     out: OutOption = DEFAULT_OUT,
 ) -> None:
     """Train what is missing and nothing that is done. The same command resumes."""
-    _run(study, overrides, out, tuple(only or ()), jobs, smoke=smoke)
+    _run(study, overrides, out, tuple(only or ()), jobs, smoke=smoke, cohort=cohort)
 
 
 @app.command()
@@ -297,6 +305,7 @@ def _run(
     num_jobs: int,
     *,
     smoke: bool = False,
+    cohort: str = "auto",
 ) -> None:
     from tuneoff import api
     from tuneoff.planning.render import module_listing
@@ -310,7 +319,7 @@ def _run(
     console.print(Text(module_listing(checked.plan)))
     before = api.open_result(study, out)
     with Live(console, before.progress().num_left) as live:
-        result = api.run(study, out, only=only, num_jobs=num_jobs, checked=checked, listener=live)
+        result = api.run(study, out, only=only, num_jobs=num_jobs, cohort=cohort, checked=checked, listener=live)
     reading = result.read()
     result.table(reading)
     _say_report(result.report(reading=reading))

@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from statistics import median
 
 from tuneoff.analysis.audit import audit
+from tuneoff.analysis.costs import arm_costs, cohort_costs, shared_passes
 from tuneoff.analysis.decodings import decoding_summaries, metric_estimates
 from tuneoff.analysis.estimates import Estimate, exp_of, over_seeds
 from tuneoff.analysis.flags import flags_of, truncated_flag, uniform_flag
@@ -14,14 +14,7 @@ from tuneoff.analysis.progress import ArmProgress, arm_progress, current_tests, 
 from tuneoff.analysis.stats.compare import compare_all
 from tuneoff.analysis.stats.tables import estimate_of
 from tuneoff.analysis.tuning import Search, edge_of
-from tuneoff.analysis.values import (
-    ArmCosts,
-    ArmParameters,
-    ArmSummary,
-    Origins,
-    Scores,
-    Summary,
-)
+from tuneoff.analysis.values import ArmParameters, ArmSummary, Origins, Scores, Summary
 from tuneoff.analysis.verdict import caveats, verdict
 from tuneoff.study.methods import (
     BitfitMethod,
@@ -34,7 +27,7 @@ from tuneoff.study.methods import (
     PrefixMethod,
     PromptMethod,
 )
-from tuneoff.study.records import Costs, Likelihood, Parameters, Record, TestRecord
+from tuneoff.study.records import Likelihood, Parameters, Record, TestRecord
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.testing import LOSS
 
@@ -70,6 +63,7 @@ def summarise(
     margin = study.equivalence_margin
     comparisons = compare_all(arms, ranking, primary, margin, records, current, scores)
     wanted, finished = finished_runs(arms, records)
+    cohorts = cohort_costs(arms, records)
     return Summary(
         study=study.name,
         kind=study.task.kind,
@@ -81,7 +75,13 @@ def summarise(
         margin=margin,
         comparisons=comparisons,
         audit=audited,
-        caveats=(*caveats(arms, ranking), *_outdated(wanted & tests.keys() - current.keys()), *_cautions(finished)),
+        cohorts=cohorts,
+        caveats=(
+            *caveats(arms, ranking),
+            *_outdated(wanted & tests.keys() - current.keys()),
+            *shared_passes(arms, cohorts),
+            *_cautions(finished),
+        ),
         **run_counts(arms, wanted, finished),
         origins=_origins(finished),
     )
@@ -116,7 +116,7 @@ def _summarise_arm(
         validation=_scores(validated, (), (), is_drawn=arm.is_trained),
         test=_scores(likelihoods, tested, scored, is_drawn=arm.is_trained),
         generated=generated,
-        costs=_costs([record.costs for record in runs if record.costs is not None]),
+        costs=arm_costs([record.costs for record in runs if record.costs is not None]),
         flags=(
             *uniform_flag(likelihoods or validated, study.task.kind),
             *truncated_flag(generated, study.generate.max_new_tokens),
@@ -200,25 +200,6 @@ def _parameters(found: Iterable[Record], full_trainable: int | None) -> ArmParam
         share_pct=counts.share_pct,
         reduction_pct=100.0 * (1 - counts.trainable / full_trainable) if full_trainable else None,
         num_modules=len(counts.modules),
-    )
-
-
-def _costs(costs: Sequence[Costs]) -> ArmCosts | None:
-    if not costs:
-        return None
-    phases = dict.fromkeys(phase for cost in costs for phase in cost.peak_bytes)
-    return ArmCosts(
-        num_runs=len(costs),
-        train_s=median(cost.train_s for cost in costs),
-        step_s=median(cost.step_s for cost in costs),
-        target_tokens_per_s=median(cost.target_tokens_per_s for cost in costs),
-        peak_bytes={
-            phase: round(median(cost.peak_bytes[phase] for cost in costs if phase in cost.peak_bytes))
-            for phase in phases
-        },
-        peak_kind=" and ".join(sorted({cost.peak_kind for cost in costs})),
-        optimizer_bytes=round(median(cost.optimizer_bytes for cost in costs)),
-        weights_bytes=round(median(cost.weights_bytes for cost in costs)),
     )
 
 

@@ -80,22 +80,37 @@ class ArmParameters(Value):
 
 
 class ArmCosts(Value):
-    """Medians over the arm's chosen runs."""
+    """Medians over the arm's chosen runs; times and memory over those that were trained alone."""
 
     num_runs: int
-    train_s: float
-    step_s: float
-    target_tokens_per_s: float
+    """Chosen runs that were trained alone. A pass of several has one time and one peak for all of them."""
+    train_s: float | None
+    """None where every run shared its pass, as below."""
+    step_s: float | None
+    target_tokens_per_s: float | None
     peak_bytes: dict[str, int]
-    """By phase."""
+    """By phase; empty where every run shared its pass."""
     peak_kind: str
     optimizer_bytes: int
     weights_bytes: int
 
     @property
-    def train_peak_bytes(self) -> int:
-        """Highest memory use while training, or of all phases where training was not metered."""
-        return self.peak_bytes.get("train", max(self.peak_bytes.values(), default=0))
+    def train_peak_bytes(self) -> int | None:
+        """Highest memory use while training, or of all phases where training was not metered; none where shared."""
+        return self.peak_bytes.get("train", max(self.peak_bytes.values(), default=None))
+
+
+class CohortCosts(Value):
+    """What one pass cost that trained several runs: the figures are of all of them together."""
+
+    num_runs: int
+    arms: tuple[str, ...]
+    """Whose runs they were, as far as they belong to the study as given, in its order."""
+    train_s: float
+    step_s: float
+    peak_bytes: dict[str, int]
+    """By phase."""
+    peak_kind: str
 
 
 class ArmSummary(Value):
@@ -180,6 +195,8 @@ class Summary(Value):
     comparisons: tuple[Comparison, ...] = ()
     """Of every two arms that have a test score, in the order of the ranking."""
     audit: Audit = Audit()
+    cohorts: tuple[CohortCosts, ...] = ()
+    """Passes that trained several runs of the study."""
     caveats: tuple[str, ...]
     """What else must be known before the verdict is used, a sentence each."""
     num_wanted: int
