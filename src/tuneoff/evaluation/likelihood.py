@@ -63,15 +63,13 @@ def score_split(
         stride_tokens: reported with the result, for text that was cut into windows.
     """
     module.eval()
-    rows = batch_size
-    if rows is None and not forward.is_packed:
-        rows = max(1, EVALUATION_TOKENS // int(split.lengths.max()))
+    is_packed = forward.is_packed or (forward.can_pack and runtime.device.type == "cpu")
     nll = np.zeros(len(split))
     counts = np.zeros(len(split), dtype=np.int64)
     predictions = np.zeros(len(split), dtype=np.int64) if split.has_labels else None
     size = 0 if split.has_labels else _vocabulary_size(module)
-    for batch in evaluation_batches(split, rows, pad_id, EVALUATION_TOKENS):
-        placed = to_device([batch], runtime.device, pad_id, is_packed=forward.is_packed)
+    for batch in evaluation_batches(split, batch_size, pad_id, EVALUATION_TOKENS, is_packed=is_packed):
+        placed = to_device([batch], runtime.device, pad_id, is_packed=is_packed)
         sequences = batch.slots[placed.sequences.cpu().numpy()]
         with runtime.autocast():
             if predictions is None:
