@@ -22,7 +22,7 @@ from tuneoff.training.runtime import Runtime
 from tuneoff.training.steps import Forward, to_device
 
 EVALUATION_TOKENS = 4096
-"""Tokens of one scoring batch, padding included: enough to fill a processor, few enough that logits stay small."""
+"""Tokens of one scoring batch, padding included: enough to fill a processor, few enough that hidden states stay small."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ def score_split(
         split: tokenised sequences.
         runtime: device and compute type.
         pad_id: token that fills rows up; it is never scored.
-        batch_size: sequences in one forward; none takes as many as `EVALUATION_TOKENS` holds of the longest.
+        batch_size: sequences in one forward; none takes as many as `EVALUATION_TOKENS` holds.
         stride_tokens: reported with the result, for text that was cut into windows.
     """
     module.eval()
+    # Sorted by length, short sequences too are quickest end to end: equal ones are attended to as one product.
     is_packed = forward.is_packed or (forward.can_pack and runtime.device.type == "cpu")
     nll = np.zeros(len(split))
     counts = np.zeros(len(split), dtype=np.int64)

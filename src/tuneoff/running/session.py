@@ -32,8 +32,9 @@ from tuneoff.training.runtime import Runtime, open_runtime
 from tuneoff.training.steps import Forward
 
 MIN_PACKED_TOKENS = 100
-"""Mean length from which sequences are trained end to end. Shorter ones are quicker padded: attention goes through packed
-ones one at a time, and small products do not fill a processor (`docs/performance.md`).
+"""Mean length from which sequences are trained end to end. Shorter ones are quicker padded there: attention goes
+through packed ones one at a time, and small products do not fill a processor (`docs/performance.md`). Scoring sorts all
+of a split by length and drops nothing, so it always packs on a CPU.
 """
 
 if TYPE_CHECKING:
