@@ -22,7 +22,7 @@ from tuneoff.training.runtime import Runtime
 from tuneoff.training.steps import Forward, to_device
 
 EVALUATION_TOKENS = 4096
-"""Tokens of one scoring batch, padding included: enough to fill a processor, few enough that hidden states stay small."""
+"""Tokens of one forward, padding included: enough to fill a processor, few enough that hidden states stay small."""
 
 
 @dataclass(frozen=True)
