@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmarks.speed.cases import OTHER_SHAPES, VOCABULARY
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -45,7 +46,6 @@ from tuneoff.training.steps import Forward
 OURS = "ours"
 PEERS = {"padded-8": 8, "padded-16": 16}
 """Sequences in a batch."""
-VOCABULARY = 50257
 PAD = VOCABULARY - 1
 """GPT-2's end of sequence; random tokens lie below it, so that Transformers finds the last token of a sentence."""
 IGNORED = -100
@@ -122,7 +122,8 @@ def base(case: str, model: str, dtype: torch.dtype, device: torch.device) -> Any
 
     torch.manual_seed(0)
     kind: Any = AutoModelForSequenceClassification if case == "sst2" else AutoModelForCausalLM
-    made = kind.from_config(GPT2Config(**dict(known_shape(model) or {}), pad_token_id=PAD, num_labels=2))
+    shape = OTHER_SHAPES.get(model) or known_shape(model) or {}
+    made = kind.from_config(GPT2Config(**shape, pad_token_id=PAD, num_labels=2))
     return made.to(device=device, dtype=dtype).eval()
 
 
@@ -270,7 +271,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", choices=KINDS, default="oasst1")
-    parser.add_argument("--model", default="gpt2", help="a shape that ships with the package")
+    parser.add_argument("--model", default="gpt2", help="gpt2, small-gpt2 or tiny-gpt2")
     parser.add_argument("--sequences", type=int, default=64, help="how many, from the start of the data")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
