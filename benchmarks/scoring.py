@@ -63,7 +63,7 @@ rounding errors of 6e-8 a mean over a thousand tokens leaves less than this."""
 KINDS = {"oasst1": "instruction", "sst2": "classification"}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GIGABYTE = 1e9
-WIDTH = 140
+WIDTH = 160
 
 Took = dict[str, float]
 
@@ -155,6 +155,12 @@ def score_padded(model: nn.Module, split: TokenSplit, batch_size: int, device: t
     return total / count
 
 
+def padded_positions(split: TokenSplit, batch_size: int) -> int:
+    """Return how many positions a model sees in padded batches in the file's order, padding included."""
+    parts = (split.lengths[start : start + batch_size] for start in range(0, len(split), batch_size))
+    return sum(int(part.max()) * len(part) for part in parts)
+
+
 def prepared_forward(model: nn.Module, split: TokenSplit, runtime: Any) -> Forward:
     """Return the way through the model that a study's session takes."""
     fuse_activations(model)
@@ -191,10 +197,12 @@ def work(options: argparse.Namespace) -> Took:
         loss = score_padded(model, split, PEERS[options.contender], device)
     runtime.synchronize()
     taken, taken_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    num_positions = split.num_input_tokens if forward is not None else padded_positions(split, PEERS[options.contender])
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak_bytes()
     return {
         "score_s": taken, "cpu_s": taken_cpu, "peak_bytes": peak, "loss_nats": loss,
-        "num_tokens": split.num_input_tokens, "num_sequences": len(split), "num_targets": split.num_target_tokens,
+        "num_positions": num_positions, "num_tokens": split.num_input_tokens, "num_sequences": len(split),
+        "num_targets": split.num_target_tokens,
     }  # fmt: skip
 
 
@@ -227,8 +235,9 @@ def show(took: dict[str, list[Took]], options: argparse.Namespace) -> bool:
     """Print the table; return whether the losses agree."""
     ours = took[OURS][0]
     table = Table(
-        "contender", "tokens/s", "spread", "ours is", "CPU time, s", "ours takes", "peak, GB", "ours takes", "loss"
-    )
+        "contender", "positions a token", "tokens/s", "spread", "ours is", "CPU time, s", "ours takes", "peak, GB",
+        "ours takes", "loss",
+    )  # fmt: skip
     table.title = (
         f"{options.case}: {ours['num_sequences']:,.0f} sequences, {ours['num_tokens']:,.0f} tokens, "
         f"{ours['num_targets']:,.0f} targets; {options.precision}, {options.threads} threads, {options.device}, "
@@ -243,6 +252,7 @@ def show(took: dict[str, list[Took]], options: argparse.Namespace) -> bool:
         ratio = {key: middle[OURS][key] / own[key] for key in own}
         table.add_row(
             name,
+            f"{rounds[0]['num_positions'] / rounds[0]['num_tokens']:.2f}",
             f"{statistics.median(speeds):,.0f}",
             f"{min(speeds):,.0f} to {max(speeds):,.0f}",
             "" if name == OURS else f"{1 / ratio['score_s']:.2f} x as fast",
