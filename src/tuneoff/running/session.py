@@ -32,8 +32,9 @@ from tuneoff.training.runtime import Runtime, open_runtime
 from tuneoff.training.steps import Forward
 
 MIN_PACKED_TOKENS = 100
-"""Mean length from which sequences stand end to end. Shorter ones are quicker padded: attention goes through packed
-ones one at a time, and small products do not fill a processor (`docs/performance.md`).
+"""Mean length from which sequences are trained end to end. Shorter ones are quicker padded there: attention goes
+through packed ones one at a time, and small products do not fill a processor (`docs/performance.md`). Scoring sorts all
+of a split by length and drops nothing, so it always packs on a CPU.
 """
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ def _check_forward(session: Session) -> None:
     session.adapted.module.eval()
     with session.runtime.autocast(), session.adapted.member(0):
         session.forward.check(probes[0][None])
-        if session.adapted.can_pack and train.lengths.mean() >= MIN_PACKED_TOKENS:
-            session.forward.check_packing(probes)
+        if session.adapted.can_pack and session.forward.check_packing(probes):
+            session.forward.is_packed = bool(train.lengths.mean() >= MIN_PACKED_TOKENS)
 
 
 def _guard_checkpoint(runs: Sequence[Run], place: Place, setup: dict[str, Any], data_sha256: str) -> None:

@@ -137,7 +137,9 @@ class Forward:
         has_trunk = isinstance(getattr(module, self._trunk_name or " ", None), nn.Module)
         self.is_short = has_trunk and self._head_name() is not None
         self.is_packed = False
-        """Whether several sequences may stand in one row; `check_packing` finds out."""
+        """Whether several sequences stand in one row; `check_packing` finds out."""
+        self.can_pack = False
+        """Whether they may: of short ones that are better padded in training, `is_packed` is turned off afterwards."""
 
     def _head_name(self) -> str | None:
         """Return the name of the module that makes logits of hidden states; none where there is no single one."""
@@ -188,7 +190,7 @@ class Forward:
         with Masks(layout, None, ids.device):
             together = torch.split(self._head(self._hidden(ids, places))[0], lengths)
         alone = [self._head(self._hidden(one[None]))[0] for one in sequences]
-        self.is_packed = all(_is_close(*pair) for pair in zip(together, alone, strict=True))
+        self.is_packed = self.can_pack = all(_is_close(*pair) for pair in zip(together, alone, strict=True))
         return self.is_packed
 
     def target_logits(self, batch: DeviceBatch) -> Tensor:
