@@ -198,7 +198,8 @@ def can_refill(forward: CachedForward, prompts: Prompts) -> bool:
         forward: way through the model.
         prompts: token ids; where all are very short there is nothing to win.
     """
-    ids = list(max(prompts, key=len))[:MAX_PROBE_TOKENS]
+    longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
+    ids = list(prompts[longest][:MAX_PROBE_TOKENS])
     implementation = getattr(forward.module.config, "_attn_implementation", None)
     if not forward.has_positions or implementation not in ("sdpa", "eager") or len(ids) < MIN_PROBE_TOKENS:
         return False
