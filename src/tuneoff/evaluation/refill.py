@@ -22,6 +22,8 @@ from tuneoff.evaluation.slots import SlotCache
 from tuneoff.evaluation.texts import Text
 from tuneoff.training.steps import LARGEST_SHARE
 
+READ_SHARE, MIN_READ = 4, 8
+"""Prompts that are read at a time: a quarter of the texts in the making, as what waits takes memory; 8 at least."""
 MIN_PROBE_TOKENS, MAX_PROBE_TOKENS = 4, 12
 """Of the prompt that slots are tried out on."""
 
@@ -61,7 +63,8 @@ class RefilledWriter:
         self._prompts = prompts
         self._done: list[Text] = []
         self._waiting: deque[tuple[Text, Read]] = deque()
-        self._unread: Iterator[list[Group]] = batches(prompts, self._num_slots)
+        num_prompts = min(self._num_slots, max(MIN_READ, self._num_slots // READ_SHARE))
+        self._unread: Iterator[list[Group]] = batches(prompts, num_prompts)
         self._live: list[Text] = []
         self._lengths: list[int] = []
         self._slots: SlotCache | None = None
