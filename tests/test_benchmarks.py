@@ -1,6 +1,6 @@
 """What benchmarks work out of what they measure, and hand to their processes."""
 
-import json
+import pickle
 from dataclasses import asdict
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from benchmarks.growth import Figure, exponents
 from benchmarks.growth_charts import draw
 from benchmarks.growth_data import rows
-from benchmarks.measuring import Request, needed_flop, parsed, with_case
+from benchmarks.measuring import Request, needed_flop, with_case
 from benchmarks.speed.cases import CASES, Case, base, block_weights
 from benchmarks.switches import SWITCHES, without
 
@@ -43,7 +43,7 @@ def test_a_request_comes_to_its_process_as_it_was() -> None:
     request = Request(CASES["text-lora"], off=("head", "packing"), micro_batch=3, device="cuda")
     request = with_case(request, targets=("q_proj", "v_proj"), max_length=77)
     assert request.case.max_length == 77
-    assert parsed(json.dumps(asdict(request))) == request
+    assert pickle.loads(pickle.dumps(request)) == request
 
 
 def test_the_blocks_matrices_are_counted_whatever_they_are_called() -> None:
