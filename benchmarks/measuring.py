@@ -1,8 +1,9 @@
 """One training measurement in a process of its own, described by values: what the other benchmarks are made of.
 
-Processes are forked from one that has imported all that contenders need, so that a measurement begins at once and all
-share the libraries' pages. A GPU is used where one is to be seen; `measure` hides it for `device="cpu"`, and whoever
-measures takes one device throughout.
+On the CPU, processes are forked from one that has imported all that contenders need, so that a measurement begins at
+once and all share the libraries' pages. With a GPU they start afresh, as a library may touch it on import and it does
+not live through a fork. It is used where it is to be seen; `measure` hides it for `device="cpu"`, and whoever measures
+takes one device throughout.
 """
 
 import json
@@ -107,7 +108,7 @@ def environment_of(device: str, threads: int) -> dict[str, str]:
 
 
 def measure(request: Request, timeout_s: float | None = None) -> Found:
-    """Train in a process of its own, forked from one that has imported everything and done nothing yet.
+    """Train in a process of its own.
 
     Raises:
         OutOfMemory: memory ran out.
@@ -115,8 +116,9 @@ def measure(request: Request, timeout_s: float | None = None) -> Found:
         TimeoutError: it ran longer than `timeout_s`, and was killed.
     """
     os.environ.update(environment_of(request.device, request.threads))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
+    context: Any = multiprocessing.get_context("forkserver" if request.device == "cpu" else "spawn")
+    if request.device == "cpu":
+        context.set_forkserver_preload([PRELOADED])
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(request, sending))
     process.start()
