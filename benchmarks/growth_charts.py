@@ -100,7 +100,8 @@ def panel(
                 .mark_text(align="left", dx=8, dy=0 if len(labels) == 1 else 7 - 14 * place, fontSize=11)
                 .encode(x=across, y=up, text="text:N", color=coloured)
             )
-    return alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)
+    layered: alt.LayerChart = alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)
+    return layered.resolve_legend(strokeDash="independent")
 
 
 def _value(one: Mapping[str, Any]) -> int:

@@ -153,31 +153,11 @@ def median(values: list[float]) -> float:
     return float(statistics.median(values))
 
 
-def needed_flop(request: Request, num_block_weights: int, num_tokens: int) -> float:
-    """Return the matrix products that the method needs, as `benchmarks.speed` counts them."""
-    passes = 2 if request.case.has_lora else 3
-    return 2.0 * passes * num_block_weights * num_tokens
-
-
-def product_rate(dtype: Any, size: int, repeats: int) -> float:
-    """Return the device's own rate of matrix products, in FLOP a second: median of some."""
-    import torch
-    from benchmarks.speed.worker import device, now
-
-    one, other = (torch.randn(size, size, device=device()).to(dtype) for _ in range(2))
-    taken = []
-    for _ in range(repeats + 3):
-        start = now()
-        one @ other
-        taken.append(now() - start)
-    return 2 * size**3 / statistics.median(taken[3:])
-
-
 def train(request: Request) -> Found:
     """Train here and now."""
     import torch
-    from benchmarks.speed.cases import base, block_weights, drawn_split
-    from benchmarks.speed.worker import CONTENDERS, device, ours
+    from benchmarks.speed.cases import base, block_weights, drawn_split, needed_flop
+    from benchmarks.speed.worker import CONTENDERS, device, num_targets, ours, product_rate
     from benchmarks.switches import without
 
     from tuneoff.data.batching import BatchSequence
@@ -187,13 +167,10 @@ def train(request: Request) -> Found:
         raise RuntimeError("a GPU was asked for and none was found. Leave --device out, or give --device cpu.")
     torch.set_num_threads(request.threads)
     case, dtype = request.case, torch.bfloat16 if request.precision == "bf16" else torch.float32
-    rate = None
-    if request.has_rate:
-        size, repeats = (8192, 20) if device().type == "cuda" else (1024, 10)
-        rate = product_rate(dtype, size, repeats)
+    rate = product_rate() if request.has_rate else None
     split = drawn_split(case, request.steps * case.batch_size)
     model = base(case, request.model, dtype if case.has_lora else torch.float32)
-    num_block_weights = block_weights(model)
+    num_block_weights, num_head_weights = block_weights(model), model.get_output_embeddings().weight.numel()
     if request.recompute:
         recompute_activations(model)
     with without(*request.off):
@@ -204,14 +181,16 @@ def train(request: Request) -> Found:
     kept = slice(min(request.warmup, request.steps - 1), None)
     order = BatchSequence(len(split), case.batch_size, 0)
     tokens = [int(split.lengths[order.indices(step)].sum()) for step in range(request.steps)]
-    per_s = sum(tokens[kept]) / sum(took["step_s"][kept])
+    targets = [num_targets(split, order.indices(step)) for step in range(request.steps)]
+    taken = sum(took["step_s"][kept])
+    flop = needed_flop(case, num_block_weights, num_head_weights, sum(tokens[kept]), sum(targets[kept]))
     return Found(
         step_s=median(took["step_s"][kept]),
         first_step_s=took["step_s"][0],
-        tokens_per_s=per_s,
+        tokens_per_s=sum(tokens[kept]) / taken,
         peak_bytes=took["peak_bytes"],
         losses=tuple(took["losses"]),
-        flop_per_s=needed_flop(request, num_block_weights, 1) * per_s,
+        flop_per_s=flop / taken,
         product_flop_per_s=rate,
     )
 

@@ -8,8 +8,8 @@ import torch
 from benchmarks.growth import Figure, exponents
 from benchmarks.growth_charts import draw
 from benchmarks.growth_data import rows
-from benchmarks.measuring import Request, needed_flop, with_case
-from benchmarks.speed.cases import CASES, Case, base, block_weights
+from benchmarks.measuring import Request, with_case
+from benchmarks.speed.cases import CASES, Case, base, block_weights, needed_flop
 from benchmarks.switches import SWITCHES, without
 
 
@@ -51,9 +51,8 @@ def test_the_blocks_matrices_are_counted_whatever_they_are_called() -> None:
     assert block_weights(gpt2) == 2 * 12 * 64 * 64  # attention 4 d^2, MLP 8 d^2
     llama = base(Case("any", 64, 2, 0, True, 0.0), "tiny-llama", torch.float32)
     assert block_weights(llama) == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
-    full, lora = Request(CASES["text-full"]), Request(CASES["text-lora"])
-    assert needed_flop(full, 10, 3) == 3 * 2 * 10 * 3
-    assert needed_flop(lora, 10, 3) == 2 * 2 * 10 * 3
+    assert needed_flop(CASES["text-full"], 10, 7, 3, 2) == 3 * 2 * (10 * 3 + 7 * 2)
+    assert needed_flop(CASES["text-lora"], 10, 7, 3, 2) == 2 * 2 * (10 * 3 + 7 * 2)
 
 
 def test_rows_are_no_two_alike() -> None:

@@ -140,3 +140,13 @@ def block_weights(model: Any) -> int:
     """Return how many weights the matrices of a model's blocks hold."""
     named = model.named_parameters()
     return sum(p.numel() for name, p in named if p.dim() == 2 and {"h", "layers"} & set(name.split(".")))
+
+
+def needed_flop(case: Case, num_block_weights: int, num_head_weights: int, num_tokens: int, num_targets: int) -> float:
+    """Return the matrix products that the method needs for some tokens: the blocks' of each, the head's of each target.
+
+    2 FLOP a weight forward, as many for the gradient of what goes in, and as many again for that of weights that are
+    trained. What attention multiplies is left out: a tenth of it all at most, at these lengths.
+    """
+    passes = 2 if case.has_lora else 3
+    return 2.0 * passes * (num_block_weights * num_tokens + num_head_weights * num_targets)

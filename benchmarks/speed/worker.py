@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.speed.cases import CASES, Case, base, block_weights, drawn_split, real_split
+from benchmarks.speed.cases import CASES, Case, base, block_weights, drawn_split, needed_flop, real_split
 from torch import nn
 
 from tuneoff.data.batching import BatchSequence
@@ -233,15 +233,25 @@ class _Silent:
     def progress(self, step: int, loss_nats: float, tokens_per_s: float) -> None: ...
 
 
-def product_rate(dtype: torch.dtype, size: int = 1024, repeats: int = 10) -> float:
-    """Return the machine's own rate of matrix products, in FLOP a second, median of some."""
-    one, other = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+def num_targets(split: TokenSplit, indices: np.ndarray[Any, Any]) -> int:
+    """Return how many tokens of some sequences carry loss."""
+    return sum(int(split.sequence(int(index))[1].sum()) for index in indices)
+
+
+def product_rate() -> float:
+    """Return the device's own rate of matrix products, in FLOP a second: median of some, in the faster type."""
+    size, repeats = (8192, 20) if torch.cuda.is_available() else (2048, 10)
+    return max(_rate(dtype, size, repeats) for dtype in (torch.float32, torch.bfloat16))
+
+
+def _rate(dtype: torch.dtype, size: int, repeats: int) -> float:
+    one, other = (torch.randn(size, size, device=device()).to(dtype) for _ in range(2))
     taken = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
+    for _ in range(repeats + 3):
+        start = now()
         one @ other
-        taken.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(taken[2:])
+        taken.append(now() - start)
+    return 2 * size**3 / statistics.median(taken[3:])
 
 
 CONTENDERS: dict[str, Callable[..., Took]] = {
@@ -275,14 +285,19 @@ def main() -> None:
     split = (
         drawn_split(case, needed) if options.data is None else real_split(case, options.data, options.tokenizer, needed)
     )
-    rate = product_rate(dtype)
+    rates = [product_rate()]
     model = base(case, options.model, dtype if case.has_lora else torch.float32)
-    num_block_weights = block_weights(model)
+    num_block_weights, num_head_weights = block_weights(model), model.get_output_embeddings().weight.numel()
     took = CONTENDERS[options.contender](case, split, options.steps, model, dtype)
     order = BatchSequence(len(split), case.batch_size, 0)
     took["input_tokens"] = [int(split.lengths[order.indices(step)].sum()) for step in range(options.steps)]
     took["warmup"] = min(NUM_WARMUP_STEPS, options.steps - 1)
-    print(json.dumps(took | {"product_flop_per_s": rate, "num_block_weights": num_block_weights}))
+    took["flop"] = [
+        needed_flop(case, num_block_weights, num_head_weights, tokens, num_targets(split, order.indices(step)))
+        for step, tokens in enumerate(took["input_tokens"])
+    ]
+    rates.append(product_rate())  # again, as other work on the machine comes and goes
+    print(json.dumps(took | {"product_flop_per_s": statistics.fmean(rates)}))
 
 
 if __name__ == "__main__":
