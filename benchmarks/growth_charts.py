@@ -1,5 +1,6 @@
 """Charts of growth: one panel a measure, both scales logarithmic, the fitted exponent written beside each curve."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,11 @@ from tuneoff.report.look import COLOURS, DASHES, FONT, PAPER, SHAPES
 
 PANEL_WIDTH, PANEL_HEIGHT = 230, 210
 PNG_SCALE = 2
-ROOM = 1.9
-"""How far the scale across goes beyond the last point, as a factor of it: the exponents stand there."""
+ROOM = 0.32
+"""How far the scale across goes beyond the last point, as a share of its length: the exponents stand there."""
+MARGIN = 1.3
+MANY = 2000.0
+"""Largest over smallest from which an axis has ticks at powers of ten alone."""
 
 
 def draw(
@@ -56,25 +60,22 @@ def panel(
     """Return one measure's curves."""
     measure = points[0]["measure"]
     values = sorted({one["value"] for one in points})
-    last = [
-        one for one in points if one["value"] == max(p["value"] for p in points if p["contender"] == one["contender"])
-    ]
-    labels = [
-        dict(one) | {"text": f"power {exponents[measure, one['contender']]:.2f}"}
-        for one in last
-        if (measure, one["contender"]) in exponents
-    ]
+    lowest, highest = min(one["low"] for one in points) / MARGIN, max(one["high"] for one in points) * MARGIN
+    ends = {
+        name: max((one for one in points if one["contender"] == name), key=_value, default=None) for name in contenders
+    }
+    labels = sorted((one for one in ends.values() if one is not None), key=lambda one: one["median"])
     across = alt.X(
         "value:Q",
         title=title,
-        scale=alt.Scale(type="log", domain=[values[0], values[-1] * ROOM], nice=False),
+        scale=alt.Scale(type="log", domain=[values[0], values[-1] * (values[-1] / values[0]) ** ROOM], nice=False),
         axis=alt.Axis(values=values, format=",d", labelOverlap="greedy"),
     )
     up = alt.Y(
         "median:Q",
         title=measure,
-        scale=alt.Scale(type="log", nice=True, padding=14),
-        axis=alt.Axis(tickCount=4, format="~g"),
+        scale=alt.Scale(type="log", domain=[lowest, highest], nice=False),
+        axis=alt.Axis(values=_ticks(lowest, highest), format="~g"),
     )
     ranges = {"color": COLOURS, "shape": SHAPES, "strokeDash": [list(dash) for dash in DASHES]}
     colour, shape, dash = (
@@ -82,16 +83,34 @@ def panel(
     )
     coloured = alt.Color("contender:N", scale=colour)
     chart = alt.Chart(alt.Data(values=[dict(one) for one in points]))
-    layers = (
+    layers = [
         chart.mark_rule(strokeWidth=2).encode(x=across, y=alt.Y("low:Q", title=measure), y2="high:Q", color=coloured),
         chart.mark_line(strokeWidth=2).encode(
-            x=across, y=up, color=coloured, strokeDash=alt.StrokeDash("contender:N", scale=dash)
+            x=across, y=up, color=coloured, strokeDash=alt.StrokeDash("contender:N", scale=dash, legend=None)
         ),
         chart.mark_point(filled=True, size=60, opacity=1).encode(
             x=across, y=up, color=coloured, shape=alt.Shape("contender:N", scale=shape)
         ),
-        alt.Chart(alt.Data(values=labels))
-        .mark_text(align="left", dx=7, fontSize=11)
-        .encode(x=across, y=up, text="text:N", color=coloured),
-    )
-    return alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)
+    ]
+    for place, one in enumerate(labels):  # from the lowest to the highest, so that close ones make way
+        if (measure, one["contender"]) in exponents:
+            text = f"power {exponents[measure, one['contender']]:.2f}"
+            layers.append(
+                alt.Chart(alt.Data(values=[dict(one) | {"text": text}]))
+                .mark_text(align="left", dx=8, dy=0 if len(labels) == 1 else 7 - 14 * place, fontSize=11)
+                .encode(x=across, y=up, text="text:N", color=coloured)
+            )
+    layered: alt.LayerChart = alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)
+    return layered.resolve_legend(strokeDash="independent")
+
+
+def _value(one: Mapping[str, Any]) -> int:
+    value: int = one["value"]
+    return value
+
+
+def _ticks(lowest: float, highest: float) -> list[float]:
+    """Return the ticks of a logarithmic axis: 1, 2 and 5 times powers of ten, or those alone where there are many."""
+    powers = range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1)
+    steps = (1, 2, 5) if highest / lowest < MANY else (1,)
+    return [step * 10.0**power for power in powers for step in steps if lowest <= step * 10.0**power <= highest]

@@ -1,15 +1,18 @@
 """One training measurement in a process of its own, described by values: what the other benchmarks are made of.
 
-`python -m benchmarks.measuring REQUEST` trains as the request (JSON of `Request`) says, and prints JSON on its last
-line. A GPU is used where one is to be seen; `measure` hides it for `device="cpu"`.
+On the CPU, processes are forked from one that has imported all that contenders need, so that a measurement begins at
+once and all share the libraries' pages. With a GPU they start afresh, as a library may touch it on import and it does
+not live through a fork. It is used where it is to be seen; `measure` hides it for `device="cpu"`, and whoever measures
+takes one device throughout.
 """
 
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
-import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = "ours"
 TRAINER = "trainer-longest"
 NAMES = {OURS: "Tuneoff", TRAINER: "Trainer + PEFT", "bare": "PEFT in a bare loop"}
-OUT_OF_MEMORY = 77
-"""What a measurement that ran out of memory ends with."""
+PRELOADED = "benchmarks.preload"
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,13 @@ class OutOfMemory(Exception):  # noqa: N818  # what it is called everywhere
     """A measurement ran out of memory."""
 
 
-def command_json(command: list[str], environment: dict[str, str], timeout_s: float | None = None) -> Any:
+def command_json(command: list[str], environment: dict[str, str]) -> Any:
     """Run a command from the repository's root and return the JSON on its last line of output.
 
     Raises:
-        OutOfMemory: it ended with `OUT_OF_MEMORY`.
-        RuntimeError: it failed otherwise; with the end of what it said.
-        TimeoutExpired: it ran longer than `timeout_s`, and was killed.
+        RuntimeError: it failed; with the end of what it said.
     """
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT, timeout=timeout_s
-    )
-    if done.returncode == OUT_OF_MEMORY:
-        raise OutOfMemory
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -112,9 +108,44 @@ def environment_of(device: str, threads: int) -> dict[str, str]:
 
 
 def measure(request: Request, timeout_s: float | None = None) -> Found:
-    """Train in a process of its own (see `command_json` for what it raises)."""
-    command = [sys.executable, "-m", "benchmarks.measuring", json.dumps(asdict(request))]
-    return Found(**command_json(command, environment_of(request.device, request.threads), timeout_s))
+    """Train in a process of its own.
+
+    Raises:
+        OutOfMemory: memory ran out.
+        RuntimeError: it failed; with the end of what it said.
+        TimeoutError: it ran longer than `timeout_s`, and was killed.
+    """
+    os.environ.update(environment_of(request.device, request.threads))
+    context: Any = multiprocessing.get_context("forkserver" if request.device == "cpu" else "spawn")
+    if request.device == "cpu":
+        context.set_forkserver_preload([PRELOADED])
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(request, sending))
+    process.start()
+    sending.close()
+    try:
+        if not receiving.poll(timeout_s):
+            raise TimeoutError(f"more than {timeout_s:.0f} s")
+        kind, body = receiving.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"it died with {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+    if kind == "found":
+        return Found(**body)
+    raise (OutOfMemory if kind == "memory" else RuntimeError)(body)
+
+
+def _work(request: Request, sending: Any) -> None:
+    """Train and send what was found, or what went wrong."""
+    from tuneoff.training.runtime import is_out_of_memory
+
+    try:
+        sending.send(("found", asdict(train(request))))
+    except Exception as error:
+        sending.send(("memory" if is_out_of_memory(error) else "failed", traceback.format_exc()[-2000:]))
 
 
 def median(values: list[float]) -> float:
@@ -164,13 +195,6 @@ def train(request: Request) -> Found:
     )
 
 
-def parsed(text: str) -> Request:
-    """Return the request that `measure` wrote."""
-    body = json.loads(text)
-    case = Case(**(body["case"] | {"targets": tuple(body["case"]["targets"])}))
-    return Request(**(body | {"case": case, "off": tuple(body["off"])}))
-
-
 def in_turn(
     requests: dict[str, Request], rounds: int, told: Any = None, until: float | None = None
 ) -> dict[str, list[Found]]:
@@ -195,9 +219,9 @@ def in_turn(
                 continue
             try:
                 found[name].append(measure(request, left))
-            except (OutOfMemory, RuntimeError, subprocess.TimeoutExpired) as error:
+            except (OutOfMemory, RuntimeError, TimeoutError) as error:
                 print(f"{name}: {type(error).__name__}: {error}", flush=True)
-                given_up |= set() if isinstance(error, subprocess.TimeoutExpired) else {name}
+                given_up |= set() if isinstance(error, TimeoutError) else {name}
                 continue
             if told is not None:
                 told(name, found[name][-1])
@@ -207,19 +231,3 @@ def in_turn(
 def with_case(request: Request, **changes: Any) -> Request:
     """Return the request with parts of its case changed."""
     return replace(request, case=replace(request.case, **changes))
-
-
-def main() -> None:
-    """Train as the first argument says, and print."""
-    from tuneoff.training.runtime import is_out_of_memory
-
-    try:
-        print(json.dumps(asdict(train(parsed(sys.argv[1])))))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        sys.exit(OUT_OF_MEMORY)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What benchmarks work out of what they measure, and hand to their processes."""
 
-import json
+import pickle
 from dataclasses import asdict
 
 import numpy as np
@@ -10,7 +10,7 @@ from benchmarks import scoring
 from benchmarks.growth import Figure, exponents
 from benchmarks.growth_charts import draw
 from benchmarks.growth_data import rows
-from benchmarks.measuring import Request, parsed, with_case
+from benchmarks.measuring import Request, with_case
 from benchmarks.speed.cases import CASES, Case, base, block_weights, needed_flop
 from benchmarks.switches import SWITCHES, without
 
@@ -48,7 +48,7 @@ def test_a_request_comes_to_its_process_as_it_was() -> None:
     request = Request(CASES["text-lora"], off=("head", "packing"), micro_batch=3, device="cuda")
     request = with_case(request, targets=("q_proj", "v_proj"), max_length=77)
     assert request.case.max_length == 77
-    assert parsed(json.dumps(asdict(request))) == request
+    assert pickle.loads(pickle.dumps(request)) == request
 
 
 def test_the_blocks_matrices_are_counted_whatever_they_are_called() -> None:

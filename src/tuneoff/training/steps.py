@@ -44,6 +44,7 @@ class DeviceBatch:
         labels: int64 (N,), the target tokens or classes.
         sequences: int64 (N,), which sequence of the micro-batch each target belongs to, members one after another.
         members: int64 (N,), which member it belongs to.
+        counts: of each member's targets, which stand side by side.
         layout: where the sequences stand.
     """
 
@@ -54,6 +55,7 @@ class DeviceBatch:
     labels: Tensor
     sequences: Tensor
     members: Tensor
+    counts: tuple[int, ...]
     layout: Layout
 
     def masked(self, step: int) -> AbstractContextManager[None]:
@@ -107,7 +109,8 @@ def to_device(
     }
     placed = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
     position_ids = torch.from_numpy(places).to(device) if is_packed else None
-    return DeviceBatch(**placed, position_ids=position_ids, layout=layout)
+    counts = tuple(np.bincount(members, minlength=len(batches)).tolist())
+    return DeviceBatch(**placed, position_ids=position_ids, counts=counts, layout=layout)
 
 
 def _padded(batches: Sequence[Batch], streams: Sequence[int], num_virtual_tokens: int) -> Layout:
