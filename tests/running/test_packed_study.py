@@ -8,6 +8,8 @@ from tests.running.world import NUM_JOBS, Events, rows, save_base, study_of, wri
 
 from tuneoff import api
 from tuneoff.running.session import MIN_PACKED_TOKENS, Place, open_session
+from tuneoff.running.store import Store
+from tuneoff.study.expand import trials
 from tuneoff.study.spec import Study
 
 pytestmark = pytest.mark.slow
@@ -48,3 +50,15 @@ def test_killed_it_goes_on_to_the_bits_of_an_undisturbed_study(study: Study, tmp
         session = open_session([record.run], place, is_afterwards=True)
         assert session.data.train.lengths.mean() >= MIN_PACKED_TOKENS
         assert session.forward.is_packed
+
+
+def test_short_sequences_stand_end_to_end_where_they_are_scored_alone(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", eos_token="<eos>", pad_token="<pad>")
+    write_rows(tmp_path / "rows.jsonl", rows())
+    short = study_of(tmp_path, "short", ARMS)
+    store = Store(tmp_path / "out")
+    store.create(short)
+    session = open_session(trials(short, short.arms[0])[:1], Place(store, short.root), is_afterwards=True)
+    assert session.data.train.lengths.mean() < MIN_PACKED_TOKENS
+    assert session.forward.can_pack
+    assert not session.forward.is_packed

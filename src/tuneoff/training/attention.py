@@ -106,7 +106,8 @@ def _attend_equal(part: Sequence[Tensor], number: int, scale: float) -> Tensor:
         number: how many sequences there are.
         scale: of the products of queries and keys.
     """
-    q, k, v = (tensor.unflatten(1, (number, -1)).transpose(0, 1) for tensor in part)  # views, (number, H, L, D)
+    shape = (len(part[0]), number, -1, part[0].shape[-1])
+    q, k, v = (tensor.view(shape).transpose(0, 1) for tensor in part)  # (number, H, L, D)
     found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return found.transpose(0, 1).flatten(1, 2)
 
