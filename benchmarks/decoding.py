@@ -87,7 +87,7 @@ def drawn_prompts(number: int, seed: int = 0) -> Ids:
 
 
 def real_prompts(number: int, data: Path, tokenizer: Path) -> Ids:
-    """Return the first prompts of a SQuAD file, without the few above `MAX_TOKENS`, whose paragraph a study would cut."""
+    """Return the first prompts of a SQuAD file, without the few above `MAX_TOKENS`, which a study would cut."""
     from tuneoff.training.models import load_tokenizer
 
     encode = load_tokenizer(str(tokenizer), Path())

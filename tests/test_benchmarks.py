@@ -3,14 +3,19 @@
 import pickle
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
+from benchmarks import scoring
 from benchmarks.growth import Figure, exponents
 from benchmarks.growth_charts import draw
 from benchmarks.growth_data import rows
 from benchmarks.measuring import Request, with_case
 from benchmarks.speed.cases import CASES, Case, base, block_weights, needed_flop
 from benchmarks.switches import SWITCHES, without
+
+from tuneoff.evaluation.likelihood import score_split
+from tuneoff.training.runtime import open_runtime
 
 
 def figures() -> list[Figure]:
@@ -73,3 +78,26 @@ def test_a_switch_puts_everything_back(name: str) -> None:
     with without(name):
         assert held() != before
     assert held() == before
+
+
+@pytest.mark.parametrize("case", scoring.KINDS)
+def test_scoring_and_padded_batches_of_transformers_come_to_one_loss(case: str) -> None:
+    """In fp32: products of 64 and sums of some hundred terms lose less than 1e-6 of themselves."""
+    cpu = torch.device("cpu")
+    split = scoring.drawn_split(case, 9)
+    runtime = open_runtime("fp32")
+    model = scoring.base(case, "tiny-gpt2", torch.float32, cpu)
+    usual = [scoring.score_padded(model, split, size, cpu) for size in (4, 9)]
+    forward = scoring.prepared_forward(model, split, runtime)
+    assert forward.can_pack
+    found = score_split(model, forward, split, runtime, scoring.PAD).likelihood
+    assert found.num_target_tokens == split.num_target_tokens
+    assert usual == pytest.approx([found.loss_nats] * 2, rel=1e-6)
+
+
+def test_drawn_lengths_are_those_of_the_data() -> None:
+    replies, sentences = (scoring.drawn_split(case, 4000) for case in scoring.KINDS)
+    assert np.median(replies.targets_by_sequence) == pytest.approx(237, rel=0.05)  # the median reply of OASST1
+    assert np.median(sentences.lengths) == pytest.approx(22, abs=1)
+    assert sentences.num_target_tokens == len(sentences) == 4000
+    assert max(replies.lengths) <= 1024

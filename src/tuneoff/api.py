@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from altair import LayerChart
 
     from tuneoff.analysis.explanation import Explanation
+    from tuneoff.analysis.progress import Progress
     from tuneoff.analysis.values import Summary
     from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.modules import Architecture
@@ -61,6 +62,10 @@ class Result:
     def summary(self) -> "Summary":
         """Return what is known about each arm."""
         return self.read().summary
+
+    def progress(self) -> "Progress":
+        """Return how far each arm is."""
+        return self.read().progress
 
     def explained(self) -> dict[str, ExplainRecord]:
         """Return what was worked out of the arms' runs at their chosen rates, and of the base, by run id."""
@@ -176,6 +181,7 @@ def run(
     *,
     only: Sequence[str] = (),
     num_jobs: int = 1,
+    cohort: int | str = "auto",
     checked: "Preflight | None" = None,
     listener: Callable[["Event"], Any] = lambda event: None,
 ) -> Result:
@@ -186,22 +192,28 @@ def run(
         out: folder of all studies' results.
         only: arms, or families of arms, to work on; none is all.
         num_jobs: child processes at a time.
+        cohort: LoRA runs that are trained in one pass over the frozen base at most. `off` trains each alone; `auto`
+            does so on a CPU, and on a GPU takes as many as should fit, 8 at most. It is no part of a run's identity:
+            the weights agree but for rounding. Cohorts that were begun are gone on with, whatever is given here.
         checked: what `check` said of the study; none checks now.
         listener: is told what happens.
 
     Raises:
         TuneoffError: bad input.
     """
+    from tuneoff.running.cohorts import asked_size
     from tuneoff.running.run import Options, StudyRunner, select_arms
     from tuneoff.running.store import Store
 
     store = Store(out / study.name)
     select_arms(study, only)  # refused before anything is read or written
+    size = asked_size(cohort)
     found = checked or check(study)
     store.create(study)
     options = Options(
         only=only,
         num_jobs=num_jobs,
+        cohort_size=found.memory.size(num_jobs) if size is None else size,
         listener=listener,
         data_sha256=found.data_sha256,
         model_sha256=found.model_sha256,

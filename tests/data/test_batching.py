@@ -1,5 +1,7 @@
 """The order of the data, the steps that a budget buys, and how a batch is laid out."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -103,6 +105,27 @@ def test_evaluation_sees_every_sequence_once() -> None:
     batches = list(evaluation_batches(split, 2, PAD))
     assert [batch.slots.tolist() for batch in batches] == [[3, 1], [4, 2], [0]]
     assert sum(batch.num_target_tokens for batch in batches) == split.num_target_tokens
+
+
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=60), st.booleans())
+def test_evaluation_fills_batches_up_to_their_tokens(lengths: list[int], is_packed: bool) -> None:
+    split = _split(*lengths)
+    batches = list(evaluation_batches(split, None, PAD, 100, is_packed=is_packed))
+    assert sorted(np.concatenate([batch.slots for batch in batches]).tolist()) == list(range(len(lengths)))
+    assert [n for batch in batches for n in batch.lengths.tolist()] == sorted(lengths, reverse=True)
+    for batch in batches:
+        tokens = int(batch.lengths.sum()) if is_packed else batch.input_ids.size
+        assert tokens <= 100 or len(batch) == 1
+    if is_packed:  # nothing is saved by a batch that could have been longer
+        for batch, after in pairwise(batches):
+            assert int(batch.lengths.sum() + after.lengths[0]) > 100
+
+
+def test_evaluation_takes_another_forward_where_padding_would_cost_more() -> None:
+    """1,000 + 10 x 10 tokens: padded together 11,000 positions, apart 1,100 and one more forward."""
+    split = _split(1000, *[10] * 10)
+    assert [len(batch) for batch in evaluation_batches(split, None, PAD, 20_000)] == [1, 10]
+    assert [len(batch) for batch in evaluation_batches(split, None, PAD, 20_000, is_packed=True)] == [11]
 
 
 def test_split_arrays() -> None:

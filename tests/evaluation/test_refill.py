@@ -1,8 +1,8 @@
 """All strategies in one pass write what each writes alone in left-padded batches, whatever the model and the batch."""
 
 import inspect
-import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +12,11 @@ from tests.methods.models import VOCABULARY, make_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneoff.evaluation import generation
+from tuneoff.evaluation import generation, refill
 from tuneoff.evaluation.cached_forward import CachedForward
+from tuneoff.evaluation.decoding import Chooser
 from tuneoff.evaluation.generation import Wrote, generate_each
+from tuneoff.evaluation.reading import batches
 from tuneoff.evaluation.refill import can_refill
 from tuneoff.methods.bottleneck import Bottleneck
 from tuneoff.methods.lora import LoRA
@@ -135,11 +137,33 @@ def test_a_model_that_is_tried_out_and_differs_is_not_refilled(monkeypatch: pyte
     assert not can_refill(CachedForward(model, 0), questions())
 
 
-def test_time_is_shared_out_in_full() -> None:
-    base = BASES["llama, grouped queries"]()
-    start = time.perf_counter()
-    found = write(base, questions(), 8)
-    taken = time.perf_counter() - start
-    assert all(own.seconds > 0 for own in found)
-    assert sum(own.seconds for own in found) <= taken
-    assert found[1].seconds > found[4].seconds  # three texts a prompt, and one
+def test_time_is_shared_out_in_full_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by 1 a row in a forward, and by 1,000 in choosing tokens of the third strategy."""
+    base, ticks = BASES["llama, grouped queries"](), [0.0]
+    forward, choose = base.model.forward, Chooser.choose
+    decodings = (Decoding(), Decoding(temperature=0.8, samples=3), Decoding(top_p=0.9))
+
+    def ticking(*args: Any, **options: Any) -> Any:
+        ticks[0] += len(options["input_ids"])
+        return forward(*args, **options)
+
+    def choosing(self: Chooser, *args: Any) -> Any:
+        ticks[0] += 1000.0 * (self._nucleus is not None)
+        return choose(self, *args)
+
+    ticking.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(base.model, "forward", ticking)
+    monkeypatch.setattr(Chooser, "choose", choosing)
+    monkeypatch.setattr(refill, "time", SimpleNamespace(perf_counter=lambda: ticks[0]))
+    monkeypatch.setattr(generation, "can_refill", lambda *_: True)
+    prompts = questions()
+    found = write(base, prompts, 8, decodings)
+    assert sum(own.seconds for own in found) == pytest.approx(ticks[0])
+    # reading takes a row for each prompt, of which each strategy bears a third, and one for each shared beginning
+    num_read = sum(len(group.prompts) for batch in batches(prompts, 8) for group in batch)
+    num_read += sum(group.shared > 0 for batch in batches(prompts, 8) for group in batch)
+    for own, extra in zip(found, (0, 0, 1000), strict=True):
+        flat = [one for samples in own.texts for one in samples]
+        num_steps = sum(min(len(one.ids) + one.ended, base.new_tokens) - 1 for one in flat)
+        assert own.seconds % 1000 == pytest.approx(num_read / 3 + num_steps)
+        assert (own.seconds >= 1000) == bool(extra)

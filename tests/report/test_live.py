@@ -40,3 +40,19 @@ def test_a_round_of_the_search_is_said_and_counted() -> None:
     assert "(1 of 1)" in lines[0]
     assert "search  3 more trials" in lines[1]
     assert "(2 of 4)" in lines[2]
+
+
+def test_a_cohort_is_shown_as_one_and_its_runs_are_counted_one_by_one() -> None:
+    study = make_study()
+    arm = next(arm for arm in study.arms if arm.is_tuned)
+    first, *others = (Task(kind="train", arm=arm.name, run=run) for run in trials(study, arm))
+    along = first.model_copy(update={"is_along": True})
+    cohort = along.model_copy(update={"others": tuple(others)})
+    assert live.label(cohort) == f"{live.label(others[0])} and {len(others)} more in one pass"
+    out = io.StringIO()
+    with Live(Console(file=out, width=200), num_left=len(others)) as shown:
+        shown(Event("start", cohort))
+        for task in others:
+            shown(Event("finished", task))
+    lines = out.getvalue().splitlines()
+    assert [f"({place + 1} of {len(others)})" in line for place, line in enumerate(lines)] == [True] * len(others)

@@ -14,7 +14,7 @@ from tuneoff.evaluation.likelihood import score_split
 from tuneoff.methods import AdaptedModel, Bottleneck, Full, LoRA, LoRACohort, Method, PrefixTuning, PromptTuning
 from tuneoff.training.attention import attend_packed, attend_written_out
 from tuneoff.training.layout import Segment, packed
-from tuneoff.training.steps import Forward
+from tuneoff.training.steps import DeviceBatch, Forward
 
 METHODS: dict[str, Method] = {
     "lora": LoRA(rank=4, dropout=0.1),
@@ -70,6 +70,28 @@ def test_scores_are_those_of_each_sequence_alone(architecture: str) -> None:
     alone = score_split(model, Forward(model), split, runtime(), PAD, batch_size=1)
     assert np.allclose(together.nll_nats, alone.nll_nats, rtol=1e-12)
     assert together.likelihood.num_target_tokens == split.num_target_tokens
+
+
+def test_short_sequences_that_are_padded_in_training_are_scored_end_to_end() -> None:
+    model, split = make_model("gpt2").double(), make_split()
+    adapted = Full().adapt(model, torch.Generator())
+    forward = checked_forward(adapted, split, runtime())
+    forward.is_packed = False  # as a session does where the mean length is small
+    layouts: list[bool] = []
+    own = forward.target_nll
+
+    def looked_at(batch: DeviceBatch) -> torch.Tensor:
+        layouts.append(batch.layout.is_packed)
+        return own(batch)
+
+    forward.target_nll = looked_at  # type: ignore[method-assign]
+    together = score_split(model, forward, split, runtime(), PAD)
+    assert layouts == [True]
+    forward.can_pack = False
+    padded = score_split(model, forward, split, runtime(), PAD)
+    assert not any(layouts[1:])
+    assert np.allclose(together.nll_nats, padded.nll_nats, rtol=1e-12)
+    assert together.likelihood.perplexity == pytest.approx(padded.likelihood.perplexity, rel=1e-12)
 
 
 def test_classes_are_read_at_each_sequences_last_token() -> None:
@@ -131,7 +153,7 @@ def _inputs(lengths: list[int], rows: int = 1) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True) for _ in range(3)]
 
 
-@pytest.mark.parametrize("lengths", [[4, 2, 5], [3, 3]])
+@pytest.mark.parametrize("lengths", [[4, 2, 5], [3, 3], [5, 5, 4, 2, 2, 2], [1, 1, 4, 1]])
 def test_attention_is_that_of_each_sequence_alone(lengths: list[int]) -> None:
     q, k, v = _inputs(lengths, rows=2)
     layout = packed([lengths] * 2, [0, 0], [list(range(len(lengths)))] * 2)

@@ -7,12 +7,12 @@ from tuneoff.analysis.comparison import Comparison
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.analysis.findings import Audit, Finding
 from tuneoff.analysis.measures import Measure, loss_unit, measure
+from tuneoff.analysis.progress import Status as Status
 from tuneoff.analysis.selection import Edge, Trial
 from tuneoff.study.methods import MethodSpec
 from tuneoff.study.testing import LOSS, Decoding, TaskKind
 from tuneoff.study.value import Value
 
-Status = Literal["done", "partly", "missing", "infeasible"]
 FlagKind = Literal["worse_than_uniform", "truncated", "untuned", "assumed", "unverified"]
 
 
@@ -80,22 +80,37 @@ class ArmParameters(Value):
 
 
 class ArmCosts(Value):
-    """Medians over the arm's chosen runs."""
+    """Medians over the arm's chosen runs; times and memory over those that were trained alone."""
 
     num_runs: int
-    train_s: float
-    step_s: float
-    target_tokens_per_s: float
+    """Chosen runs that were trained alone. A pass of several has one time and one peak for all of them."""
+    train_s: float | None
+    """None where every run shared its pass, as below."""
+    step_s: float | None
+    target_tokens_per_s: float | None
     peak_bytes: dict[str, int]
-    """By phase."""
+    """By phase; empty where every run shared its pass."""
     peak_kind: str
     optimizer_bytes: int
     weights_bytes: int
 
     @property
-    def train_peak_bytes(self) -> int:
-        """Highest memory use while training, or of all phases where training was not metered."""
-        return self.peak_bytes.get("train", max(self.peak_bytes.values(), default=0))
+    def train_peak_bytes(self) -> int | None:
+        """Highest memory use while training, or of all phases where training was not metered; none where shared."""
+        return self.peak_bytes.get("train", max(self.peak_bytes.values(), default=None))
+
+
+class CohortCosts(Value):
+    """What one pass cost that trained several runs: the figures are of all of them together."""
+
+    num_runs: int
+    arms: tuple[str, ...]
+    """Whose runs they were, as far as they belong to the study as given, in its order."""
+    train_s: float
+    step_s: float
+    peak_bytes: dict[str, int]
+    """By phase."""
+    peak_kind: str
 
 
 class ArmSummary(Value):
@@ -180,6 +195,8 @@ class Summary(Value):
     comparisons: tuple[Comparison, ...] = ()
     """Of every two arms that have a test score, in the order of the ranking."""
     audit: Audit = Audit()
+    cohorts: tuple[CohortCosts, ...] = ()
+    """Passes that trained several runs of the study."""
     caveats: tuple[str, ...]
     """What else must be known before the verdict is used, a sentence each."""
     num_wanted: int
@@ -198,8 +215,11 @@ class Summary(Value):
 
     def comparison(self, one: str, other: str) -> Comparison | None:
         """Return what is known of two arms, the one that ranks higher first in it; none where one has no test score."""
-        pair = {one, other}
-        return next((found for found in self.comparisons if {found.one, found.other} == pair), None)
+        if one not in self.ranking or other not in self.ranking or one == other:
+            return None
+        first, second = sorted((self.ranking.index(one), self.ranking.index(other)))
+        place = first * (2 * len(self.ranking) - first - 1) // 2 + second - first - 1  # in the order of the ranking
+        return self.comparisons[place] if place < len(self.comparisons) else None
 
     @property
     def primary(self) -> Measure:

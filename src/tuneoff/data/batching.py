@@ -109,26 +109,43 @@ def micro_batches(split: TokenSplit, indices: NDArray[np.int64], micro_batch: in
     return [_batch(split, indices[part], part, pad_id) for part in parts]
 
 
-def evaluation_batches(split: TokenSplit, batch_size: int | None, pad_id: int, max_tokens: int = 0) -> Iterator[Batch]:
+BATCH_COST_TOKENS = 128
+"""What one more forward costs beside its positions, in positions: it is weighed against the padding that it saves."""
+
+
+def evaluation_batches(
+    split: TokenSplit, batch_size: int | None, pad_id: int, max_tokens: int = 0, *, is_packed: bool = False
+) -> Iterator[Batch]:
     """Yield all sequences of a split once, longest first; `slots` are their indices.
 
     Args:
         split: tokenised sequences.
-        batch_size: sequences in one forward; none takes as many as `max_tokens` holds, one at least.
+        batch_size: sequences in one forward; none takes as many as `max_tokens` holds, one at least, and fewer where
+            they are so unequal that padding would cost more than another forward.
         pad_id: token that fills rows up.
-        max_tokens: tokens of one forward, padding not counted.
+        max_tokens: tokens of one forward, padding included.
+        is_packed: whether sequences will stand end to end, so that nothing is padding.
     """
     order = np.argsort(-split.lengths, kind="stable")
+    lengths = split.lengths[order]
     start = 0
     while start < len(order):
-        if batch_size is None:
-            running = np.cumsum(split.lengths[order[start : start + max_tokens]])
-            size = max(1, int(np.searchsorted(running, max_tokens, side="right")))
-        else:
+        if batch_size is not None:
             size = batch_size
+        else:
+            size = _num_rows(lengths[start : start + max_tokens], max_tokens, is_packed=is_packed)
         part = order[start : start + size]
         yield _batch(split, part, part, pad_id)
         start += size
+
+
+def _num_rows(lengths: NDArray[np.int64], max_tokens: int, *, is_packed: bool) -> int:
+    """Return how many of some sequences, longest first, one forward takes: where it costs least a token."""
+    tokens = np.cumsum(lengths)
+    positions = tokens if is_packed else lengths[0] * np.arange(1, len(lengths) + 1)
+    num_fitting = max(1, int(np.searchsorted(positions, max_tokens, side="right")))
+    costs = (positions[:num_fitting] + BATCH_COST_TOKENS) / tokens[:num_fitting]
+    return int(costs.argmin()) + 1
 
 
 def _batch(split: TokenSplit, indices: NDArray[np.int64], slots: NDArray[np.int64], pad_id: int) -> Batch:

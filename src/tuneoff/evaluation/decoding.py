@@ -98,7 +98,9 @@ class Chooser:
             return scores.argmax(dim=-1), best[:, 0] - best[:, 1] < NEAR_TIE
         keys = _keys(self._seed, rows, positions, logits.device)
         size = CPU_ROWS if logits.device.type == "cpu" else len(rows)
-        parts = [self._draw(*part) for part in zip(logits.split(size), keys.split(size), strict=True)]
+        parts = [
+            self._draw(logits[start : start + size], keys[start : start + size]) for start in range(0, len(rows), size)
+        ]
         return torch.cat([tokens for tokens, _ in parts]), torch.cat([near for _, near in parts])
 
     def _draw(self, logits: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +145,7 @@ def _others(scores: Tensor, likeliest: Tensor, keys: Tensor, leads: Tensor) -> t
 def _cut_nucleus(scores: Tensor, warper: TopPLogitsWarper) -> Tensor:
     """Return what the warper leaves of scores (R, V), without sorting the vocabulary where that can be told."""
     if scores.shape[1] <= NUM_NUCLEUS:
-        return warper(None, scores)  # type: ignore[arg-type]
+        return _warped(warper, scores)
     values, tokens = scores.topk(NUM_NUCLEUS, dim=-1)
     probabilities = (values.double() - scores.double().logsumexp(dim=-1, keepdim=True)).exp()
     before = probabilities.cumsum(dim=-1) - probabilities  # of the likelier tokens
@@ -153,8 +155,13 @@ def _cut_nucleus(scores: Tensor, warper: TopPLogitsWarper) -> Tensor:
     has_edge &= (values.gather(1, last) < values.gather(1, last - 1))[:, 0]  # of equals any may be left out
     cut = torch.full_like(scores, float("-inf")).scatter_(1, tokens, values.masked_fill(~kept, float("-inf")))
     if not bool(has_edge.all()):
-        cut[~has_edge] = warper(None, scores[~has_edge])  # type: ignore[arg-type]
+        cut[~has_edge] = _warped(warper, scores[~has_edge])
     return cut
+
+
+def _warped(warper: TopPLogitsWarper, scores: Tensor) -> Tensor:
+    found: Tensor = warper(None, scores)  # it looks at the scores alone
+    return found
 
 
 def gumbel(seed: int, rows: Sequence[Row], positions: int | Sequence[int], like: Tensor) -> Tensor:

@@ -124,34 +124,43 @@ def generate_each(
     check_lengths([len(prompt) for prompt in prompts], spec, context_length, num_virtual_tokens)
     module.eval()
     forward = CachedForward(module, pad_id)
-    beams = [place for place, decoding in enumerate(decodings) if decoding.beams is not None and decoding.beams > 1]
-    drawn = [place for place in range(len(decodings)) if place not in beams]
     found: dict[int, Wrote] = {}
+    drawn = [place for place, decoding in enumerate(decodings) if not _has_beams(decoding)]
     num_texts = len(prompts) * sum(decodings[place].samples for place in drawn)
     with autocast():
-        refills = num_texts > 1 and can_refill(forward, prompts)
-        if refills:
-            found = dict(
-                zip(drawn, _refilled(forward, prompts, [decodings[i] for i in drawn], spec, eos_id, seed), strict=True)
-            )
-    for place in beams if refills else range(len(decodings)):
-        decoding = decodings[place]
-        if place in beams:
-            assert decoding.beams is not None
-            writer: PaddedWriter | BeamWriter = BeamWriter(forward, decoding.beams, spec.max_new_tokens, pad_id, eos_id)
-            num_rows = max(1, spec.batch_size // decoding.beams)
-        else:
-            writer = PaddedWriter(forward, Chooser(decoding, seed), spec.max_new_tokens, eos_id)
-            num_rows = spec.batch_size
-        start = time.perf_counter()
-        texts: Texts = [[] for _ in prompts]
-        for rows in _batches(prompts, decoding.samples, num_rows):
-            with autocast():
-                for row, continuation in zip(rows, writer.write(prompts, rows), strict=True):
-                    texts[row.prompt].append(continuation)
-        # tokens come to the host at every step, so the device is done
-        found[place] = Wrote(texts, time.perf_counter() - start)
+        if num_texts > 1 and can_refill(forward, prompts):
+            own = [decodings[place] for place in drawn]
+            found = dict(zip(drawn, _refilled(forward, prompts, own, spec, eos_id, seed), strict=True))
+    for place, decoding in enumerate(decodings):
+        if place not in found:
+            writer: PaddedWriter | BeamWriter
+            if _has_beams(decoding):
+                writer = BeamWriter(forward, decoding.beams or 1, spec.max_new_tokens, pad_id, eos_id)
+            else:
+                writer = PaddedWriter(forward, Chooser(decoding, seed), spec.max_new_tokens, eos_id)
+            found[place] = _alone(writer, prompts, decoding, spec.batch_size, autocast)
     return [found[place] for place in range(len(decodings))]
+
+
+def _has_beams(decoding: Decoding) -> bool:
+    return decoding.beams is not None and decoding.beams > 1
+
+
+def _alone(
+    writer: PaddedWriter | BeamWriter,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    batch_size: int,
+    autocast: Autocast,
+) -> Wrote:
+    """Return what one strategy writes in left-padded batches."""
+    start = time.perf_counter()
+    texts: Texts = [[] for _ in prompts]
+    for rows in _batches(prompts, decoding.samples, max(1, batch_size // (decoding.beams or 1))):
+        with autocast():
+            for row, continuation in zip(rows, writer.write(prompts, rows), strict=True):
+                texts[row.prompt].append(continuation)
+    return Wrote(texts, time.perf_counter() - start)  # tokens came to the host at every step, so the device is done
 
 
 def _refilled(

@@ -22,7 +22,7 @@ from tuneoff.training.runtime import Runtime
 from tuneoff.training.steps import Forward, to_device
 
 EVALUATION_TOKENS = 4096
-"""Tokens of one scoring batch, padding included: enough to fill a processor, few enough that logits stay small."""
+"""Tokens of one forward, padding included: enough to fill a processor, few enough that hidden states stay small."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,18 @@ def score_split(
         split: tokenised sequences.
         runtime: device and compute type.
         pad_id: token that fills rows up; it is never scored.
-        batch_size: sequences in one forward; none takes as many as `EVALUATION_TOKENS` holds of the longest.
+        batch_size: sequences in one forward; none takes as many as `EVALUATION_TOKENS` holds.
         stride_tokens: reported with the result, for text that was cut into windows.
     """
     module.eval()
-    rows = batch_size
-    if rows is None and not forward.is_packed:
-        rows = max(1, EVALUATION_TOKENS // int(split.lengths.max()))
+    # Sorted by length, short sequences too are quickest end to end: equal ones are attended to as one product.
+    is_packed = forward.is_packed or (forward.can_pack and runtime.device.type == "cpu")
     nll = np.zeros(len(split))
     counts = np.zeros(len(split), dtype=np.int64)
     predictions = np.zeros(len(split), dtype=np.int64) if split.has_labels else None
     size = 0 if split.has_labels else _vocabulary_size(module)
-    for batch in evaluation_batches(split, rows, pad_id, EVALUATION_TOKENS):
-        placed = to_device([batch], runtime.device, pad_id, is_packed=forward.is_packed)
+    for batch in evaluation_batches(split, batch_size, pad_id, EVALUATION_TOKENS, is_packed=is_packed):
+        placed = to_device([batch], runtime.device, pad_id, is_packed=is_packed)
         sequences = batch.slots[placed.sequences.cpu().numpy()]
         with runtime.autocast():
             if predictions is None:

@@ -141,7 +141,7 @@ def read(forward: CachedForward, prompts: Prompts, batch: Sequence[Group]) -> tu
     logits = forward(ids, torch.cat([mask, own_mask], dim=1), cache)
     columns = width + ids.shape[1]
     num_virtual = cache.get_seq_length() - columns
-    parts = tuple((layer.keys, layer.values) for layer in cache.layers)
+    parts = tuple((layer.keys, layer.values) for layer in cache.layers)  # type: ignore[union-attr]  # see `is_plain`
     found = []
     for row, ((place, index), rest) in enumerate(zip(own, rests, strict=True)):
         start, stop = num_virtual + width, num_virtual + columns

@@ -11,6 +11,7 @@ What is written depends on neither, but where two scores are nearly tied (`tuneo
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from tuneoff.evaluation.slots import SlotCache
 from tuneoff.evaluation.texts import Text
 from tuneoff.training.steps import LARGEST_SHARE
 
+READ_SHARE, MIN_READ = 4, 8
+"""Prompts that are read at a time: a quarter of the texts in the making, as what waits takes memory; 8 at least."""
 MIN_PROBE_TOKENS, MAX_PROBE_TOKENS = 4, 12
 """Of the prompt that slots are tried out on."""
 
@@ -61,24 +64,24 @@ class RefilledWriter:
         self._prompts = prompts
         self._done: list[Text] = []
         self._waiting: deque[tuple[Text, Read]] = deque()
-        self._unread: Iterator[list[Group]] = batches(prompts, self._num_slots)
+        num_prompts = min(self._num_slots, max(MIN_READ, self._num_slots // READ_SHARE))
+        self._unread: Iterator[list[Group]] = batches(prompts, num_prompts)
         self._live: list[Text] = []
         self._lengths: list[int] = []
         self._slots: SlotCache | None = None
-        start = time.perf_counter()
-        self._fill()
-        self._charge(time.perf_counter() - start)
+        with self._shared_equally():
+            self._fill()
         while self._live:
             self._step()
         return self._done
 
-    def _charge(self, seconds: float, texts: Sequence[Text] | None = None) -> None:
-        """Share time out among strategies: by the number of their texts, or equally."""
-        for strategy in range(len(self.seconds)):
-            part = 1 / len(self.seconds)
-            if texts is not None:
-                part = sum(text.strategy == strategy for text in texts) / len(texts)
-            self.seconds[strategy] += seconds * part
+    @contextmanager
+    def _shared_equally(self) -> Iterator[None]:
+        """Share out the time within the context equally, but for what strategies are charged for themselves in it."""
+        start, charged = time.perf_counter(), sum(self.seconds)
+        yield
+        taken = time.perf_counter() - start - (sum(self.seconds) - charged)
+        self.seconds = [own + taken / len(self.seconds) for own in self.seconds]
 
     def _step(self) -> None:
         """Write one more token of each live text; what ends makes room."""
@@ -86,14 +89,15 @@ class RefilledWriter:
         assert self._slots is not None
         logits = decode(self._forward, self._slots, [text.ids[-1] for text in self._live], self._lengths)
         self._synchronize(logits)
-        self._charge(time.perf_counter() - start, self._live)
+        by_text = (time.perf_counter() - start) / len(self._live)
+        for text in self._live:
+            self.seconds[text.strategy] += by_text
         going = self._choose(logits, self._live)
-        start = time.perf_counter()
         self._lengths = [length + 1 for length in self._lengths]
-        for place in reversed([place for place, goes_on in enumerate(going) if not goes_on]):
-            self._done.append(self._live[place])
-            self._leave(place)
-        self._charge(time.perf_counter() - start)
+        with self._shared_equally():
+            for place in reversed([place for place, goes_on in enumerate(going) if not goes_on]):
+                self._done.append(self._live[place])
+                self._leave(place)
 
     def _choose(self, logits: Tensor, texts: Sequence[Text]) -> list[bool]:
         """Add the next token (of logits (R, V)) to each of the texts; return which of them go on."""
@@ -198,7 +202,8 @@ def can_refill(forward: CachedForward, prompts: Prompts) -> bool:
         forward: way through the model.
         prompts: token ids; where all are very short there is nothing to win.
     """
-    ids = list(max(prompts, key=len))[:MAX_PROBE_TOKENS]
+    longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
+    ids = list(prompts[longest][:MAX_PROBE_TOKENS])
     implementation = getattr(forward.module.config, "_attn_implementation", None)
     if not forward.has_positions or implementation not in ("sdpa", "eager") or len(ids) < MIN_PROBE_TOKENS:
         return False

@@ -16,11 +16,11 @@ from transformers.cache_utils import DynamicLayer
 from tuneoff.evaluation.reading import Read
 
 
-class _SlotLayer(DynamicLayer):
+class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values, (S, H, capacity, D)."""
 
     def __init__(self, slots: "SlotCache", keys: Tensor, values: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._slots = slots
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
@@ -62,26 +62,26 @@ class SlotCache(DynamicCache):
         self.width = 1
         self.num_virtual = like.num_virtual
         # zeros, as a weight of 0 times what memory happens to hold might be NaN
-        layers = [
-            _SlotLayer(self, *(part.new_zeros(num_slots, part.shape[1], capacity, part.shape[3]) for part in parts))
+        self._parts = [
+            tuple(part.new_zeros(num_slots, part.shape[1], capacity, part.shape[3]) for part in parts)
             for parts in like.parts
         ]
-        Cache.__init__(self, layers=layers)
+        Cache.__init__(self, layers=[_SlotLayer(self, keys, values) for keys, values in self._parts])
 
     def enter(self, place: int, read: Read) -> None:
         """Copy a prompt into a slot."""
-        for layer, parts in zip(self.layers, read.parts, strict=True):
-            for target, source in zip((layer.keys, layer.values), parts, strict=True):
+        for targets, sources in zip(self._parts, read.parts, strict=True):
+            for target, source in zip(targets, sources, strict=True):
                 column = 0
                 for start, stop in read.spans:
-                    target[place, :, column : column + stop - start] = source[read.row, :, start:stop]  # type: ignore[index]
+                    target[place, :, column : column + stop - start] = source[read.row, :, start:stop]
                     column += stop - start
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a slot's columns into another slot."""
-        for layer in self.layers:
-            for part in (layer.keys, layer.values):
-                part[target, :, :length] = part[source, :, :length]  # type: ignore[index]
+        for parts in self._parts:
+            for part in parts:
+                part[target, :, :length] = part[source, :, :length]
 
     def expect(self, lengths: Sequence[int]) -> None:
         """Prepare for one more token of each text.

@@ -86,6 +86,7 @@ class LoRALayer(nn.Module):
         self.routing = routing
         self.dropout = nn.Dropout(methods[0].dropout) if methods[0].dropout > 0 else nn.Identity()
         self.scalings = tuple(method.scaling for method in methods)
+        self._scalings: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         num_in, num_out = features(base)
         device = base.weight.device
         self.lora_A = nn.ParameterList(
@@ -125,13 +126,20 @@ class LoRALayer(nn.Module):
         if x.shape[0] % num_members:
             raise ValueError(f"{x.shape[0]} rows cannot be shared equally by {num_members} members")
         rank = max(a.shape[0] for a in self.lora_A)
-        a = torch.stack([F.pad(a, (0, 0, 0, rank - a.shape[0])) for a in self.lora_A]).to(x.dtype)  # (K, r, in)
-        b = torch.stack([F.pad(b, (0, rank - b.shape[1])) for b in self.lora_B]).to(x.dtype)  # (K, out, r)
-        scaling = torch.tensor(self.scalings, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+        a = torch.stack([_filled(a, 0, 0, 0, rank - a.shape[0]) for a in self.lora_A]).to(x.dtype)  # (K, r, in)
+        b = torch.stack([_filled(b, 0, rank - b.shape[1]) for b in self.lora_B]).to(x.dtype)  # (K, out, r)
+        scaling = self._scaling(x)
         flat = x.reshape(num_members, -1, x.shape[-1])  # (K, R/K * T, in)
         down = torch.bmm(flat, a.transpose(1, 2)) * scaling
         update: Tensor = torch.bmm(down, b.transpose(1, 2)).view(*x.shape[:-1], -1)
         return update
+
+    def _scaling(self, x: Tensor) -> Tensor:
+        """Return each member's scaling (K, 1, 1); kept, as a copy to a GPU waits for all that runs there."""
+        key = (x.device, x.dtype)
+        if key not in self._scalings:
+            self._scalings[key] = torch.tensor(self.scalings, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+        return self._scalings[key]
 
     def _decomposed(self, dropped: Tensor, y: Tensor, update: Tensor, member: int | None) -> Tensor:
         """Rescale each output of W x + update by the magnitude over the norm; the bias is left alone.
@@ -196,6 +204,11 @@ class LoRALayer(nn.Module):
         if self._base_weight is not None:
             self.base.weight.data = self._base_weight
             self._base_weight = None
+
+
+def _filled(matrix: Tensor, *zeros: int) -> Tensor:
+    """Return a matrix filled up with rows or columns of zeros, as `F.pad` counts them; itself where there are none."""
+    return F.pad(matrix, zeros) if any(zeros) else matrix
 
 
 def draw_a(rank: int, num_in: int, generator: torch.Generator, device: torch.device) -> nn.Parameter:

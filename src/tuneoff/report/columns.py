@@ -126,18 +126,22 @@ def _score(
     return cell
 
 
-def _cost(read: Callable[[ArmCosts], float], write: Callable[[float], str], unit: str) -> Callable[[ArmSummary], Cell]:
+def _cost(
+    read: Callable[[ArmCosts], float | None], write: Callable[[float], str], unit: str
+) -> Callable[[ArmSummary], Cell]:
     def cell(arm: ArmSummary) -> Cell:
         if arm.costs is None:
             return Cell()
         value = read(arm.costs)
+        if value is None:
+            return Cell(None, "shared", "trained in one pass with other runs, so it has no figure of its own")
         exact = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
         return Cell(value, write(value), f"{exact} {unit}")
 
     return cell
 
 
-def _bytes(read: Callable[[ArmCosts], int]) -> Callable[[ArmSummary], Cell]:
+def _bytes(read: Callable[[ArmCosts], int | None]) -> Callable[[ArmSummary], Cell]:
     return _cost(read, lambda value: numbers.size(int(value)), "bytes")
 
 

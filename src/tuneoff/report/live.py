@@ -83,7 +83,8 @@ class Live:
     def _start_bar(self, task: Task, what: str) -> TaskID:
         key = _key(task)
         if key not in self._bars:
-            self._bars[key] = self.progress.add_task(clean(f"  {label(task)}"), total=None, detail=what)
+            bar = self.progress.add_task(clean(f"  {label(task)}"), total=None, detail=what)
+            self._bars |= {_key(member): bar for member in task.members}
         return self._bars[key]
 
     def _started(self, task: Task, body: Mapping[str, Any]) -> None:
@@ -135,12 +136,13 @@ class Live:
         self._say(label(task), str(body["what"]), style="yellow")
 
     def _end(self, task: Task, *, is_counted: bool = True) -> None:
-        bar = self._bars.pop(_key(task), None)
-        if bar is not None:
-            self.progress.remove_task(bar)
-        if is_counted and task.kind == "train":
-            self._num_ended += 1
-            self.progress.advance(self._all)
+        for member in task.members:
+            bar = self._bars.pop(_key(member), None)
+            if bar is not None and bar not in self._bars.values():
+                self.progress.remove_task(bar)
+            if is_counted and task.kind == "train" and not member.is_along:
+                self._num_ended += 1
+                self.progress.advance(self._all)
 
     def _say(self, who: str, what: str, style: str = "") -> None:
         elapsed = numbers.duration(time.monotonic() - self._start)
@@ -148,10 +150,12 @@ class Live:
 
 
 def label(task: Task) -> str:
-    """Return what a task is called: the arm, its rate and its seed."""
-    rate = "" if task.run.lr is None else f" lr {task.run.lr:g}"
-    seed = "" if task.run.seed is None else f" seed {task.run.seed}"
-    return f"{task.arm}{rate}{seed}"
+    """Return what a task is called: the arm, its rate and its seed, and how many others its pass trains."""
+    run = task.shown.run
+    rate = "" if run.lr is None else f" lr {run.lr:g}"
+    seed = "" if run.seed is None else f" seed {run.seed}"
+    others = f" and {len(task.others)} more in one pass" if task.others else ""
+    return f"{task.shown.arm}{rate}{seed}{others}"
 
 
 def _key(task: Task) -> str:

@@ -132,8 +132,8 @@ def cost_points(summary: Summary, explanation: Explanation = NOTHING) -> list[Po
     arms = [(arm, score_of(arm, summary)) for arm in summary.arms if arm.is_trained]
     scored = [(arm, score) for arm, score in arms if score is not None]
     costs = [arm.costs for arm, _ in scored if arm.costs is not None]
-    memory = numbers.size_unit(max((cost.train_peak_bytes for cost in costs), default=0))
-    time = numbers.time_unit(max((cost.train_s for cost in costs), default=0.0))
+    memory = numbers.size_unit(max((cost.train_peak_bytes or 0 for cost in costs), default=0))
+    time = numbers.time_unit(max((cost.train_s or 0.0 for cost in costs), default=0.0))
     disk = numbers.size_unit(max((cost.weights_bytes for cost in costs), default=0))
     units: dict[Cost, tuple[float, str]] = {"memory": memory, "time": time, "disk": disk}
     return [_cost_point(arm, score, units) | _standing(arm.name, explanation) for arm, score in scored]
@@ -145,15 +145,15 @@ def score_of(arm: ArmSummary, summary: Summary) -> Estimate | None:
 
 
 def _cost_point(arm: ArmSummary, score: Estimate, units: Mapping[Cost, tuple[float, str]]) -> Point:
-    amounts: dict[Cost, float] = {}
+    amounts: dict[Cost, float | None] = dict.fromkeys(units)
     if arm.costs is not None:
         found = arm.costs
-        amounts = {"memory": found.train_peak_bytes, "time": found.train_s, "disk": found.weights_bytes}
+        amounts |= {"memory": found.train_peak_bytes, "time": found.train_s, "disk": found.weights_bytes}
     return {
         "arm": arm.name,
         **spread(score),
         "parameters": arm.parameters.trainable if arm.parameters else None,
-        **{cost: rounded(amounts[cost] / units[cost][0]) if cost in amounts else None for cost in units},
+        **{cost: None if amount is None else rounded(amount / units[cost][0]) for cost, amount in amounts.items()},
         "units": {"parameters": ""} | {cost: name for cost, (_, name) in units.items()},
     }
 

@@ -11,9 +11,9 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -25,6 +25,7 @@ from tuneoff.running.schedule import Task
 from tuneoff.study.options import Tracker
 
 if TYPE_CHECKING:
+    from tuneoff.running.session import Place
     from tuneoff.running.store import Store
 
 PRELOADED = ["tuneoff.running.preload"]
@@ -50,6 +51,9 @@ class Job:
     micro_batch: int | None = None
     study: str = ""
     trackers: tuple[Tracker, ...] = ()
+    cohorts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """With whom each run to be trained was begun, when the task was made: where that is otherwise now, another process
+    was at it."""
 
 
 @dataclass
@@ -99,7 +103,7 @@ class LocalExecutor:
 
     def start(self, job: Job) -> None:
         """Start a child."""
-        process, connection = _fork(_work, job, f"tuneoff {job.task.arm}")
+        process, connection = _fork(_work, job, f"tuneoff {job.task.shown.arm}")
         self.children.append(Child(job, process, connection))
 
     def messages(self) -> Iterator[Message]:
@@ -245,8 +249,11 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     task = job.task
     store = Store(job.folder)
     try:
-        with store.lock(task.run.run_id):
-            tracking = Tracking(job.trackers, job.study, task.arm, job.folder) if job.trackers else None
+        with ExitStack() as locks:
+            for run_id in sorted(task.run_ids):
+                locks.enter_context(store.lock(run_id))
+            arms = {member.run.run_id: member.arm for member in task.members}
+            tracking = Tracking(job.trackers, job.study, task.arm, job.folder, arms=arms) if job.trackers else None
             place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch, tracking)
             if task.kind == "explain" and task.explaining is not None:
                 if not task.explaining.is_met_by(store.explained(task.run.run_id)):
@@ -256,13 +263,29 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
                 if test is None or test.testing != task.testing:
                     if task.run.lr is not None and store.weights(task.run.run_id) is None:
                         # They were pruned, and the study was changed so that this run is chosen after all.
-                        train_runs([task.run], place, tell, task.testing)
+                        train_runs([task.run], place, tell, [task.testing])
                     else:
                         score_run(task.run, place, tell, task.testing)
-            elif not _is_trained(store, task):
-                train_runs([task.run], place, tell, task.testing, task.halving)
+            else:
+                return _train(job, place, tell)
     except Timeout:
         return "busy", {}  # another process is at this run
+    return "done", {}
+
+
+def _train(job: Job, place: "Place", tell: Callable[[str, dict[str, Any]], None]) -> tuple[str, dict[str, Any]]:
+    """Train what is not trained yet of a task; what another process finished meanwhile is trained along."""
+    from tuneoff.running.cohorts import stored_cohort
+    from tuneoff.running.trial import train_runs
+
+    members, store = job.task.members, place.store
+    along = [index for index, member in enumerate(members) if _is_trained(store, member)]
+    if len(along) == len(members):
+        return "done", {}
+    if any(stored_cohort(store, run_id) != cohort for run_id, cohort in job.cohorts.items()):
+        return "busy", {}  # it was begun in another cohort meanwhile, which is now gone on with
+    testing = [member.testing for member in members]
+    train_runs([member.run for member in members], place, tell, testing, job.task.halving, along)
     return "done", {}
 
 

@@ -1,6 +1,7 @@
 """Looks at everything a study will read before anything is trained, so that bad input costs seconds and not a night."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from tuneoff.data.metrics import check_metrics
 from tuneoff.data.prepare import prepare
 from tuneoff.data.retention import prepare_retention
 from tuneoff.evaluation.generation import check_lengths
+from tuneoff.planning.cohort_memory import CohortMemory, cohort_memory
 from tuneoff.planning.plan import Plan, plan
 from tuneoff.running.halving import check_search
 from tuneoff.running.tracking import check_trackers
@@ -16,7 +18,7 @@ from tuneoff.study.identity import task_key
 from tuneoff.study.spec import Study
 from tuneoff.study.value import Value
 from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
-from tuneoff.training.runtime import check_precision
+from tuneoff.training.runtime import check_precision, device_bytes
 
 
 class Preflight(Value):
@@ -39,6 +41,8 @@ class Preflight(Value):
     """Hash of the base's configuration and weights."""
     retention_sha256: str = ""
     """Hash of the tokenised retention text; empty where none is asked for."""
+    memory: CohortMemory = CohortMemory(device_bytes=0, base_bytes=0, run_bytes=0)
+    """What LoRA runs need that share a pass."""
 
     def lines(self) -> Iterator[str]:
         """Yield what a person should know before the run starts."""
@@ -92,4 +96,12 @@ def preflight(study: Study) -> Preflight:
         data_sha256=hashes,
         model_sha256=model_sha256,
         retention_sha256=general.sha256 if general is not None else "",
+        memory=_memory(study, planned, config),
     )
+
+
+def _memory(study: Study, planned: Plan, config: Any) -> CohortMemory:
+    arms = {arm.name: arm for arm in planned.arms}
+    lora = [arms[arm.name].weights_bytes for arm in study.arms if arm.method.method == "lora"]
+    trainable = {name: arm.parameters.trainable for name, arm in arms.items()}
+    return cohort_memory(study, config.get_text_config(), max(lora, default=0), trainable, device_bytes())

@@ -25,6 +25,7 @@ def provenance(session: Session) -> Provenance:
         num_threads=session.runtime.num_threads,
         micro_batch=session.setup["micro_batch"],
         num_sittings=session.setup["num_sittings"],
+        cohort=tuple(session.setup["cohort"]) if len(session.setup["cohort"]) > 1 else (),
         model_sha256=fingerprint(run.model, session.place.root, run.revision),
         data_sha256=session.data.sha256,
         notes=session.notes,

@@ -2,12 +2,17 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+
+from filelock import Timeout
 
 from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.tuning import Search
 from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_mean
+from tuneoff.running.cohorts import gather, part_stored, stored_cohort, unsettled
 from tuneoff.running.events import Event, Listener
 from tuneoff.running.executors import Job, LocalExecutor, Message
 from tuneoff.running.schedule import Explained, Task, ready_tasks, unchosen
@@ -29,12 +34,14 @@ class Options:
     Attributes:
         only: arms (or families of arms) to work on; none is all.
         num_jobs: children at a time.
+        cohort_size: LoRA runs that are trained in one pass at most; cohorts that were begun are gone on with.
         num_threads: CPU threads of each child; none shares the processors out.
         listener: is told what happens.
     """
 
     only: Sequence[str] = ()
     num_jobs: int = 1
+    cohort_size: int = 1
     num_threads: int | None = None
     listener: Listener = lambda event: None
     data_sha256: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +74,8 @@ class StudyRunner:
         )
         self.failed: dict[str, str] = {}
         """Runs that crashed or were killed in this sitting, with what is known of it."""
+        self._begun: dict[str, tuple[str, ...]] = {}
+        """With whom the runs that are ready were begun, as it was last read."""
         self._busy_until: dict[str, float] = {}
         self._micro_batch: dict[str, int] = {}
         self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
@@ -108,8 +117,8 @@ class StudyRunner:
         records, tests = self._finished()
         self._say_round(records)
         explained = self._worked_out(tests)
-        at_work = {child.job.task.run.run_id for child in executor.children}
-        waiting = False
+        at_work = {run_id for child in executor.children for run_id in child.job.task.run_ids}
+        ready, waiting = [], False
         for task in ready_tasks(self.study, self.arms, records, tests, explained):
             run_id = task.run.run_id
             if run_id in self.failed or run_id in at_work:
@@ -117,12 +126,39 @@ class StudyRunner:
             if self._busy_until.get(run_id, 0.0) > time.monotonic():
                 waiting = True
                 continue
-            if not executor.has_room:
-                break
-            at_work.add(run_id)
-            self._start(executor, task)
+            ready.append(task)
+        for task in self._gathered(ready, records) if executor.has_room else ():
+            if at_work.isdisjoint(task.run_ids):
+                at_work |= set(task.run_ids)
+                self._start(executor, task)
+                if len(executor.children) == executor.num_jobs:
+                    break
         self._prune(records, tests, explained)
         return waiting
+
+    def _gathered(self, ready: Sequence[Task], records: Mapping[str, Record]) -> Iterator[Task]:
+        """Yield what can be done with the runs that share a pass as one task."""
+        self._begun = {
+            task.run.run_id: stored_cohort(self.store, task.run.run_id) for task in ready if task.kind == "train"
+        }
+        waiting: frozenset[str] = frozenset()
+        if self.options.cohort_size > 1:
+            waiting = unsettled(self.study, self.arms, records, self.failed)
+        yield from gather(
+            ready,
+            self.options.cohort_size,
+            stored=self._begun,
+            find=partial(self._find, records),
+            first_seed=self.study.seeds[0],
+            waiting=waiting,
+        )
+
+    def _find(self, records: Mapping[str, Record], run_id: str) -> Task | None:
+        """Return the task of a cohort's run that is finished, or that belongs to an arm that is not asked for."""
+        if run_id in records:
+            return Task(kind="train", arm="", run=records[run_id].run, is_along=True)
+        everything = ready_tasks(self.study, self.study.arms, records, {})
+        return next((task for task in everything if task.kind == "train" and task.run.run_id == run_id), None)
 
     def _say_round(self, records: Mapping[str, Record]) -> None:
         """Tell that the search goes on, once for each round that opens in this sitting."""
@@ -150,6 +186,7 @@ class StudyRunner:
                 micro_batch=self._micro_batch.get(task.run.run_id),
                 study=self.study.name,
                 trackers=tuple(name for name in self.study.trackers if name not in self._lost_trackers),
+                cohorts={run_id: self._begun.get(run_id, ()) for run_id in task.run_ids if run_id in self._begun},
             )
         )
 
@@ -198,28 +235,18 @@ class StudyRunner:
         return None
 
     def _take(self, message: Message) -> None:
-        task, run_id = message.job.task, message.job.task.run.run_id
+        task = message.job.task
         if message.kind == "error":
             self._error(task, message.body["error"])
         elif message.kind in ("crashed", "killed"):
-            log = self.store.run_folder(run_id) / "log.txt"
-            what = message.body.get("what") or f"exit code {message.body['exit_code']}"
-            self.failed[run_id] = f"{message.kind} ({what}); its log is {log}"
-            self.options.listener(Event("failed", task, {"what": self.failed[run_id]}))
+            self._broke(task, message)
         elif message.kind == "busy":
-            self._busy_until[run_id] = time.monotonic() + BUSY_WAIT_S
+            self._busy_until |= dict.fromkeys(task.run_ids, time.monotonic() + BUSY_WAIT_S)
             self.options.listener(Event("busy", task))
-        elif message.kind == "done" and task.kind == "explain":
-            self.options.listener(Event("finished", task))
         elif message.kind == "done":
-            self._explained.pop(run_id, None)  # what was worked out before went with the old record
-            if task.kind == "train":
-                self._verified.pop(run_id, None)  # of a run that was stopped in another search
-            record = self.store.record(run_id)
-            kind = {"done": "finished", "pruned": "pruned"}.get(record.status if record is not None else "")
-            loss = record.validation.loss_nats if record is not None and record.validation is not None else None
-            body = {"what": record.reason if record is not None else "", "validation_loss_nats": loss}
-            self.options.listener(Event(kind or "infeasible", task, body))
+            for member in task.members:
+                if not member.is_along:
+                    self._done(member)
         elif message.kind == "untracked":
             if message.body["is_for_good"]:
                 self._lost_trackers.add(message.body["tracker"])
@@ -227,8 +254,55 @@ class StudyRunner:
         else:
             self.options.listener(Event(message.kind, task, message.body))
 
+    def _done(self, task: Task) -> None:
+        """Say what became of a run."""
+        run_id = task.run.run_id
+        if task.kind == "explain":
+            self.options.listener(Event("finished", task))
+            return
+        self._explained.pop(run_id, None)  # what was worked out before went with the old record
+        if task.kind == "train":
+            self._verified.pop(run_id, None)  # of a run that was stopped in another search
+        record = self.store.record(run_id)
+        kind = {"done": "finished", "pruned": "pruned"}.get(record.status if record is not None else "")
+        loss = record.validation.loss_nats if record is not None and record.validation is not None else None
+        body = {"what": record.reason if record is not None else "", "validation_loss_nats": loss}
+        self.options.listener(Event(kind or "infeasible", task, body))
+
+    def _broke(self, task: Task, message: Message) -> None:
+        """Note a child that crashed or was killed.
+
+        A crash takes only its own: the runs of a cohort are then tried alone. A kill says nothing of the runs, so the
+        next sitting goes on with the cohort from its checkpoint.
+        """
+        log = self.store.run_folder(task.run.run_id) / "log.txt"
+        what = message.body.get("what") or f"exit code {message.body['exit_code']}"
+        reason = f"{message.kind} ({what}); its log is {log}"
+        if task.others and message.kind == "crashed" and self._part(task.run_ids, reason):
+            said = f"{reason}; its {len(task.run_ids)} runs are tried one at a time"
+            self.options.listener(Event("problem", task, {"what": said}))
+            return
+        for member in task.members:
+            if not member.is_along and self.store.record(member.run.run_id) is None:
+                self.failed[member.run.run_id] = reason
+        self.failed.setdefault(task.run.run_id, reason)
+        self.options.listener(Event("failed", task, {"what": reason}))
+
+    def _part(self, run_ids: tuple[str, ...], why: str) -> bool:
+        """Store that a cohort's runs go on alone; not where all are finished, or another process is at them."""
+        try:
+            with ExitStack() as locks:
+                for run_id in sorted(run_ids):
+                    locks.enter_context(self.store.lock(run_id))
+                if all(self.store.record(run_id) is not None for run_id in run_ids):
+                    return False
+                part_stored(self.store, run_ids, 1, f"trained alone after a cohort of {len(run_ids)} {why}")
+        except Timeout:
+            return False
+        return True
+
     def _error(self, task: Task, error: TuneoffError) -> None:
-        """Halve the micro-batch after an out-of-memory; anything else is bad input and ends the study."""
+        """Go on with less at a time after an out-of-memory; anything else is bad input and ends the study."""
         run_id = task.run.run_id
         if task.kind == "explain":  # what was trained and tested stands, whatever comes of this
             self.failed[run_id] = f"could not be explained ({error})"
@@ -236,6 +310,9 @@ class StudyRunner:
             return
         if not isinstance(error, InfeasibleError):
             raise error
+        if task.others:  # the child stored its halves
+            self.options.listener(Event("problem", task, {"what": str(error)}))
+            return
         micro_batch = int((self.store.setup(run_id) or {}).get("micro_batch", 2))
         self._micro_batch[run_id] = micro_batch // 2
         what = f"out of memory; trying again with a micro-batch of {micro_batch // 2} (the effective batch stays)"

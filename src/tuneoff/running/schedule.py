@@ -31,6 +31,25 @@ class Task(Value):
     """What to work out."""
     halving: Halving | None = None
     """What a trial is held against while it is trained; none trains it to the end."""
+    others: tuple["Task", ...] = ()
+    """Of a cohort: the runs that are trained in the same pass, in its order."""
+    is_along: bool = False
+    """Whether the run of a cohort is finished, and only trained along: the bits of the others depend on the pass."""
+
+    @property
+    def members(self) -> tuple["Task", ...]:
+        """The task of each run: of one that is alone this task itself."""
+        return (self.model_copy(update={"others": ()}), *self.others) if self.others else (self,)
+
+    @property
+    def shown(self) -> "Task":
+        """The run that it is named by: the first that is to be trained."""
+        return next((member for member in self.members if not member.is_along), self)
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """The runs in their order."""
+        return tuple(member.run.run_id for member in self.members)
 
 
 @dataclass(frozen=True)

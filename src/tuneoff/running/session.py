@@ -1,6 +1,6 @@
 """Everything that runs need, loaded: base, tokenizer, data, and the method on the base."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,9 @@ from tuneoff.training.runtime import Runtime, open_runtime
 from tuneoff.training.steps import Forward
 
 MIN_PACKED_TOKENS = 100
-"""Mean length from which sequences stand end to end. Shorter ones are quicker padded: attention goes through packed
-ones one at a time, and small products do not fill a processor (`docs/performance.md`).
+"""Mean length from which sequences are trained end to end. Shorter ones are quicker padded there: attention goes
+through packed ones one at a time, and small products do not fill a processor (`docs/performance.md`). Scoring sorts all
+of a split by length and drops nothing, so it always packs on a CPU.
 """
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Session:
     """Why this model cannot take the method; empty where it can."""
     halving: Halving | None = None
     """What the run is held against while it is trained; none trains it to the end."""
+    along: frozenset[int] = frozenset()
+    """Places of the runs that are finished: trained along for the others' bits, with nothing of them written."""
     forward: Forward = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,16 +89,25 @@ class Session:
         return self.runs[0]
 
 
-def open_session(runs: Sequence[Run], place: Place, *, is_afterwards: bool = False) -> Session:
+def open_session(
+    runs: Sequence[Run],
+    place: Place,
+    *,
+    is_trained: bool = False,
+    is_afterwards: bool = False,
+    along: Collection[int] = (),
+) -> Session:
     """Load base, tokenizer and data, and adapt the base.
 
     Args:
         runs: what is worked on.
         place: where.
+        is_trained: whether their training is done, so that the cohort that it had stays as it was stored.
         is_afterwards: whether all that is recorded is done, so that what its bits depended on stays as it was stored.
+        along: places of the runs that are finished, and only trained along.
     """
     first = runs[0]
-    setup = _settle_setup(runs, place)
+    setup = _settle_setup(runs, place, is_trained=is_trained or is_afterwards)
     runtime = open_runtime(first.precision, setup["num_threads"])
     meter = Meter(runtime)
     tokenizer = load_tokenizer(first.model, place.root, first.revision, first.trust_remote_code)
@@ -121,7 +133,8 @@ def open_session(runs: Sequence[Run], place: Place, *, is_afterwards: bool = Fal
         adapted=adapted,
         meter=meter,
         setup=setup,
-        notes=(*tokenizer_notes(tokenizer), *data.notes),
+        notes=(*tokenizer_notes(tokenizer), *data.notes, *setup["notes"]),
+        along=frozenset(along),
         problem=problem,
     )
     if not problem:
@@ -137,8 +150,8 @@ def _check_forward(session: Session) -> None:
     session.adapted.module.eval()
     with session.runtime.autocast(), session.adapted.member(0):
         session.forward.check(probes[0][None])
-        if session.adapted.can_pack and train.lengths.mean() >= MIN_PACKED_TOKENS:
-            session.forward.check_packing(probes)
+        if session.adapted.can_pack and session.forward.check_packing(probes):
+            session.forward.is_packed = bool(train.lengths.mean() >= MIN_PACKED_TOKENS)
 
 
 def _guard_checkpoint(runs: Sequence[Run], place: Place, setup: dict[str, Any], data_sha256: str) -> None:
@@ -168,8 +181,8 @@ def open_weights(run: Run, place: Place, num_classes: int) -> AdaptedModel:
     return adapted
 
 
-def _settle_setup(runs: Sequence[Run], place: Place) -> dict[str, Any]:
-    """Return what the bits depend on: as it was stored when the run first started, else as it is now, stored."""
+def _settle_setup(runs: Sequence[Run], place: Place, *, is_trained: bool) -> dict[str, Any]:
+    """Return what the bits depend on: as it was stored when the run first started, else as it is now."""
     stored = place.store.setup(runs[0].run_id)
     micro_batch = place.micro_batch or runs[0].micro_batch or runs[0].budget.batch_size
     setup = {
@@ -179,11 +192,15 @@ def _settle_setup(runs: Sequence[Run], place: Place) -> dict[str, Any]:
         "root": str(place.root),
         "num_sittings": 1,
         "version": RECORD_VERSION,
+        "notes": [],
     }
+    if stored is not None and is_trained:
+        setup["cohort"] = stored.get("cohort", setup["cohort"])
     if stored is not None and all(stored.get(key) == setup[key] for key in ("cohort", "version")):
         has_shrunk = place.micro_batch is not None
         setup |= {key: stored[key] for key in ("num_threads", *(() if has_shrunk else ("micro_batch",)))}
         setup |= {"num_sittings": stored["num_sittings"] + 1, "data_sha256": stored.get("data_sha256")}
+        setup["notes"] = stored.get("notes", [])
     return setup
 
 

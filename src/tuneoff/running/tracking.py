@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +50,7 @@ class Tracking:
         arm: name of the run's arm.
         folder: of the study's results.
         lost: trackers that were let go for good; what is tracked later does not wait for them.
+        arms: of the runs of a cohort, by run id.
     """
 
     names: tuple[Tracker, ...]
@@ -57,6 +58,11 @@ class Tracking:
     arm: str
     folder: Path
     lost: set[Tracker] = field(default_factory=set)
+    arms: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, run: Run) -> "Tracking":
+        """Return the same for one run, with its own arm."""
+        return replace(self, arm=self.arms.get(run.run_id, self.arm))
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
@@ -91,6 +97,7 @@ class RunTrackers:
         self._trackers: list[_Bystander] = []
         if tracking is None:
             return
+        tracking = tracking.of(run)
         name = " ".join(filter(None, (run_name(tracking.arm, run), what)))
         settings = settings_of(run)
         for kind in (name for name in tracking.names if name not in tracking.lost):
@@ -113,8 +120,9 @@ class RunTrackers:
             values |= {"final/validation_loss_nats": record.validation.loss_nats}
         if record.costs is not None:
             costs = record.costs
-            values |= {"costs/train_s": costs.train_s, "costs/step_s": costs.step_s}
-            values |= {f"costs/peak_bytes_{phase}": value for phase, value in costs.peak_bytes.items()}
+            of_whom = "costs" if costs.num_runs == 1 else "cohort_costs"
+            values |= {f"{of_whom}/train_s": costs.train_s, f"{of_whom}/step_s": costs.step_s}
+            values |= {f"{of_whom}/peak_bytes_{phase}": value for phase, value in costs.peak_bytes.items()}
         self._log(values, record.training.steps if record.training is not None else 0)
 
     def test(self, test: TestRecord) -> None:

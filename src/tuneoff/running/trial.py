@@ -1,7 +1,8 @@
 """What a child process does: train runs (one, or a cohort), or read the test split with weights that are there."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from tuneoff.data.batching import BatchSequence, num_steps, sequence_sha256
 from tuneoff.errors import InfeasibleError
 from tuneoff.files import file_sha256, remove_folder
 from tuneoff.methods.base import num_parameters
+from tuneoff.running.cohorts import part_stored
 from tuneoff.running.examine import Tell, read_test_split
 from tuneoff.running.halving import reason_to_stop
 from tuneoff.running.provenance import provenance
@@ -17,7 +19,7 @@ from tuneoff.running.session import Place, Session, open_session, restore_weight
 from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE
 from tuneoff.running.tracking import RunTrackers
 from tuneoff.study.identity import Run
-from tuneoff.study.records import Halving, Likelihood, Parameters, Record, Training
+from tuneoff.study.records import Costs, Halving, Likelihood, Parameters, Record, Training
 from tuneoff.study.testing import Testing
 from tuneoff.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuneoff.training.loop import Loop, LoopPlan, Member
@@ -30,7 +32,12 @@ TAIL_SHARE = 0.1
 
 
 def train_runs(
-    runs: Sequence[Run], place: Place, tell: Tell, testing: Testing | None = None, halving: Halving | None = None
+    runs: Sequence[Run],
+    place: Place,
+    tell: Tell,
+    testing: Sequence[Testing | None] = (),
+    halving: Halving | None = None,
+    along: Collection[int] = (),
 ) -> None:
     """Train runs to the end and write their records; with `testing`, read the test split too.
 
@@ -40,14 +47,16 @@ def train_runs(
         runs: what is trained.
         place: where.
         tell: takes what happens.
-        testing: how to read the test split.
+        testing: how to read the test split with each run; none of them where it is empty.
         halving: what a run is held against after each validation, and stopped where it falls behind.
+        along: places of the runs that are finished, and only trained along.
 
     Raises:
         TuneoffError: bad input.
-        InfeasibleError: out of memory at a micro-batch of one.
+        InfeasibleError: out of memory in a cohort, which is then stored as smaller ones, or of one run with more than
+            one sequence at a time.
     """
-    session = open_session(runs, place)
+    session = open_session(runs, place, along=along)
     session.halving = halving
     if session.problem:
         _record_problem(session)
@@ -55,23 +64,23 @@ def train_runs(
         _train(session, tell)
     else:
         _record_untrained(session, tell)
-    if testing is not None:
-        for index in range(len(session.runs)):
-            if place.store.record(session.runs[index].run_id).status == "done":  # type: ignore[union-attr]
-                restore_weights(session, index)
-                read_test_split(session, index, testing, tell)
+    for index, own in enumerate(testing):
+        record = place.store.record(session.runs[index].run_id)
+        if own is not None and index not in session.along and record is not None and record.status == "done":
+            restore_weights(session, index)
+            read_test_split(session, index, own, tell)
 
 
 def score_run(run: Run, place: Place, tell: Tell, testing: Testing) -> None:
     """Read the test split with the weights that a finished run left."""
-    session = open_session((run,), place)
+    session = open_session((run,), place, is_trained=True)
     restore_weights(session, 0)
     read_test_split(session, 0, testing, tell)
 
 
 def _record_problem(session: Session) -> None:
     """Write down that the model cannot take the method: an infeasible row, and the study goes on."""
-    for run in session.runs:
+    for run in _written(session):
         record = Record(
             run_id=run.run_id,
             run=run,
@@ -115,6 +124,8 @@ class _Host:
 
     def curve(self, member: int, row: dict[str, Any]) -> None:
         """Append a point to the member's learning curve."""
+        if member in self.session.along:
+            return
         path = self.session.place.store.run_folder(self.session.runs[member].run_id) / CURVE_FILE
         with path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
@@ -124,7 +135,7 @@ class _Host:
 
     def best(self, member: int) -> None:
         """Save the member's weights."""
-        if self.session.runs[member].keep == "best":
+        if self.session.runs[member].keep == "best" and member not in self.session.along:
             save_weights(self.session, member)
 
     def stop(self, member: int) -> str:
@@ -159,13 +170,20 @@ def _train(session: Session, tell: Tell) -> None:
     members = [_member(session, index, steps) for index in range(len(session.runs))]
     folder = store.run_folder(first.run_id) / CHECKPOINT_FOLDER
     resume = load_checkpoint(folder)
-    for run in session.runs:
+    for run in _written(session):
         store.cut_curve(run.run_id, resume.step if resume else 0)
     if resume is not None:
         tell("resumed", {"step": resume.step, "num_steps": steps})
     first_step, sitting = (resume.step + 1 if resume else 0), session.setup["num_sittings"]
     trackers = [
-        RunTrackers(session.place.tracking, run, tell, first_step=first_step, sitting=sitting) for run in session.runs
+        RunTrackers(
+            None if index in session.along else session.place.tracking,
+            run,
+            tell,
+            first_step=first_step,
+            sitting=sitting,
+        )
+        for index, run in enumerate(session.runs)
     ]
     loop = Loop(
         session.adapted,
@@ -176,17 +194,11 @@ def _train(session: Session, tell: Tell) -> None:
         _Host(session, steps, tell, trackers),
         session.meter,
     )
-    try:
-        loop.run(resume)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if plan.micro_batch > 1:
-            raise InfeasibleError(str(error) or "out of memory", "out_of_memory") from None
-        for member in members:
-            member.failure = "out of memory with one sequence at a time"
+    _run_loop(session, loop, resume)
     session.meter.note_peak("train")
     for index, member in enumerate(members):
+        if index in session.along:
+            continue
         if session.runs[index].keep == "last" and not member.is_over:
             save_weights(session, index)
         record = _trained_record(session, index, member, loop)
@@ -194,6 +206,42 @@ def _train(session: Session, tell: Tell) -> None:
         trackers[index].record(record)
         trackers[index].finish()
     remove_folder(folder)
+
+
+def _run_loop(session: Session, loop: Loop, resume: Checkpoint | None) -> None:
+    """Train to the end; one run that runs out of memory with one sequence at a time is infeasible.
+
+    Raises:
+        InfeasibleError: out of memory with more than that, so that less at a time may do.
+    """
+    try:
+        loop.run(resume)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(loop.members) > 1:
+            raise _parted(session) from None
+        if loop.plan.micro_batch > 1:
+            raise InfeasibleError(str(error) or "out of memory", "out_of_memory") from None
+        for member in loop.members:
+            member.failure = "out of memory with one sequence at a time"
+
+
+def _written(session: Session) -> list[Run]:
+    """Return the runs that are not finished yet."""
+    return [run for index, run in enumerate(session.runs) if index not in session.along]
+
+
+def _parted(session: Session) -> InfeasibleError:
+    """Store a cohort that ran out of memory as two halves, and return what to say of it.
+
+    The cohort before the micro-batch: with fewer runs a pass, as many sequences of each fit.
+    """
+    num_runs = len(session.runs)
+    size = (num_runs + 1) // 2
+    what = f"out of memory in a cohort of {num_runs}; trained in cohorts of {size} at most"
+    part_stored(session.place.store, tuple(session.setup["cohort"]), size, what)
+    return InfeasibleError(what, "out_of_memory")
 
 
 def _member(session: Session, index: int, steps: int) -> Member:
@@ -249,7 +297,16 @@ def _trained_record(session: Session, index: int, member: Member, loop: Loop) ->
         ),
         training=training,
         validation=member.validation if run.keep == "best" else member.last_validation,
-        costs=session.meter.costs(weights.stat().st_size if weights else 0) if session.meter.step_s else None,
+        costs=_costs(session, member, weights) if session.meter.step_s else None,
         provenance=provenance(session),
         files=files,
     )
+
+
+def _costs(session: Session, member: Member, weights: Path | None) -> Costs:
+    """Return what the pass cost; of a cohort the bytes of the optimizer are the member's own."""
+    costs = session.meter.costs(weights.stat().st_size if weights else 0)
+    if len(session.runs) == 1:
+        return costs
+    own = {"num_runs": len(session.runs), "optimizer_bytes": member.optimizer.num_bytes}
+    return costs.model_copy(update=own)

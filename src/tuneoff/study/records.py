@@ -120,6 +120,10 @@ class Costs(Value):
     """Highest memory use by phase (load, train, evaluate): the allocator's on a GPU, the process's resident memory on
     a CPU.
     """
+    num_runs: int = 1
+    """Runs that were trained in one pass. Times, tokens per second and peaks are of all of them together; of several
+    they are no run's own. Bytes of the optimizer and of the file are always the run's own.
+    """
     peak_kind: Literal["resident", "allocated"]
     optimizer_bytes: int
     weights_bytes: int
@@ -153,6 +157,8 @@ class Provenance(Value):
     micro_batch: int
     num_sittings: int = 1
     """How many times the run was started until it was done."""
+    cohort: tuple[str, ...] = ()
+    """Runs that were trained in one pass with it, itself among them; none where it was trained alone."""
     model_sha256: str
     """Hash of the base's configuration and weights."""
     data_sha256: str

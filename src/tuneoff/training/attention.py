@@ -7,7 +7,7 @@ kept.
 Shapes: R rows, H heads, T positions of a row (several sequences, end to end), L of one sequence, D head size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -89,23 +89,26 @@ def attend_packed(
     if keep is not None:
         dropped: Tensor = _Attention.apply(query, key, value, layout, scale, keep, factor)  # type: ignore[no-untyped-call]
         return dropped
-    length = layout.common_length
-    if length is not None:  # as one product
-        heads, size = query.shape[1], query.shape[3]
-        q, k, v = (
-            tensor.reshape(layout.num_rows, heads, -1, length, size).transpose(1, 2).reshape(-1, heads, length, size)
-            for tensor in (query, key, value)
-        )
-        found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)  # (R * sequences, H, L, D)
-        return found.view(layout.num_rows, -1, heads, length, size).transpose(1, 2).reshape(query.shape)
     rows = []
-    for row in range(layout.num_rows):
-        lengths = layout.lengths(row)
-        q, k, v = (tensor[row : row + 1] for tensor in (query, key, value))
-        parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (q, k, v)), strict=True)
-        attended = [F.scaled_dot_product_attention(*part, is_causal=True, scale=scale) for part in parts]  # type: ignore[misc]
-        rows.append(torch.cat(attended, dim=2))
-    return torch.cat(rows)
+    for row, runs in enumerate(layout.equal_runs):
+        sizes = [length * number for length, number in runs]
+        parts = zip(*(torch.split(tensor[row], sizes, dim=1) for tensor in (query, key, value)), strict=True)
+        attended = [_attend_equal(part, number, scale) for part, (_, number) in zip(parts, runs, strict=True)]
+        rows.append(torch.cat(attended, dim=1))
+    return torch.stack(rows)
+
+
+def _attend_equal(part: Sequence[Tensor], number: int, scale: float) -> Tensor:
+    """Return causal attention (H, T, D) within each of some sequences of one length, as one product.
+
+    Args:
+        part: queries, keys and values, (H, T, D) each.
+        number: how many sequences there are.
+        scale: of the products of queries and keys.
+    """
+    q, k, v = (tensor.unflatten(1, (number, -1)).transpose(0, 1) for tensor in part)  # views, (number, H, L, D)
+    found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    return found.transpose(0, 1).flatten(1, 2)
 
 
 class _Attention(torch.autograd.Function):

@@ -32,9 +32,12 @@ def target_nll(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
     """
     with torch.no_grad():
         hidden, weight, bias = _in_compute_type(hidden, head.weight, head.bias)
-        return torch.cat(
-            [_nll(_logits(hidden[part], weight, bias), labels[part])[0] for part in _parts(hidden, weight)]
-        )
+        # In one kernel a row at a time: log-sum-exp alone is four passes over all logits of a part.
+        parts = [
+            F.cross_entropy(_logits(hidden[part], weight, bias), labels[part], reduction="none")
+            for part in _parts(hidden, weight)
+        ]
+        return torch.cat(parts)
 
 
 def summed_nll(hidden: Tensor, head: nn.Linear, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ no position is padding but where the rows of a cohort end at different places.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, groupby
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,13 @@ class Layout:
         """Return the lengths of a row's segments, from left to right."""
         return [segment.length for segment in self.segments if segment.row == row]
 
-    @property
-    def common_length(self) -> int | None:
-        """Length that all segments have; none where they differ."""
-        lengths = {segment.length for segment in self.segments}
-        return lengths.pop() if len(lengths) == 1 else None
+    @cached_property
+    def equal_runs(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Of each row (length, how many) of its segments that stand side by side and are equally long."""
+        return tuple(
+            tuple((length, len(list(same))) for length, same in groupby(self.lengths(row)))
+            for row in range(self.num_rows)
+        )
 
 
 def padded(lengths: Sequence[int], streams: Sequence[int], slots: Sequence[int], num_virtual_tokens: int = 0) -> Layout:

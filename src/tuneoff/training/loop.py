@@ -204,7 +204,8 @@ class Loop:
             if not member.is_over:
                 member.losses.append(losses[index])
                 self.host.curve(index, self._train_row(member, losses[index], norms[index]))
-        self.host.progress(self.step + 1, losses[0], sum(num_inputs) / self.meter.step_s[-1])
+        shown = next((loss for loss, member in zip(losses, self.members, strict=True) if not member.is_over), losses[0])
+        self.host.progress(self.step + 1, shown, sum(num_inputs) / self.meter.step_s[-1])
 
     def _backward(self, batch: DeviceBatch, num_targets: Sequence[int]) -> list[Tensor]:
         """Add one micro-batch's gradients; return each member's sum of NLL.
@@ -217,7 +218,7 @@ class Loop:
         with batch.masked(self.step), self.runtime.autocast():
             loss, nll = self.forward.summed_nll(batch, of_targets)
         self.runtime.accelerator.backward(loss)
-        return [nll[batch.members == index].sum() for index in range(len(self.members))]
+        return [own.sum() for own in torch.split(nll, list(batch.counts))]  # a mask would wait for the device
 
     def _backward_extra(self) -> None:
         """Add the gradients of what the method itself adds to the loss: once, as the step's NLL is a mean over all."""

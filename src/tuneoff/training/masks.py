@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tuneoff.training.attention import attend_packed, attend_written_out, drop
+from tuneoff.training.gathered import attend_gathered
 from tuneoff.training.hashing import GOLDEN, mixed
 from tuneoff.training.layout import Layout, Segment
 from tuneoff.training.products import product
@@ -183,6 +184,8 @@ class Masks(TorchFunctionMode):
         if not self.layout.is_packed:
             weights = attend_written_out(query, key, attn_mask, scale, value.dtype, is_causal=is_causal)
             return product(self._dropout(weights, p), value)
+        if p == 0.0 and query.is_cuda:
+            return attend_gathered(query, key, value, self.layout, scale)
         if p == 0.0:
             return attend_packed(query, key, value, self.layout, scale)
         threshold, place = round(p * LEVELS), self.place

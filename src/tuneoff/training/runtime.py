@@ -72,6 +72,13 @@ def check_precision(precision: str) -> None:
         )
 
 
+def device_bytes() -> int:
+    """Return the whole memory of the GPU that runs are trained on; 0 where there is none."""
+    if not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+
 def open_runtime(precision: str, num_threads: int | None = None) -> Runtime:
     """Set this process up. Call it once, before anything is put on a device.
 

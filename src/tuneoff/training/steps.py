@@ -44,6 +44,7 @@ class DeviceBatch:
         labels: int64 (N,), the target tokens or classes.
         sequences: int64 (N,), which sequence of the micro-batch each target belongs to, members one after another.
         members: int64 (N,), which member it belongs to.
+        counts: of each member's targets, which stand side by side.
         layout: where the sequences stand.
     """
 
@@ -54,6 +55,7 @@ class DeviceBatch:
     labels: Tensor
     sequences: Tensor
     members: Tensor
+    counts: tuple[int, ...]
     layout: Layout
 
     def masked(self, step: int) -> AbstractContextManager[None]:
@@ -107,7 +109,8 @@ def to_device(
     }
     placed = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
     position_ids = torch.from_numpy(places).to(device) if is_packed else None
-    return DeviceBatch(**placed, position_ids=position_ids, layout=layout)
+    counts = tuple(np.bincount(members, minlength=len(batches)).tolist())
+    return DeviceBatch(**placed, position_ids=position_ids, counts=counts, layout=layout)
 
 
 def _padded(batches: Sequence[Batch], streams: Sequence[int], num_virtual_tokens: int) -> Layout:
@@ -134,7 +137,9 @@ class Forward:
         has_trunk = isinstance(getattr(module, self._trunk_name or " ", None), nn.Module)
         self.is_short = has_trunk and self._head_name() is not None
         self.is_packed = False
-        """Whether several sequences may stand in one row; `check_packing` finds out."""
+        """Whether several sequences stand in one row; `check_packing` finds out."""
+        self.can_pack = False
+        """Whether they may: of short ones that are better padded in training, `is_packed` is turned off afterwards."""
 
     def _head_name(self) -> str | None:
         """Return the name of the module that makes logits of hidden states; none where there is no single one."""
@@ -185,7 +190,7 @@ class Forward:
         with Masks(layout, None, ids.device):
             together = torch.split(self._head(self._hidden(ids, places))[0], lengths)
         alone = [self._head(self._hidden(one[None]))[0] for one in sequences]
-        self.is_packed = all(_is_close(*pair) for pair in zip(together, alone, strict=True))
+        self.is_packed = self.can_pack = all(_is_close(*pair) for pair in zip(together, alone, strict=True))
         return self.is_packed
 
     def target_logits(self, batch: DeviceBatch) -> Tensor:

@@ -84,12 +84,13 @@ def cost_of(arm: ArmSummary, cost: Cost) -> float | None:
         return None if arm.parameters is None or not arm.is_trained else float(arm.parameters.trainable)
     if arm.costs is None:
         return None
-    costs: dict[Cost, float] = {
+    costs: dict[Cost, float | None] = {
         "memory": arm.costs.train_peak_bytes,
         "time": arm.costs.train_s,
         "disk": arm.costs.weights_bytes,
     }
-    return float(costs[cost])
+    found = costs[cost]
+    return None if found is None else float(found)
 
 
 def _beating(name: str, places: Mapping[str, Place]) -> list[str]:
