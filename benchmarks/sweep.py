@@ -36,7 +36,7 @@ from tuneoff.training.meter import NUM_WARMUP_STEPS, Meter, resident_peak_bytes
 
 COHORT, ALONE, TRAINER = "a cohort", "one after another", "Trainer + PEFT, one after another"
 RANKS, RATES = (4, 8, 16, 32), (3e-3, 1e-3)
-NUM_BATCHES = 2
+NUM_BATCHES = 4
 """That there are of training sequences: seen again and again they are learnt, so that the trials' losses differ."""
 OWN_DIFFERENCE = {"fp32": 1e-4, "bf16": 0.02}
 """Nats between a cohort and its runs alone: rounding, which the steps amplify."""
@@ -126,7 +126,7 @@ def ours(work: Work, trials: Sequence[Trial]) -> Part:
     adapted.module.to(work.device)
     adapted.module.eval()
     forward = Forward(adapted.module)
-    probes = [torch.from_numpy(split.sequence(place)[0].astype("int64")).to(work.device) for place in (0, 1, 2)]
+    probes = [torch.from_numpy(split.sequence(place)[0].astype("int64")).to(work.device) for place in range(3)]
     with runtime.autocast(), adapted.member(0):
         forward.check(probes[0][None])
         if split.lengths.mean() >= MIN_PACKED_TOKENS:
