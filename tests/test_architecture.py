@@ -58,6 +58,21 @@ def test_import_leaves_torch_unloaded(module: str) -> None:
     assert done.stdout.split() == []
 
 
+HEAVY = ("torch", "transformers", "datasets", "peft", "numpy", "scipy", "pandas", "sklearn", "altair", "pydantic")
+HELP = "from tuneoff.cli import main; sys.argv = ['tuneoff', '--help']; main()"
+STATUS = "import tuneoff.api, tuneoff.running.reading, tuneoff.report.status"
+
+
+@pytest.mark.parametrize(("code", "allowed"), [(HELP, ()), (STATUS, ("pydantic",))], ids=["help", "status"])
+def test_a_command_that_should_start_at_once_imports_nothing_heavy(code: str, allowed: tuple[str, ...]) -> None:
+    """What starting takes is what it imports: seen in a process of its own, by what is there at its end."""
+    end = f"print('imported:', *(name for name in {HEAVY!r} if name in sys.modules))"
+    whole = f"import atexit, sys; atexit.register(lambda: {end}); {code}"
+    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["imported:", *allowed]
+    assert "Usage" in done.stdout or code != HELP
+
+
 def test_lazy_names_are_found() -> None:
     assert tuneoff.errors.TuneoffError.exit_code == 2
     assert set(tuneoff.__all__) <= set(dir(tuneoff))

@@ -70,23 +70,12 @@ def measure(case: Case, contender: str, options: argparse.Namespace) -> Took:
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     kept = slice(found["warmup"], None)
     tokens, taken = sum(found["input_tokens"][kept]), sum(found["step_s"][kept])
-    flop = needed_flop(case, found, tokens)
     return Took(
         tokens_per_s=tokens / taken,
         peak_bytes=found["peak_bytes"],
         loss_nats=statistics.fmean(found["losses"][-3:]),
-        share=flop / taken / found["product_flop_per_s"],
+        share=sum(found["flop"][kept]) / taken / found["product_flop_per_s"],
     )
-
-
-def needed_flop(case: Case, found: dict[str, Any], num_tokens: int) -> float:
-    """Return the matrix products that the method needs for some tokens.
-
-    2 FLOP a weight and token forward, as many for the gradient of what goes in, and as many again for that of weights
-    that are trained. Attention and the head are left out.
-    """
-    passes = 2 if case.has_lora else 3
-    return 2.0 * passes * found["num_block_weights"] * num_tokens
 
 
 def main() -> None:

@@ -16,6 +16,22 @@ SQUAD_PROMPTS = (39, 108, 126, 139, 150, 162, 177, 194, 217, 256, 378)
 SQUAD_ANSWERS = (2, 2, 3, 3, 4, 4, 5, 5, 7, 10, 52)
 """The same of answers with their end."""
 
+OTHER_SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "rope_theta": 500000.0,
+    },
+    "tiny-gpt2": {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 64, "n_layer": 2, "n_head": 2},
+    "small-gpt2": {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 256, "n_layer": 4, "n_head": 4},
+    "tiny-llama": {
+        "model_type": "llama", "vocab_size": 50257, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+"""The `config.json` of Llama 3.2 1B, but for how it stretches its positions, and two that try a script out."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -25,9 +41,10 @@ class Case:
         name: what it is called in the table.
         max_length: tokens that a sequence may hold.
         batch_size: effective batch, in one forward.
-        rank: of LoRA on `c_attn`; 0 trains all weights.
+        rank: of LoRA; 0 trains all weights.
         is_supervised: whether every token carries loss, else only an answer at the end.
         dropout: of the base in embedding, residual and attention, and of LoRA.
+        targets: modules that LoRA adapts.
     """
 
     name: str
@@ -36,6 +53,7 @@ class Case:
     rank: int
     is_supervised: bool
     dropout: float
+    targets: tuple[str, ...] = ("c_attn",)
 
     @property
     def has_lora(self) -> bool:
@@ -43,8 +61,10 @@ class Case:
         return self.rank > 0
 
     def shape(self, model: str) -> dict[str, Any]:
-        """Return the configuration of GPT-2 (small), or another that ships with the package, with this dropout."""
-        shape = dict(known_shape(model) or {})
+        """Return the configuration of a model whose shape ships with the package, or is above, with this dropout."""
+        shape = dict(OTHER_SHAPES.get(model) or known_shape(model) or {})
+        if shape.get("model_type") == "llama":
+            return shape | {"attention_dropout": self.dropout}
         return shape | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), self.dropout)
 
 
@@ -107,8 +127,26 @@ def real_split(case: Case, data: Path, tokenizer: Path, num_sequences: int) -> T
 
 def base(case: Case, model: str, dtype: torch.dtype) -> Any:
     """Return a model of the shape with weights drawn from one seed, so that every contender starts from the same."""
-    from transformers import AutoModelForCausalLM, GPT2Config
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    shape = case.shape(model)
     torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(GPT2Config(**case.shape(model)))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type", "gpt2"), **shape))
     return made.to(dtype)
+
+
+def block_weights(model: Any) -> int:
+    """Return how many weights the matrices of a model's blocks hold."""
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if p.dim() == 2 and {"h", "layers"} & set(name.split(".")))
+
+
+def needed_flop(case: Case, num_block_weights: int, num_head_weights: int, num_tokens: int, num_targets: int) -> float:
+    """Return the matrix products that the method needs for some tokens: the blocks' of each, the head's of each target.
+
+    2 FLOP a weight forward, as many for the gradient of what goes in, and as many again for that of weights that are
+    trained. What attention multiplies is left out: a tenth of it all at most, at these lengths.
+    """
+    passes = 2 if case.has_lora else 3
+    return 2.0 * passes * (num_block_weights * num_tokens + num_head_weights * num_targets)

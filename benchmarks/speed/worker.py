@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.speed.cases import CASES, Case, base, drawn_split, real_split
+from benchmarks.speed.cases import CASES, Case, base, block_weights, drawn_split, needed_flop, real_split
 from torch import nn
 
 from tuneoff.data.batching import BatchSequence
 from tuneoff.data.tokens import TokenSplit
+from tuneoff.running.session import MIN_PACKED_TOKENS
 from tuneoff.training.meter import NUM_WARMUP_STEPS, resident_peak_bytes
 
 RATE = 1e-4
@@ -48,9 +49,29 @@ def batches(case: Case, split: TokenSplit, num_steps: int, *, is_fixed: bool) ->
         }
 
 
+def device() -> torch.device:
+    """Return where everything is trained: on the GPU where one is to be seen, as `open_runtime` has it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def now() -> float:
+    """Return the clock, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def clear_peak() -> None:
-    """Start the resident peak anew."""
-    Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
+    """Start the peak anew: of memory allocated on the GPU, else resident."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
+
+
+def peak_bytes() -> int:
+    """Return the peak since then."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_peak_bytes()
 
 
 def with_peft(case: Case, model: nn.Module) -> Any:
@@ -61,8 +82,8 @@ def with_peft(case: Case, model: nn.Module) -> Any:
 
     torch.manual_seed(1)
     config = LoraConfig(
-        r=case.rank, lora_alpha=ALPHA, lora_dropout=case.dropout, target_modules=["c_attn"], fan_in_fan_out=True,
-        task_type="CAUSAL_LM",
+        r=case.rank, lora_alpha=ALPHA, lora_dropout=case.dropout, target_modules=list(case.targets),
+        fan_in_fan_out=case.targets == ("c_attn",), task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(model, config)
 
@@ -85,21 +106,21 @@ def with_loralib(case: Case, model: Any) -> Any:
 
 def bare(case: Case, split: TokenSplit, num_steps: int, model: Any, dtype: torch.dtype) -> Took:
     """Train in ten lines of PyTorch, padded to the longest."""
-    model.train()
+    model.to(device()).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
     step_s, losses = [], []
     clear_peak()
     for batch in batches(case, split, num_steps, is_fixed=False):
-        start = time.perf_counter()
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            loss = model(**batch).loss
+        start = now()
+        with torch.autocast(device().type, dtype=dtype, enabled=dtype != torch.float32):
+            loss = model(**{name: tensor.to(device()) for name, tensor in batch.items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-        step_s.append(time.perf_counter() - start)
-    return {"step_s": step_s, "losses": losses, "peak_bytes": resident_peak_bytes()}
+        step_s.append(now() - start)
+    return {"step_s": step_s, "losses": losses, "peak_bytes": peak_bytes()}
 
 
 def trainer(case: Case, split: TokenSplit, num_steps: int, model: Any, dtype: torch.dtype, *, is_fixed: bool) -> Took:
@@ -115,10 +136,10 @@ def trainer(case: Case, split: TokenSplit, num_steps: int, model: Any, dtype: to
         start = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
+            self.start = now()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            step_s.append(time.perf_counter() - self.start)
+            step_s.append(now() - self.start)
 
     class Steps(torch.utils.data.Dataset):  # type: ignore[type-arg]
         def __len__(self) -> int:
@@ -130,48 +151,66 @@ def trainer(case: Case, split: TokenSplit, num_steps: int, model: Any, dtype: to
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=1, max_steps=num_steps, learning_rate=RATE, weight_decay=0.0,
-            lr_scheduler_type="constant", bf16=dtype == torch.bfloat16, use_cpu=True, report_to=[], logging_steps=1,
-            save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, max_grad_norm=1.0,
+            lr_scheduler_type="constant", bf16=dtype == torch.bfloat16, use_cpu=device().type == "cpu",
+            report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+            max_grad_norm=1.0,
         )  # fmt: skip
         made = Trainer(model, arguments, train_dataset=Steps(), data_collator=lambda some: some[0], callbacks=[Clock()])
         made._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(made.train_dataset)
         clear_peak()
         made.train()
-        peak = resident_peak_bytes()
+        peak = peak_bytes()
         losses = [line["loss"] for line in made.state.log_history if "loss" in line]
     return {"step_s": step_s, "losses": losses, "peak_bytes": peak}
 
 
-def ours(case: Case, split: TokenSplit, num_steps: int, model: Any, dtype: torch.dtype) -> Took:
+def ours(
+    case: Case, split: TokenSplit, num_steps: int, model: Any, dtype: torch.dtype, micro_batch: int | None = None
+) -> Took:
     """Train with the loop that `tuneoff run` runs."""
     from tuneoff.methods import Full, LoRA
-    from tuneoff.study.spec import OptimizerSpec
     from tuneoff.training.activations import fuse_activations
+
+    fuse_activations(model)
+    method: Any = LoRA(rank=case.rank, alpha=ALPHA, dropout=case.dropout, targets=case.targets) if case.rank else Full()
+    adapted = method.adapt(model, torch.Generator().manual_seed(1))
+    loop = train_ours(adapted, split, case.batch_size, num_steps, dtype, micro_batch)
+    return {"step_s": loop.meter.step_s, "losses": loop.members[0].losses, "peak_bytes": peak_bytes()}
+
+
+def train_ours(
+    adapted: Any,
+    split: TokenSplit,
+    batch_size: int,
+    num_steps: int,
+    dtype: torch.dtype = torch.float32,
+    micro_batch: int | None = None,
+) -> Any:
+    """Train an adapted model with the loop that `tuneoff run` runs, set up as a session sets it up; return the loop."""
+    from tuneoff.study.spec import OptimizerSpec
     from tuneoff.training.loop import Loop, LoopPlan, Member
     from tuneoff.training.meter import Meter
     from tuneoff.training.optim import MemberOptimizer
     from tuneoff.training.runtime import open_runtime
     from tuneoff.training.steps import Forward
 
-    fuse_activations(model)
     runtime = open_runtime("bf16" if dtype == torch.bfloat16 else "fp32", torch.get_num_threads())
-    method: Any = LoRA(rank=case.rank, alpha=ALPHA, dropout=case.dropout, targets=("c_attn",)) if case.rank else Full()
-    adapted = method.adapt(model, torch.Generator().manual_seed(1))
+    adapted.module.to(runtime.device)
     forward = Forward(adapted.module)
     adapted.module.eval()
-    probes = [torch.from_numpy(split.sequence(place)[0].astype("int64")) for place in (0, 1, 2)]
+    probes = [torch.from_numpy(split.sequence(one)[0].astype("int64")).to(runtime.device) for one in (0, 1, 2)]
     with runtime.autocast(), adapted.member(0):
         forward.check(probes[0][None])
-        forward.check_packing(probes)
+        if split.lengths.mean() >= MIN_PACKED_TOKENS:
+            forward.check_packing(probes)
     spec = OptimizerSpec(schedule="constant", warmup=0.0)
     optimizer = MemberOptimizer(adapted.trainable_parameters(0), RATE, spec, num_steps, False)
-    member = Member(seed=0, order=BatchSequence(len(split), case.batch_size, 0), optimizer=optimizer)
-    plan = LoopPlan(num_steps, num_steps + 1, num_steps + 1, case.batch_size, 0)
-    meter = Meter(runtime)
-    loop = Loop(adapted, forward, [member], split, plan, _Silent(), meter)
+    member = Member(seed=0, order=BatchSequence(len(split), batch_size, 0), optimizer=optimizer)
+    plan = LoopPlan(num_steps, num_steps + 1, num_steps + 1, micro_batch or batch_size, 0)
+    loop = Loop(adapted, forward, [member], split, plan, _Silent(), Meter(runtime))
     clear_peak()
     loop.run()
-    return {"step_s": meter.step_s, "losses": member.losses, "peak_bytes": resident_peak_bytes()}
+    return loop
 
 
 class _Silent:
@@ -194,15 +233,25 @@ class _Silent:
     def progress(self, step: int, loss_nats: float, tokens_per_s: float) -> None: ...
 
 
-def product_rate(dtype: torch.dtype, size: int = 1024, repeats: int = 10) -> float:
-    """Return the machine's own rate of matrix products, in FLOP a second, median of some."""
-    one, other = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+def num_targets(split: TokenSplit, indices: np.ndarray[Any, Any]) -> int:
+    """Return how many tokens of some sequences carry loss."""
+    return sum(int(split.sequence(int(index))[1].sum()) for index in indices)
+
+
+def product_rate() -> float:
+    """Return the device's own rate of matrix products, in FLOP a second: median of some, in the faster type."""
+    size, repeats = (8192, 20) if torch.cuda.is_available() else (2048, 10)
+    return max(_rate(dtype, size, repeats) for dtype in (torch.float32, torch.bfloat16))
+
+
+def _rate(dtype: torch.dtype, size: int, repeats: int) -> float:
+    one, other = (torch.randn(size, size, device=device()).to(dtype) for _ in range(2))
     taken = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
+    for _ in range(repeats + 3):
+        start = now()
         one @ other
-        taken.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(taken[2:])
+        taken.append(now() - start)
+    return 2 * size**3 / statistics.median(taken[3:])
 
 
 CONTENDERS: dict[str, Callable[..., Took]] = {
@@ -236,14 +285,19 @@ def main() -> None:
     split = (
         drawn_split(case, needed) if options.data is None else real_split(case, options.data, options.tokenizer, needed)
     )
-    rate = product_rate(dtype)
+    rates = [product_rate()]
     model = base(case, options.model, dtype if case.has_lora else torch.float32)
-    num_block_weights = sum(p.numel() for p in model.transformer.h.parameters() if p.dim() == 2)
+    num_block_weights, num_head_weights = block_weights(model), model.get_output_embeddings().weight.numel()
     took = CONTENDERS[options.contender](case, split, options.steps, model, dtype)
     order = BatchSequence(len(split), case.batch_size, 0)
     took["input_tokens"] = [int(split.lengths[order.indices(step)].sum()) for step in range(options.steps)]
     took["warmup"] = min(NUM_WARMUP_STEPS, options.steps - 1)
-    print(json.dumps(took | {"product_flop_per_s": rate, "num_block_weights": num_block_weights}))
+    took["flop"] = [
+        needed_flop(case, num_block_weights, num_head_weights, tokens, num_targets(split, order.indices(step)))
+        for step, tokens in enumerate(took["input_tokens"])
+    ]
+    rates.append(product_rate())  # again, as other work on the machine comes and goes
+    print(json.dumps(took | {"product_flop_per_s": statistics.fmean(rates)}))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from altair import LayerChart
 
     from tuneoff.analysis.explanation import Explanation
+    from tuneoff.analysis.progress import Progress
     from tuneoff.analysis.values import Summary
     from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.modules import Architecture
@@ -61,6 +62,10 @@ class Result:
     def summary(self) -> "Summary":
         """Return what is known about each arm."""
         return self.read().summary
+
+    def progress(self) -> "Progress":
+        """Return how far each arm is."""
+        return self.read().progress
 
     def explained(self) -> dict[str, ExplainRecord]:
         """Return what was worked out of the arms' runs at their chosen rates, and of the base, by run id."""

@@ -1,5 +1,6 @@
 """The command line: verbs that parse, call the Python interface, and print. No logic, and no torch at import."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,18 @@ def _print(what: object) -> None:
     Console().print(what)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within the context nobody looks for garbage: what is imported and read is millions of objects, and all stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
@@ -63,6 +76,7 @@ def demo(
 
 
 @app.command(epilog="Example: `tuneoff plan dolly-llama3`")
+@_uncollected()
 def plan(
     study: StudyArgument,
     overrides: SetOption = None,
@@ -104,6 +118,7 @@ def run(
 
 
 @app.command()
+@_uncollected()
 def status(
     study: StudyArgument, overrides: SetOption = None, smoke: SmokeOption = False, out: OutOption = DEFAULT_OUT
 ) -> None:
@@ -113,9 +128,9 @@ def status(
 
     result = api.open_result(api.load(study, overrides or (), smoke=smoke), out)
     reading = result.read()
-    summary = reading.summary
-    _print(status_table(summary, result.running()))
-    _print(run_listing(summary))
+    progress = reading.progress
+    _print(status_table(progress, result.running()))
+    _print(run_listing(progress))
     _print(Text(f"Results: {result.store.folder}"))
     num_others = reading.num_other_runs
     if num_others:
@@ -123,6 +138,7 @@ def status(
 
 
 @app.command(epilog="Example: `tuneoff report study.yaml`, or with every chart as files `--figures png,svg`")
+@_uncollected()
 def report(
     study: StudyArgument,
     overrides: SetOption = None,
@@ -302,7 +318,7 @@ def _run(
         console.print(Text(line))
     console.print(Text(module_listing(checked.plan)))
     before = api.open_result(study, out)
-    with Live(console, before.summary().num_left) as live:
+    with Live(console, before.progress().num_left) as live:
         result = api.run(study, out, only=only, num_jobs=num_jobs, cohort=cohort, checked=checked, listener=live)
     reading = result.read()
     result.table(reading)

@@ -121,3 +121,32 @@ def test_scores_are_cut_as_generate_cuts_them(decoding: Decoding) -> None:
     ids = torch.zeros(3, 1, dtype=torch.int64)
     assert torch.equal(warpers(decoding)(ids, scores), wanted(ids, scores))
     assert [type(one) for one in warpers(decoding)] == [type(one) for one in wanted]
+
+
+def written_out(
+    decoding: Decoding, seed: int, logits: torch.Tensor, rows: list[Row], positions: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose by the definition: warpers, noise of every token, the largest."""
+    scores = warpers(decoding)(torch.empty(0), logits.float()).double()  # type: ignore[arg-type]
+    scores += gumbel(seed, rows, positions, logits)
+    best = scores.topk(2, dim=-1).values
+    return scores.argmax(dim=-1), best[:, 0] - best[:, 1] < NEAR_TIE
+
+
+@pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda decoding: decoding.name)
+@pytest.mark.parametrize("spread", [0.0, 0.5, 2.0, 6.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_not_worked_out_for_all_tokens_is_the_same(
+    decoding: Decoding, spread: float, dtype: torch.dtype
+) -> None:
+    """The likeliest tokens, and the nucleus, are a small part of the vocabulary; in bf16 many scores are equal."""
+    num_rows, size = 23, 5_000
+    logits = (torch.randn(num_rows, size, generator=torch.Generator().manual_seed(7)) * spread).to(dtype)
+    rows = [Row(index // 3, index % 3) for index in range(num_rows)]
+    positions = [index % 5 for index in range(num_rows)]
+    chosen, near = Chooser(decoding, 9).choose(logits, rows, positions)
+    wanted, wanted_near = written_out(decoding, 9, logits, rows, positions)
+    assert torch.equal(chosen, wanted)
+    assert torch.equal(near, wanted_near)
+    if spread == 0 and decoding.top_p is None:
+        assert len(set(chosen.tolist())) > num_rows / 2

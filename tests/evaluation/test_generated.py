@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from tuneoff.data.tokens import Prompts
 from tuneoff.errors import StudyError
 from tuneoff.evaluation.generated import Written, generations_jsonl, predictions_json, text_of, write_and_score
-from tuneoff.evaluation.generation import Continuation, generate
+from tuneoff.evaluation.generation import generate
 from tuneoff.evaluation.scoring import score_files
+from tuneoff.evaluation.texts import Continuation
 from tuneoff.study.testing import Decoding, GenerateSpec, Testing
 from tuneoff.training.models import load_base, load_tokenizer
 

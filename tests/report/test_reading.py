@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fakes import Fakes, make_curve, make_study
 
+from tuneoff.analysis.progress import ArmProgress
 from tuneoff.api import Result
 from tuneoff.errors import StoreError
 from tuneoff.report import page
@@ -80,3 +81,17 @@ def test_a_torn_end_of_a_curve_is_left_out(result: Result, end: str) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + end, encoding="utf-8")
     whole = [{"kind": "train"}] if "}\n" in end else []
     assert result.store.curve(run_id) == [*lines, *whole]
+
+
+@pytest.mark.parametrize("num_gone", [0, 1, 5, 20])
+def test_progress_is_that_of_the_summary(result: Result, num_gone: int) -> None:
+    for run_id in sorted(result.records()[0])[:num_gone]:
+        result.store.set_aside(run_id)
+    reading = result.read()
+    for field in ("num_wanted", "num_done", "num_infeasible", "num_pruned", "num_left"):
+        assert getattr(reading.progress, field) == getattr(reading.summary, field)
+    for far, arm in zip(reading.progress.arms, reading.summary.arms, strict=True):
+        assert far.model_dump() == {
+            name: value for name, value in arm.model_dump().items() if name in ArmProgress.model_fields
+        }
+        assert far.num_left == arm.num_left

@@ -20,7 +20,7 @@ TIMED = ("elapsed_s",)
 """What of a learning curve is a clock's, and so differs each time."""
 
 
-def save_base(folder: Path, **special: str) -> Path:
+def save_base(folder: Path, num_positions: int = 96, **special: str) -> Path:
     """Save a GPT-2 of 264 tokens and 16 dimensions with a tokenizer of single bytes; `special` names its tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<eos>", "<pad>", *alphabet])}
@@ -29,8 +29,9 @@ def save_base(folder: Path, **special: str) -> Path:
     bytes_of.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_of, **special)
     config = GPT2Config(
-        vocab_size=264, n_embd=16, n_layer=2, n_head=2, n_positions=96, bos_token_id=0, eos_token_id=0, pad_token_id=1
-    )
+        vocab_size=264, n_embd=16, n_layer=2, n_head=2, n_positions=num_positions, bos_token_id=0, eos_token_id=0,
+        pad_token_id=1,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
         GPT2LMHeadModel(config).save_pretrained(folder)

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneoff.study.expand import trials
-from tuneoff.study.identity import canonical_json, digest, make_run
+from tuneoff.study.expand import chosen_run_ids, chosen_runs, trials
+from tuneoff.study.identity import canonical_json, digest, make_run, run_ids
 from tuneoff.study.loading import load_study, study_from
 from tuneoff.study.spec import Study
 from tuneoff.study.streams import DROPOUT, GENERATION, INIT, ORDER, stream_seed
@@ -132,3 +133,18 @@ def test_streams_are_pinned_and_apart() -> None:
     assert len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert [stream_seed(0, stream) for stream in streams] == STREAM_SEEDS
+
+
+def test_runs_named_together_have_the_names_that_each_has() -> None:
+    arms = {
+        "base": {"method": "none"},
+        "lora": {"method": "lora", "rank": 4, "targets": ["c_attn"], "tune": {"lr": [1e-4, 3e-4, 1]}},
+        "short": {"method": "full", "lr": 1e-5, "override": {"budget": {"steps": 7}}, "assumed": ["lr"]},
+    }
+    study = study_from(yaml.safe_load(PINNED) | {"arms": arms, "seeds": [3, 1, 4]}, Path())
+    for arm in study.arms:
+        tried = [(lr, study.seeds[0]) for lr in arm.lr] or [(None, None)]
+        assert list(run_ids(study, arm, tried)) == [run.run_id for run in trials(study, arm)]
+        lr = arm.lr[-1] if arm.lr else None
+        assert list(chosen_run_ids(study, arm, lr)) == [run.run_id for run in chosen_runs(study, arm, lr)]
+        assert run_ids(study, arm, []) == ()

@@ -119,7 +119,7 @@ def checked_forward(adapted: AdaptedModel, split: TokenSplit, own: Runtime, *, m
     """Return the way through a model, as a session finds it out."""
     forward = Forward(adapted.module)
     adapted.module.eval()
-    probes = [torch.from_numpy(split.sequence(place)[0].astype("int64")) for place in range(3)]
+    probes = [torch.from_numpy(split.sequence(place)[0].astype("int64")).to(own.device) for place in range(3)]
     with own.autocast(), adapted.member(0):
         forward.check(probes[0][None])
         if adapted.can_pack and may_pack:
@@ -145,6 +145,8 @@ def make_loop(
 ) -> Loop:
     """Return a loop over the members of an adapted model; the split is its own validation split."""
     spec = optimizer or OptimizerSpec(weight_decay=0.01)
+    meter = Meter(runtime(precision))
+    adapted.module.to(meter.runtime.device)
     members = [
         Member(
             seed=seed,
@@ -160,8 +162,6 @@ def make_loop(
         )
         for index, (seed, rate) in enumerate(zip(seeds, rates, strict=True))
     ]
-    meter = Meter(runtime(precision))
-
     forward = checked_forward(adapted, split, meter.runtime, may_pack=may_pack)
     recorder.score = lambda module: score_split(module, forward, split, meter.runtime, PAD).likelihood
     plan = LoopPlan(num_steps, evaluate_every, checkpoint_every, micro_batch, PAD)

@@ -26,6 +26,7 @@ from tuneoff.training.quantise import (
     Int8Linear,
     NF4Linear,
     QuantisedLinear,
+    check_quantisable,
     quantisable_layers,
     quantise,
     quantised_bytes,
@@ -233,6 +234,14 @@ def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch: pytest
         quantise(make_model("gpt2"), INT8)
     finally:
         module._bitsandbytes.cache_clear()
+
+
+def test_a_plan_looks_for_bitsandbytes_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_bitsandbytes", lambda: pytest.fail("imported"))
+    assert check_quantisable(make_model("gpt2"), NF4).keys() == quantisable_layers(make_model("gpt2")).keys()
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'tuneoff\[qlora\]'"):
+        check_quantisable(make_model("gpt2"), NF4)
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@ items, which takes the scores of each item: `tuneoff.analysis.stats.tables` make
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
-
-from scipy.special import stdtrit
+from functools import cache
 
 from tuneoff.study.records import exp
 from tuneoff.study.value import Value
@@ -47,14 +45,33 @@ def over_seeds(values: Sequence[float], *, is_drawn: bool = True) -> Estimate | 
     """
     if not values:
         return None
-    mean = fmean(values)
-    if len(values) == 1:
+    mean, half = mean_and_half(values)
+    if half is None:
         return Estimate(value=mean, n=1, how=ONE_SEED if is_drawn else NOT_DRAWN)
-    # `statistics.stdev` works in fractions, which takes ten times as long; a report has tens of thousands of these.
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(variance / len(values))
     how = f"t over {len(values)} seeds; noise of the test items not included"
     return Estimate(value=mean, low=mean - half, high=mean + half, n=len(values), how=how)
+
+
+def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and half the width of its t interval; none of one value.
+
+    Args:
+        values: at least one.
+    """
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    # `statistics.stdev` works in fractions, which takes ten times as long; a report has tens of thousands of these.
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, _quantile(len(values) - 1) * math.sqrt(variance / len(values))
+
+
+@cache
+def _quantile(degrees: int) -> float:
+    """Return Student's t that leaves out half of what is not in the interval."""
+    from scipy.special import stdtrit  # here, because its import takes as long as a small study's status
+
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
 def exp_of(estimate: Estimate | None) -> Estimate | None:

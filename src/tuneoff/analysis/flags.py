@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from tuneoff.analysis.selection import Trial
 from tuneoff.analysis.values import DecodingSummary, Flag
 from tuneoff.study.records import Likelihood
 from tuneoff.study.spec import Arm
@@ -58,12 +57,3 @@ def truncated_flag(generated: Sequence[DecodingSummary], max_new_tokens: int) ->
             message=f"more than {MAX_TRUNCATED_PCT:g} % of the texts ({generated[0].decoding.name}) reached the limit "
             f"of {max_new_tokens} new tokens without ending, and are scored as they were cut",
         )
-
-
-def reasons_of(trials: Sequence[Trial]) -> str:
-    """Return why an arm has no result at all: the reasons of its trials, each once, with the rates they belong to."""
-    rates: dict[str, list[str]] = {}
-    for trial in trials:
-        if trial.status == "infeasible":
-            rates.setdefault(trial.reason, []).append("" if trial.lr is None else f"{trial.lr:g}")
-    return "; ".join(reason + (f" (rate {', '.join(at)})" if any(at) else "") for reason, at in rates.items())

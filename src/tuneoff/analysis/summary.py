@@ -7,16 +7,15 @@ from tuneoff.analysis.audit import audit
 from tuneoff.analysis.costs import arm_costs, cohort_costs, shared_passes
 from tuneoff.analysis.decodings import decoding_summaries, metric_estimates
 from tuneoff.analysis.estimates import Estimate, exp_of, over_seeds
-from tuneoff.analysis.flags import flags_of, reasons_of, truncated_flag, uniform_flag
+from tuneoff.analysis.flags import flags_of, truncated_flag, uniform_flag
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.measures import measure
-from tuneoff.analysis.selection import is_current
+from tuneoff.analysis.progress import ArmProgress, arm_progress, current_tests, ended_runs, finished_runs, run_counts
 from tuneoff.analysis.stats.compare import compare_all
 from tuneoff.analysis.stats.tables import estimate_of
-from tuneoff.analysis.tuning import Search, Trial, edge_of
-from tuneoff.analysis.values import ArmParameters, ArmSummary, Origins, Scores, Status, Summary
+from tuneoff.analysis.tuning import Search, edge_of
+from tuneoff.analysis.values import ArmParameters, ArmSummary, Origins, Scores, Summary
 from tuneoff.analysis.verdict import caveats, verdict
-from tuneoff.study.expand import chosen_runs
 from tuneoff.study.methods import (
     BitfitMethod,
     BottleneckMethod,
@@ -49,7 +48,7 @@ def summarise(
     """
     search = Search(study, records)
     full_trainable = _full_trainable(search)
-    current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
+    current = current_tests(study, tests)
     scores = items or {}
     found_arms = tuple(_summarise_arm(search, arm, current, scores, full_trainable) for arm in study.arms)
     audited = audit(study, found_arms, records, current)
@@ -63,11 +62,8 @@ def summarise(
     ranking = tuple(name for _, _, name in sorted(scored))
     margin = study.equivalence_margin
     comparisons = compare_all(arms, ranking, primary, margin, records, current, scores)
-    wanted = {run_id for arm in arms for run_id in arm.run_ids}
-    finished = [records[run_id] for run_id in wanted if run_id in records]
+    wanted, finished = finished_runs(arms, records)
     cohorts = cohort_costs(arms, records)
-    # The seeds' runs of an arm whose rate is not chosen yet have no name, so nothing can share them.
-    num_nameless = sum(arm.num_wanted - len(arm.run_ids) for arm in arms)
     return Summary(
         study=study.name,
         kind=study.task.kind,
@@ -86,10 +82,7 @@ def summarise(
             *shared_passes(arms, cohorts),
             *_cautions(finished),
         ),
-        num_wanted=len(wanted) + num_nameless,
-        num_done=sum(record.status == "done" for record in finished),
-        num_infeasible=sum(record.status == "infeasible" for record in finished),
-        num_pruned=len({trial.run_id for arm in arms for trial in arm.trials if trial.status == "pruned"}),
+        **run_counts(arms, wanted, finished),
         origins=_origins(finished),
     )
 
@@ -101,48 +94,25 @@ def _summarise_arm(
     items: Mapping[str, ItemScores],
     full_trainable: int | None,
 ) -> ArmSummary:
-    study, records = search.study, search.records
-    trials = search.tried(arm)
-    lr = search.choose(arm)
-    is_lost = all(trial.status == "infeasible" for trial in trials)
-    is_chosen = lr is not None or not arm.is_trained
-    chosen = tuple(run.run_id for run in chosen_runs(study, arm, lr)) if is_chosen else ()
-    run_ids = tuple(dict.fromkeys((*(trial.run_id for trial in trials), *chosen)))
-    num_pruned = sum(trial.status == "pruned" for trial in trials)
-    ended = _ended(run_ids, trials, records)
-    found = list(ended.values())
-    runs = [ended[run_id] for run_id in chosen if run_id in ended]
-    tested = [tests[run_id] for run_id in chosen if run_id in tests]
+    study, far = search.study, arm_progress(search, arm, tests)
+    ended = ended_runs(far.run_ids, far.trials, search.records)
+    runs = [ended[run_id] for run_id in far.chosen_run_ids if run_id in ended]
+    tested = [tests[run_id] for run_id in far.chosen_run_ids if run_id in tests]
     scored = [items.get(test.run_id) for test in tested]
     likelihoods = [test.test for test in tested]
     generated = decoding_summaries([test.generated for test in tested], scored, is_drawn=arm.is_trained)
     validated = [record.validation for record in runs if record.validation is not None]
-    num_wanted = len(trials) + (len(study.seeds) - 1 if arm.is_trained and not is_lost else 0)
-    num_done = sum(record.status == "done" for record in found)
-    is_finished = len(found) == num_wanted and len(tested) >= sum(record.status == "done" for record in runs)
-    flags = () if is_lost else flags_of(arm)
+    flags = () if far.status == "infeasible" else flags_of(arm)
     return ArmSummary(
-        name=arm.name,
+        **{name: getattr(far, name) for name in ArmProgress.model_fields},
         family=arm.family,
         method=arm.method,
-        status=_status(found, is_lost=is_lost, is_finished=is_finished),
-        reason=reasons_of(trials) if is_lost else "",
-        run_ids=run_ids,
-        chosen_run_ids=chosen,
-        num_wanted=num_wanted,
-        num_done=num_done,
-        num_infeasible=len(found) - num_done - num_pruned,
-        num_pruned=num_pruned,
-        num_tested=len(tested),
-        num_seeds=len(study.seeds) if arm.is_trained else 1,
-        trials=trials,
-        chosen_lr=lr,
-        edge=edge_of(trials, lr),
+        edge=edge_of(far.trials, far.chosen_lr),
         is_trained=arm.is_trained,
         is_tuned=arm.is_tuned,
         is_verified=arm.method.method != "load",
         assumed=arm.assumed,
-        parameters=_parameters(found, full_trainable),
+        parameters=_parameters(ended.values(), full_trainable),
         validation=_scores(validated, (), (), is_drawn=arm.is_trained),
         test=_scores(likelihoods, tested, scored, is_drawn=arm.is_trained),
         generated=generated,
@@ -153,21 +123,6 @@ def _summarise_arm(
             *flags,
         ),
     )
-
-
-def _ended(run_ids: Sequence[str], trials: Sequence[Trial], records: Mapping[str, Record]) -> dict[str, Record]:
-    """Return the runs that nothing is left to do of; one that was stopped in another search is to be done again."""
-    pruned = {trial.run_id for trial in trials if trial.status == "pruned"}
-    found = ((run_id, records[run_id]) for run_id in run_ids if run_id in records)
-    return {run_id: record for run_id, record in found if record.status != "pruned" or run_id in pruned}
-
-
-def _status(found: Sequence[Record], *, is_lost: bool, is_finished: bool) -> Status:
-    if is_lost:
-        return "infeasible"
-    if is_finished:
-        return "done"
-    return "partly" if found else "missing"
 
 
 def _scores(

@@ -16,8 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tuneoff.study.expand import trials
-from tuneoff.study.identity import make_run
+from tuneoff.study.identity import make_run, run_ids
 from tuneoff.study.rates import between, step_down, step_up
 from tuneoff.study.records import DIVERGED, Halving, Record
 from tuneoff.study.spec import Arm, Study
@@ -159,9 +158,9 @@ class Search:
     def _trials(self, arm: Arm, rates: Sequence[float]) -> Trials:
         known = self._known[arm.name]
         new = tuple(rate for rate in rates if rate not in known)
-        for run in trials(self.study, arm, new) if new or not known else ():
-            halving = self.halving(arm, run.run_id)
-            known[run.lr] = _trial(run.run_id, run.lr, self.records.get(run.run_id), halving)
+        points = [(rate, self.study.seeds[0]) for rate in new] if arm.is_trained else [] if known else [(None, None)]
+        for (lr, _), run_id in zip(points, run_ids(self.study, arm, points), strict=True):
+            known[lr] = _trial(run_id, lr, self.records.get(run_id), self.halving(arm, run_id))
         return tuple(known[rate] for rate in (sorted(rates) if arm.is_trained else (None,)))
 
 

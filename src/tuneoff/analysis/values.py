@@ -7,12 +7,12 @@ from tuneoff.analysis.comparison import Comparison
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.analysis.findings import Audit, Finding
 from tuneoff.analysis.measures import Measure, loss_unit, measure
+from tuneoff.analysis.progress import Status as Status
 from tuneoff.analysis.selection import Edge, Trial
 from tuneoff.study.methods import MethodSpec
 from tuneoff.study.testing import LOSS, Decoding, TaskKind
 from tuneoff.study.value import Value
 
-Status = Literal["done", "partly", "missing", "infeasible"]
 FlagKind = Literal["worse_than_uniform", "truncated", "untuned", "assumed", "unverified"]
 
 
@@ -215,8 +215,11 @@ class Summary(Value):
 
     def comparison(self, one: str, other: str) -> Comparison | None:
         """Return what is known of two arms, the one that ranks higher first in it; none where one has no test score."""
-        pair = {one, other}
-        return next((found for found in self.comparisons if {found.one, found.other} == pair), None)
+        if one not in self.ranking or other not in self.ranking or one == other:
+            return None
+        first, second = sorted((self.ranking.index(one), self.ranking.index(other)))
+        place = first * (2 * len(self.ranking) - first - 1) // 2 + second - first - 1  # in the order of the ranking
+        return self.comparisons[place] if place < len(self.comparisons) else None
 
     @property
     def primary(self) -> Measure:

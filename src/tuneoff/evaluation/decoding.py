@@ -12,7 +12,12 @@ Batches of other shapes give other last bits of logits. That can tell only where
 such choices are counted (`NEAR_TIE`). Of top-k and top-p a token on the very edge of what is kept may likewise fall in
 or out; that is not counted.
 
-Shapes: R rows, V vocabulary.
+Little of this is worked out for all tokens. The likeliest few are drawn among exactly; of the others only those whose
+u_i is so near 1 that they could still win, however likely the likeliest of them, which a comparison of whole numbers
+tells. A nucleus is found among the likeliest tokens, and by the sorted vocabulary only where that leaves a doubt. What
+is chosen is the same (`tests/evaluation/test_decoding.py`).
+
+Shapes: R rows, V vocabulary, K likeliest tokens.
 """
 
 from collections.abc import Sequence
@@ -32,6 +37,14 @@ from tuneoff.training.hashing import GOLDEN, mix
 
 NEAR_TIE = 1e-4
 """Scores this close count as a near tie."""
+NUM_LIKELIEST = 64
+"""K: tokens that are drawn among without asking whether they could win."""
+NUM_NUCLEUS = 512
+"""Tokens among which a nucleus is looked for before the whole vocabulary is sorted."""
+EDGE = 1e-5
+"""Of probability: a nucleus whose edge is clearer than this is the warper's, which sums in another order."""
+CPU_ROWS = 4
+"""Rows at a time on a CPU, so that the words of their draws stay in its cache."""
 _MANTISSA_BITS = 52
 """Of a uniform number: one fewer than a float64 holds, for the half that keeps it off 0 and 1."""
 
@@ -67,39 +80,111 @@ class Chooser:
     def __init__(self, decoding: Decoding, seed: int) -> None:
         self._seed = seed
         self._is_sampled = decoding.is_sampled
-        self._warpers = warpers(decoding)
+        found = warpers(decoding)
+        self._nucleus = found.pop() if found and isinstance(found[-1], TopPLogitsWarper) else None
+        self._warpers = found
 
-    def choose(self, logits: Tensor, rows: Sequence[Row], position: int) -> tuple[Tensor, Tensor]:
+    def choose(self, logits: Tensor, rows: Sequence[Row], positions: int | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the next token of each row, int64 (R,), and whether it was a near tie, bool (R,).
 
         Args:
             logits: (R, V).
             rows: what each one is, R of them.
-            position: how many new tokens each has already.
+            positions: how many new tokens each has already, or one number for all.
         """
-        scores = logits.float()
-        if self._is_sampled:
-            scores = self._warpers(torch.empty(0), scores)  # type: ignore[arg-type]  # they look at the scores alone
-            scores = scores.double() + gumbel(self._seed, rows, position, scores)
-        best = scores.topk(2, dim=-1).values
-        return scores.argmax(dim=-1), best[:, 0] - best[:, 1] < NEAR_TIE
+        if not self._is_sampled:
+            scores = logits.float()
+            best = scores.topk(2, dim=-1).values
+            return scores.argmax(dim=-1), best[:, 0] - best[:, 1] < NEAR_TIE
+        keys = _keys(self._seed, rows, positions, logits.device)
+        size = CPU_ROWS if logits.device.type == "cpu" else len(rows)
+        parts = [self._draw(*part) for part in zip(logits.split(size), keys.split(size), strict=True)]
+        return torch.cat([tokens for tokens, _ in parts]), torch.cat([near for _, near in parts])
+
+    def _draw(self, logits: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the drawn token of each row, and whether it was a near tie."""
+        scores = self._warpers(torch.empty(0), logits.float())  # type: ignore[arg-type]  # they look at the scores alone
+        if self._nucleus is not None:
+            scores = _cut_nucleus(scores, self._nucleus)
+        values, tokens = scores.topk(min(NUM_LIKELIEST, scores.shape[1]), dim=-1)
+        totals = values.double() + _gumbel(_fractions(keys[:, None] + (tokens + 1) * GOLDEN))
+        if values.shape[1] < scores.shape[1] and not bool((values[:, -1] == float("-inf")).all()):
+            others, own = _others(scores, tokens, keys, totals.amax(dim=-1) - values[:, -1])
+            tokens, totals = torch.cat([tokens, others], dim=1), torch.cat([totals, own], dim=1)
+        best, places = totals.topk(2, dim=-1)
+        return tokens.gather(1, places[:, :1])[:, 0], best[:, 0] - best[:, 1] < NEAR_TIE
 
 
-def gumbel(seed: int, rows: Sequence[Row], position: int, like: Tensor) -> Tensor:
+def _others(scores: Tensor, likeliest: Tensor, keys: Tensor, leads: Tensor) -> tuple[Tensor, Tensor]:
+    """Return tokens that could win against the likeliest, int64 (R, any), and their totals, float64; -inf fills up.
+
+    Args:
+        scores: (R, V).
+        likeliest: tokens (R, K) that are drawn among already.
+        keys: of the rows' draws, (R,).
+        leads: of the best of them over the highest score of all others, (R,): the noise that another token needs.
+    """
+    counters = torch.arange(1, scores.shape[1] + 1, dtype=torch.int64, device=scores.device) * GOLDEN
+    fractions = _fractions(keys[:, None] + counters)
+    # u = exp(-exp(-G)); what is taken off keeps rounding, and near ties, on the safe side
+    least = (-(-(leads - 2 * NEAR_TIE)).exp()).exp() - 1e-9
+    fractions.scatter_(1, likeliest, -1)
+    rows, tokens = (fractions > (least * (1 << _MANTISSA_BITS)).long()[:, None]).nonzero(as_tuple=True)
+    totals = scores[rows, tokens].double() + _gumbel(fractions[rows, tokens])
+    counts = torch.bincount(rows, minlength=len(scores))
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    width = int(counts.max())
+    found = likeliest.new_zeros(len(scores), width)
+    own = totals.new_full((len(scores), width), float("-inf"))
+    found[rows, places], own[rows, places] = tokens, totals
+    return found, own
+
+
+def _cut_nucleus(scores: Tensor, warper: TopPLogitsWarper) -> Tensor:
+    """Return what the warper leaves of scores (R, V), without sorting the vocabulary where that can be told."""
+    if scores.shape[1] <= NUM_NUCLEUS:
+        return warper(None, scores)  # type: ignore[arg-type]
+    values, tokens = scores.topk(NUM_NUCLEUS, dim=-1)
+    probabilities = (values.double() - scores.double().logsumexp(dim=-1, keepdim=True)).exp()
+    before = probabilities.cumsum(dim=-1) - probabilities  # of the likelier tokens
+    kept = before < warper.top_p
+    last = kept.sum(dim=-1, keepdim=True).clamp(max=NUM_NUCLEUS - 1)  # the first token that is left out
+    has_edge = (~kept[:, -1]) & ((before - warper.top_p).abs() > EDGE).all(dim=-1)
+    has_edge &= (values.gather(1, last) < values.gather(1, last - 1))[:, 0]  # of equals any may be left out
+    cut = torch.full_like(scores, float("-inf")).scatter_(1, tokens, values.masked_fill(~kept, float("-inf")))
+    if not bool(has_edge.all()):
+        cut[~has_edge] = warper(None, scores[~has_edge])  # type: ignore[arg-type]
+    return cut
+
+
+def gumbel(seed: int, rows: Sequence[Row], positions: int | Sequence[int], like: Tensor) -> Tensor:
     """Return standard Gumbel noise, float64 (R, V), a pure function of the seed, the rows, the position and the token.
 
     Args:
         seed: of the stream.
         rows: prompt and sample of each row.
-        position: place of the new token.
+        positions: place of each new token, or one for all.
         like: (R, V), for the vocabulary's size and the device.
     """
-    places = torch.tensor([(row.prompt, row.sample) for row in rows], dtype=torch.int64, device=like.device)
-    keys = mix(torch.full_like(places[:, 0], seed) + GOLDEN)
-    for part in (places[:, 0], places[:, 1], torch.full_like(keys, position)):
-        keys = mix((keys ^ (part + 1)) + GOLDEN)
     counters = torch.arange(1, like.shape[1] + 1, dtype=torch.int64, device=like.device) * GOLDEN
-    words = mix(keys[:, None] + counters)
-    fractions = (words >> (64 - _MANTISSA_BITS)) & ((1 << _MANTISSA_BITS) - 1)
+    return _gumbel(_fractions(_keys(seed, rows, positions, like.device)[:, None] + counters))
+
+
+def _keys(seed: int, rows: Sequence[Row], positions: int | Sequence[int], device: torch.device) -> Tensor:
+    """Return the hash of each row's draw, int64 (R,)."""
+    own = [positions] * len(rows) if isinstance(positions, int) else positions
+    places = torch.tensor([(row.prompt, row.sample, at) for row, at in zip(rows, own, strict=True)], device=device)
+    keys = mix(torch.full_like(places[:, 0], seed) + GOLDEN)
+    for part in places.T:
+        keys = mix((keys ^ (part + 1)) + GOLDEN)
+    return keys
+
+
+def _fractions(counters: Tensor) -> Tensor:
+    """Return the upper bits of the words of counters, int64 of the same shape, from 0 to 2^52 - 1."""
+    return mix(counters).bitwise_right_shift_(64 - _MANTISSA_BITS).bitwise_and_((1 << _MANTISSA_BITS) - 1)
+
+
+def _gumbel(fractions: Tensor) -> Tensor:
     uniforms = (fractions.double() + 0.5) / (1 << _MANTISSA_BITS)
     return -(-uniforms.log()).log()

@@ -1,7 +1,6 @@
 """Reads the test split's prompts with every decoding strategy of a study: texts, their scores, and the rows to save."""
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from torch import nn
 
 from tuneoff.data.metrics import score_texts
 from tuneoff.data.tokens import Prompts
-from tuneoff.evaluation.generation import Autocast, Continuation, generate
+from tuneoff.evaluation.generation import Autocast, generate_each
+from tuneoff.evaluation.texts import Continuation
 from tuneoff.study.records import Generated
 from tuneoff.study.testing import Decoding, Testing
 
@@ -73,24 +73,22 @@ def write_and_score(
     ids = [prompts.prompt(index).tolist() for index in range(num)]
     pad_id = tokenizer.pad_token_id
     assert isinstance(pad_id, int), "the loader gives every tokenizer a padding token"
+    wrote = generate_each(
+        module,
+        ids,
+        testing.decoding,
+        testing.generate,
+        pad_id=pad_id,
+        eos_id=tokenizer.eos_token_id,
+        seed=seed,
+        context_length=context_length,
+        autocast=autocast,
+        num_virtual_tokens=num_virtual_tokens,
+    )
     found = []
-    for decoding in testing.decoding:
-        start = time.perf_counter()
-        continuations = generate(
-            module,
-            ids,
-            decoding,
-            testing.generate,
-            pad_id=pad_id,
-            eos_id=tokenizer.eos_token_id,
-            seed=seed,
-            context_length=context_length,
-            autocast=autocast,
-            num_virtual_tokens=num_virtual_tokens,
-        )
-        seconds = time.perf_counter() - start  # tokens come to the host at every step, so the device is done
-        texts = [[text_of(one, tokenizer) for one in samples] for samples in continuations]
-        found.append(_score(prompts, texts, continuations, decoding, testing, seconds, root))
+    for decoding, own in zip(testing.decoding, wrote, strict=True):
+        texts = [[text_of(one, tokenizer) for one in samples] for samples in own.texts]
+        found.append(_score(prompts, texts, own.texts, decoding, testing, own.seconds, root))
     return tuple(found)
 
 

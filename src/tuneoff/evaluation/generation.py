@@ -1,44 +1,48 @@
-"""Writes on after prompts: batches with padding on the left and a cache of keys and values, a row leaving as it ends.
+"""Writes on after prompts, with every strategy of a study at once.
 
-Greedy and sampled strategies go through a loop of our own, whose text does not depend on the batch (see
-`tuneoff.evaluation.decoding`); beams go through Transformers' `generate`. Nothing comes from a base's own
-`generation_config.json`: penalties, least lengths and the like are neutral, whatever the base ships with.
+Greedy and sampled strategies share one reading of the prompts and one batch of texts (`tuneoff.evaluation.refill`);
+models whose keys and values are not all kept go through left-padded batches, one strategy after the other, and beams
+through Transformers' `generate` (`tuneoff.evaluation.padded`). The text depends on none of this (see
+`tuneoff.evaluation.decoding`). Nothing comes from a base's own `generation_config.json`: penalties, least lengths and
+the like are neutral, whatever the base ships with.
 
 A model may hold virtual tokens: they are in neither masks nor positions here, the model adds them itself.
-
-Shapes: R rows, T positions of the longest prompt of a batch.
 """
 
-import inspect
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig
+from torch import nn
 
 from tuneoff.errors import DataError
+from tuneoff.evaluation.cached_forward import CachedForward
 from tuneoff.evaluation.decoding import Chooser, Row
+from tuneoff.evaluation.padded import BeamWriter, PaddedWriter
+from tuneoff.evaluation.refill import RefilledWriter, can_refill
+from tuneoff.evaluation.texts import Continuation
 from tuneoff.study.testing import Decoding, GenerateSpec
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
+Texts = list[list[Continuation]]
+"""For each prompt its samples."""
+
 
 @dataclass(frozen=True)
-class Continuation:
-    """What was written after a prompt.
+class Wrote:
+    """What one strategy wrote.
 
     Attributes:
-        ids: new tokens, without the end-of-sequence token.
-        ended: whether that token came; otherwise the text was cut at the limit of new tokens.
-        num_near_ties: choices in it between scores within 1e-4 of each other; of beams they are not counted.
+        texts: for each prompt its samples.
+        seconds: its share of the time (see `tuneoff.study.records.Generated`).
     """
 
-    ids: tuple[int, ...]
-    ended: bool
-    num_near_ties: int = 0
+    texts: Texts
+    seconds: float
 
 
 def check_lengths(
@@ -70,11 +74,24 @@ def check_lengths(
     )
 
 
-@torch.no_grad()
 def generate(
+    module: nn.Module, prompts: Sequence[Sequence[int]], decoding: Decoding, spec: GenerateSpec, **options: Any
+) -> Texts:
+    """Write on after each prompt with one strategy.
+
+    Arguments, beside the strategy, and errors are those of `generate_each`.
+
+    Returns:
+        For each prompt its samples.
+    """
+    return generate_each(module, prompts, (decoding,), spec, **options)[0].texts
+
+
+@torch.no_grad()
+def generate_each(
     module: nn.Module,
     prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
+    decodings: Sequence[Decoding],
     spec: GenerateSpec,
     *,
     pad_id: int,
@@ -83,13 +100,13 @@ def generate(
     context_length: int | None,
     autocast: Autocast = nullcontext,
     num_virtual_tokens: int = 0,
-) -> list[list[Continuation]]:
-    """Write on after each prompt.
+) -> list[Wrote]:
+    """Write on after each prompt with each strategy.
 
     Args:
         module: a causal language model, in evaluation mode afterwards.
         prompts: token ids, beginning of sequence included.
-        decoding: the strategy.
+        decodings: the strategies.
         spec: new tokens and rows at a time.
         pad_id: token that fills rows up on the left; it is never looked at.
         eos_id: token that ends a text; none lets every text reach the limit.
@@ -99,25 +116,64 @@ def generate(
         num_virtual_tokens: tokens of the context that the method takes up.
 
     Returns:
-        For each prompt its samples.
+        One for each strategy, in their order.
 
     Raises:
         DataError: a prompt that is empty, or too long for the context; nothing is generated then.
     """
     check_lengths([len(prompt) for prompt in prompts], spec, context_length, num_virtual_tokens)
     module.eval()
-    found: list[list[Continuation]] = [[] for _ in prompts]
-    if decoding.beams is not None and decoding.beams > 1:
-        writer: _Writer | _BeamWriter = _BeamWriter(module, decoding.beams, spec, pad_id, eos_id)
-        num_rows = max(1, spec.batch_size // decoding.beams)
-    else:
-        writer = _Writer(module, Chooser(decoding, seed), spec, pad_id, eos_id)
-        num_rows = spec.batch_size
-    for rows in _batches(prompts, decoding.samples, num_rows):
-        with autocast():
-            for row, continuation in zip(rows, writer.write(prompts, rows), strict=True):
-                found[row.prompt].append(continuation)
-    return found
+    forward = CachedForward(module, pad_id)
+    beams = [place for place, decoding in enumerate(decodings) if decoding.beams is not None and decoding.beams > 1]
+    drawn = [place for place in range(len(decodings)) if place not in beams]
+    found: dict[int, Wrote] = {}
+    num_texts = len(prompts) * sum(decodings[place].samples for place in drawn)
+    with autocast():
+        refills = num_texts > 1 and can_refill(forward, prompts)
+        if refills:
+            found = dict(
+                zip(drawn, _refilled(forward, prompts, [decodings[i] for i in drawn], spec, eos_id, seed), strict=True)
+            )
+    for place in beams if refills else range(len(decodings)):
+        decoding = decodings[place]
+        if place in beams:
+            assert decoding.beams is not None
+            writer: PaddedWriter | BeamWriter = BeamWriter(forward, decoding.beams, spec.max_new_tokens, pad_id, eos_id)
+            num_rows = max(1, spec.batch_size // decoding.beams)
+        else:
+            writer = PaddedWriter(forward, Chooser(decoding, seed), spec.max_new_tokens, eos_id)
+            num_rows = spec.batch_size
+        start = time.perf_counter()
+        texts: Texts = [[] for _ in prompts]
+        for rows in _batches(prompts, decoding.samples, num_rows):
+            with autocast():
+                for row, continuation in zip(rows, writer.write(prompts, rows), strict=True):
+                    texts[row.prompt].append(continuation)
+        # tokens come to the host at every step, so the device is done
+        found[place] = Wrote(texts, time.perf_counter() - start)
+    return [found[place] for place in range(len(decodings))]
+
+
+def _refilled(
+    forward: CachedForward,
+    prompts: Sequence[Sequence[int]],
+    decodings: Sequence[Decoding],
+    spec: GenerateSpec,
+    eos_id: int | None,
+    seed: int,
+) -> list[Wrote]:
+    """Return what strategies without beams write in one pass."""
+    samples = [decoding.samples for decoding in decodings]
+    choosers = [Chooser(decoding, seed) for decoding in decodings]
+    writer = RefilledWriter(forward, choosers, samples, spec.batch_size, spec.max_new_tokens, eos_id)
+    done = {(text.strategy, text.row): text.continuation() for text in writer.write(prompts)}
+    return [
+        Wrote(
+            [[done[strategy, Row(prompt, sample)] for sample in range(num)] for prompt in range(len(prompts))],
+            writer.seconds[strategy],
+        )
+        for strategy, num in enumerate(samples)
+    ]
 
 
 def _batches(prompts: Sequence[Sequence[int]], num_samples: int, num_rows: int) -> Iterator[list[Row]]:
@@ -129,136 +185,3 @@ def _batches(prompts: Sequence[Sequence[int]], num_samples: int, num_rows: int) 
     rows = [Row(prompt, sample) for prompt in order for sample in range(num_samples)]
     for start in range(0, len(rows), num_rows):
         yield rows[start : start + num_rows]
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask, int64 (R, T)."""
-    length = max(map(len, prompts))
-    ids = torch.full((len(prompts), length), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
-        mask[row, length - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-@dataclass
-class _Text:
-    """A text in the making."""
-
-    ids: list[int] = field(default_factory=list)
-    ended: bool = False
-    num_near_ties: int = 0
-
-
-class _Writer:
-    """Greedy and sampled strategies."""
-
-    def __init__(
-        self, module: nn.Module, chooser: Chooser, spec: GenerateSpec, pad_id: int, eos_id: int | None
-    ) -> None:
-        self._module = module
-        self._chooser = chooser
-        self._max_new_tokens = spec.max_new_tokens
-        self._pad_id = pad_id
-        self._eos_id = eos_id
-        names = inspect.signature(module.forward).parameters
-        self._has_positions = "position_ids" in names
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
-
-    def write(self, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> list[Continuation]:
-        """Return what follows each row's prompt. A prompt with several samples among the rows is read once."""
-        own = list(dict.fromkeys(row.prompt for row in rows))
-        ids, mask = _left_padded([prompts[index] for index in own], self._pad_id, _device(self._module))
-        cache = DynamicCache(config=self._module.config)  # type: ignore[arg-type]
-        logits = self._forward(ids, mask, cache)
-        if len(own) < len(rows):
-            places = torch.tensor([own.index(row.prompt) for row in rows], device=mask.device)
-            logits, mask = logits[places], mask[places]
-            cache.reorder_cache(places)  # type: ignore[arg-type]  # a Tensor of int64 is what it means
-        texts = [_Text() for _ in rows]
-        alive = list(range(len(rows)))
-        for position in range(self._max_new_tokens):
-            chosen, near = self._chooser.choose(logits, [rows[index] for index in alive], position)
-            going = self._take(chosen, near, [texts[index] for index in alive])
-            if len(going) < len(alive):
-                alive = [alive[place] for place in going]
-                if not alive:
-                    break
-                places = torch.tensor(going, device=mask.device)
-                chosen, mask = chosen[places], mask[places]
-                cache.reorder_cache(places)  # type: ignore[arg-type]
-            if position + 1 < self._max_new_tokens:
-                mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-                logits = self._forward(chosen[:, None], mask, cache)
-        return [Continuation(tuple(text.ids), text.ended, text.num_near_ties) for text in texts]
-
-    def _take(self, chosen: Tensor, near: Tensor, texts: Sequence[_Text]) -> list[int]:
-        """Add the new tokens to the texts; return the places of those that go on."""
-        going = []
-        for place, (token, is_near) in enumerate(zip(chosen.tolist(), near.tolist(), strict=True)):
-            texts[place].num_near_ties += is_near
-            if token == self._eos_id:
-                texts[place].ended = True
-            else:
-                texts[place].ids.append(token)
-                going.append(place)
-        return going
-
-    def _forward(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        """Return the logits (R, V) after the last of the new ids (R, 1 or T); `mask` covers the cached ones too."""
-        options: dict[str, Any] = dict(self._options)
-        if self._has_positions:
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-            options["position_ids"] = positions[:, -ids.shape[1] :]
-        out = self._module(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
-        logits: Tensor = out.logits[:, -1]
-        return logits
-
-
-class _BeamWriter:
-    """Beam search by Transformers: no length penalty, and it stops when no running beam can still win."""
-
-    def __init__(self, module: nn.Module, beams: int, spec: GenerateSpec, pad_id: int, eos_id: int | None) -> None:
-        self._module = module
-        self._eos_id = eos_id
-        self._pad_id = pad_id
-        self._config = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False,
-            num_beams=beams,
-            num_return_sequences=1,
-            max_new_tokens=spec.max_new_tokens,
-            pad_token_id=pad_id,
-            eos_token_id=eos_id,
-            length_penalty=1.0,
-            early_stopping=False,
-            use_cache=True,
-        )
-
-    def write(self, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> list[Continuation]:
-        """Return the best beam after each row's prompt."""
-        ids, mask = _left_padded([prompts[row.prompt] for row in rows], self._pad_id, _device(self._module))
-        with _neutral(self._module):
-            out = self._module.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, generation_config=self._config
-            )
-        return [self._cut(own) for own in out[:, ids.shape[1] :].tolist()]
-
-    def _cut(self, ids: list[int]) -> Continuation:
-        ended = self._eos_id in ids
-        return Continuation(tuple(ids[: ids.index(self._eos_id)] if ended else ids), ended)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _neutral(module: nn.Module) -> Iterator[None]:
-    """Within the context the base's own generation settings, which fill what a call leaves open, are the defaults."""
-    own = module.generation_config
-    module.generation_config = GenerationConfig()  # type: ignore[assignment, no-untyped-call]
-    try:
-        yield
-    finally:
-        module.generation_config = own
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device

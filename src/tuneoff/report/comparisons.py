@@ -103,16 +103,12 @@ def comparisons_markdown(summary: Summary) -> list[str]:
     ]
 
 
-def comparison_fields(summary: Summary, arm: str) -> dict[str, Raw]:
+def comparison_fields(pair: Comparison | None) -> dict[str, Raw]:
     """Return how an arm stands to the best, as columns of a file; empty for the best itself and where it is not known.
 
     Args:
-        summary: what is known.
-        arm: its name.
+        pair: the arm against the best, from `against`.
     """
-    best = summary.ranking[0] if summary.ranking else ""
-    found = summary.comparison(arm, best) if arm != best else None
-    pair = None if found is None else turned(found, arm)
     return {
         "outcome_vs_best": None if pair is None else pair.outcome,
         "difference_vs_best": None if pair is None else pair.difference.value,

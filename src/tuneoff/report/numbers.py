@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tuneoff.analysis.estimates import Estimate
+if TYPE_CHECKING:
+    from tuneoff.analysis.estimates import Estimate
+
 
 NONE = "-"
 """What stands where there is no number."""
@@ -93,7 +96,7 @@ def percent(value: float) -> str:
     return "> 99.99 %" if value > 99.995 else f"{value:.2f} %"
 
 
-def interval(estimate: Estimate, decimals: int) -> str:
+def interval(estimate: "Estimate", decimals: int) -> str:
     """Return a value with half the width of its interval: `41.2 ± 0.6`.
 
     Intervals are symmetrical but for those over items alone, whose ends stand in the files.
@@ -103,12 +106,12 @@ def interval(estimate: Estimate, decimals: int) -> str:
     return f"{estimate.value:.{decimals}f}{half}"
 
 
-def loss_interval(estimate: Estimate) -> str:
+def loss_interval(estimate: "Estimate") -> str:
     """Return a loss with half the width of its interval: `2.325 ± 0.006`."""
     return interval(estimate, 3)
 
 
-def perplexity_interval(estimate: Estimate) -> str:
+def perplexity_interval(estimate: "Estimate") -> str:
     """Return a perplexity with the ends of its interval, which is not symmetrical: `10.2 [10.1, 10.4]`."""
     text = significant(estimate.value)
     if estimate.low is None or estimate.high is None:

@@ -26,6 +26,7 @@ from tuneoff.report import comparisons, standing
 from tuneoff.report.bundle import vega_bundle
 from tuneoff.report.chart_parts import targets_word
 from tuneoff.report.decoding import decoding_columns, texts_note, texts_of
+from tuneoff.report.drawn import drawn_part
 from tuneoff.report.examples import examples
 from tuneoff.report.look import PAGE, Arms
 from tuneoff.report.panel import Panel
@@ -82,9 +83,10 @@ def render_page(
         explanation: when, why and how the arms differ.
         samples: what each arm wrote for some items of the test split, by its name.
     """
+    part, part_explained, drawn_note = drawn_part(summary, explanation)
     with debug_mode(False):  # altair would check every part of every chart against its schema; the tests do
-        found = panels(summary, curves, explanation)
-        why = topics(summary, explanation, curves)
+        found = panels(part, curves, part_explained)
+        why = topics(part, part_explained, curves)
     drawn = {**found, **{panel.key: panel for topic in why for panel in topic.panels}}
     script = _file("page.js")
     style = _file("page.css")
@@ -102,14 +104,16 @@ def render_page(
         script=Markup(script),
         data=_json_for_html(chart_data(drawn)),
         **_results(summary, found),
-        **_standings(summary),
+        **_standings(summary, part),
+        arms=Arms(part, PAGE),
         learning_numbers=learning_numbers(found["learning"].points) if "learning" in found else None,
-        trial_numbers=trial_numbers(summary),
+        trial_numbers=trial_numbers(part),
+        drawn_note=drawn_note,
         why=why,
         sentences=explanation.sentences,
         unknown=explanation.notes,
         arms_of=arms_of,
-        optima=optimum_numbers(explanation),
+        optima=optimum_numbers(part_explained),
         frontiers=frontier_numbers(explanation),
         examples=examples(summary, samples),
         facts=list(facts(study)),
@@ -137,7 +141,6 @@ def _results(summary: Summary, found: Mapping[str, Panel]) -> dict[str, Any]:
     """Return what the sections on scores and costs are made from."""
     return {
         "panels": found,
-        "arms": Arms(summary, PAGE),
         "shapes": SHAPE_PATHS,
         "progress": progress(summary),
         "columns": main_columns(summary),
@@ -158,8 +161,8 @@ def _results(summary: Summary, found: Mapping[str, Panel]) -> dict[str, Any]:
     }
 
 
-def _standings(summary: Summary) -> dict[str, Any]:
-    """Return what the sections on differences and on the audit are made from."""
+def _standings(summary: Summary, part: Summary) -> dict[str, Any]:
+    """Return what the sections on differences, of which a part is drawn, and on the audit are made from."""
     compared = standing.comparison_numbers(summary)
     standings = standing.standings(summary)
     is_cut = len(summary.ranking) - 1 > MAX_FOREST
@@ -171,7 +174,7 @@ def _standings(summary: Summary) -> dict[str, Any]:
         "about_compared": comparisons.about(summary),
         "margin": f"{summary.margin:g} {summary.primary.unit}".rstrip(),
         "forest_note": f" Drawn are the {MAX_FOREST} that rank highest; the table has all." if is_cut else "",
-        "far_off": far_off(summary),
+        "far_off": far_off(part),
         "checks": standing.checks(summary),
         "declared": standing.meant(summary.audit.findings),
         "num_broken": len({finding.kind for finding in summary.audit.broken}),

@@ -1,22 +1,26 @@
 """How far a study is: for each arm what is done, running, infeasible and left."""
 
 from collections.abc import Set
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tuneoff.analysis.values import ArmSummary, Summary
+from tuneoff.analysis.progress import ArmProgress, Progress
 from tuneoff.report import numbers
 from tuneoff.report.text import clean
+
+if TYPE_CHECKING:
+    from tuneoff.analysis.values import ArmSummary, Summary
 
 SHOWN_DIGITS = 8
 """Of a run's id, enough to tell it from others in one study."""
 _STYLES = {"done": "green", "partly": "yellow", "missing": "dim", "infeasible": "red"}
 
 
-def status_table(summary: Summary, running: Set[str] = frozenset()) -> RenderableType:
+def status_table(summary: "Summary | Progress", running: Set[str] = frozenset()) -> RenderableType:
     """Return the state of every arm for the terminal.
 
     Args:
@@ -40,7 +44,7 @@ def status_table(summary: Summary, running: Set[str] = frozenset()) -> Renderabl
     return table
 
 
-def run_listing(summary: Summary) -> Text:
+def run_listing(summary: "Summary | Progress") -> Text:
     """Return the runs at each arm's chosen rate, by the start of their ids, seeds in the study's order."""
     lines = [
         f"{clean(arm.name)}: {' '.join(run_id[:SHOWN_DIGITS] for run_id in arm.chosen_run_ids)}"
@@ -50,7 +54,7 @@ def run_listing(summary: Summary) -> Text:
     return Text("\n".join(["Runs at the chosen rates:", *lines]) if lines else "No rate is chosen yet.", style="dim")
 
 
-def _row(arm: ArmSummary, running: Set[str], *, has_stopped: bool) -> tuple[Text, ...]:
+def _row(arm: "ArmSummary | ArmProgress", running: Set[str], *, has_stopped: bool) -> tuple[Text, ...]:
     working = len(running & set(arm.run_ids))
     state = "running" if working and arm.status in ("missing", "partly") else arm.status
     ended = (arm.num_infeasible, *((arm.num_pruned,) if has_stopped else ()))

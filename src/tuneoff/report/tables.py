@@ -16,7 +16,7 @@ from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import columns as col
 from tuneoff.report.auditing import audit_line, comparable
 from tuneoff.report.columns import ArmColumn, Cell, Column, Raw, Row, columns_of, shown_columns
-from tuneoff.report.comparisons import comparison_fields, comparison_tables, comparisons_markdown
+from tuneoff.report.comparisons import against, comparison_fields, comparison_tables, comparisons_markdown
 from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, narrow_columns, texts_note, texts_of
 from tuneoff.report.explaining import explanation_fields, explanation_lines, explanation_markdown
 from tuneoff.report.text import clean, markdown, spreadsheet
@@ -159,9 +159,10 @@ def rich_table(
 def rows(summary: Summary) -> list[dict[str, Raw]]:
     """Return the table as one mapping per arm, full precision, ends of intervals beside their values."""
     shown = columns_of(summary).all
+    against_best = {pair.one: pair for pair in against(summary, summary.ranking[0])} if summary.ranking else {}
     return [
         {key: value for column in shown for key, value in _fields(column, column.cell(arm)).items()}
-        | comparison_fields(summary, arm.name)
+        | comparison_fields(against_best.get(arm.name))
         | comparable(arm)
         for arm in summary.ranked
     ]

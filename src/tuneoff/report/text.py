@@ -1,6 +1,7 @@
 """Text that comes from data, models and study files is not trusted: what each place that shows it must take out."""
 
 import re
+from functools import lru_cache
 
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor movements
@@ -18,7 +19,9 @@ _FORMULA = ("=", "+", "-", "@")
 
 def clean(text: str) -> str:
     """Return `text` without terminal escape codes and control characters, on one line."""
-    return " ".join(_CONTROLS.sub("", _ESCAPES.sub("", text)).split())
+    if not (text.isascii() and text.isprintable()):  # most texts are, and hold nothing to take out
+        text = _CONTROLS.sub("", _ESCAPES.sub("", text))
+    return " ".join(text.split())
 
 
 def clean_lines(text: str) -> str:
@@ -27,6 +30,7 @@ def clean_lines(text: str) -> str:
     return "\n".join(lines).strip("\n")
 
 
+@lru_cache(maxsize=4096)
 def markdown(text: str) -> str:
     """Return `text` as Markdown that shows it as it is, in a table cell too."""
     escaped = _MARKDOWN.sub(r"\\\1", clean(text))

@@ -1,17 +1,18 @@
 """A study's folder read once, however many tables and pages are made from it."""
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tuneoff.analysis.explain import explain
-from tuneoff.analysis.explanation import Explanation
-from tuneoff.analysis.items import ItemScores
-from tuneoff.analysis.summary import summarise
-from tuneoff.analysis.values import Summary
+from tuneoff.analysis.progress import Progress, progress
 from tuneoff.running.store import Store
 from tuneoff.study.expand import base_run
 from tuneoff.study.explained import ExplainRecord, Sample
 from tuneoff.study.spec import Study
+
+if TYPE_CHECKING:
+    from tuneoff.analysis.explanation import Explanation
+    from tuneoff.analysis.items import ItemScores
+    from tuneoff.analysis.values import Summary
 
 
 class Reading:
@@ -28,11 +29,18 @@ class Reading:
         self.records, self.tests = store.records()
 
     @cached_property
-    def summary(self) -> Summary:
+    def progress(self) -> Progress:
+        """How far each arm is; takes no score, so it is there long before the summary of a large study."""
+        return progress(self.study, self.records, self.tests)
+
+    @cached_property
+    def summary(self) -> "Summary":
         """What is known about each arm."""
+        from tuneoff.analysis.summary import summarise
+
         return summarise(self.study, self.records, self.tests, self._items())
 
-    def _items(self) -> dict[str, ItemScores]:
+    def _items(self) -> "dict[str, ItemScores]":
         found = ((run_id, self.store.items(run_id)) for run_id in self.tests)
         return {run_id: items for run_id, items in found if items is not None}
 
@@ -50,8 +58,10 @@ class Reading:
         return {run_id: record for run_id, record in found if record is not None}
 
     @cached_property
-    def explanation(self) -> Explanation:
+    def explanation(self) -> "Explanation":
         """When, why and how the arms differ, as far as the finished runs tell."""
+        from tuneoff.analysis.explain import explain
+
         return explain(self.study, self.summary, self.records, self.curves, self.explained)
 
     @property
@@ -66,5 +76,5 @@ class Reading:
     @property
     def num_other_runs(self) -> int:
         """How many finished runs the study as given does not want: other settings made them."""
-        wanted = {run_id for arm in self.summary.arms for run_id in arm.run_ids}
+        wanted = {run_id for arm in self.progress.arms for run_id in arm.run_ids}
         return sum(run_id not in wanted for run_id in self.records)

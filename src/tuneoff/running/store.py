@@ -9,6 +9,7 @@
                       predictions.jsonl, items.json, test.json   the one reading of the test split
                       explain.json   what was worked out of the trained weights, once they are tested
                       log.txt        what libraries said
+    runs/STUDY/.index                what the records held when they were last read, of a large study (see `index`)
 
 A record carries the sha256 of itself and of its files; a torn or altered one counts as missing and is said so.
 """
@@ -17,19 +18,23 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
+from pydantic_core import from_json
 
-from tuneoff.analysis.items import ItemScores
 from tuneoff.errors import StoreError
 from tuneoff.files import file_sha256, remove_folder, write_synced
+from tuneoff.running.index import Index
 from tuneoff.study.explained import ExplainRecord
 from tuneoff.study.identity import canonical_json, digest
 from tuneoff.study.records import RECORD_VERSION, Record, TestRecord, to_json
 from tuneoff.study.spec import Study
 from tuneoff.study.value import plain
+
+if TYPE_CHECKING:
+    from tuneoff.analysis.items import ItemScores
 
 RECORD_FILE = "record.json"
 TEST_FILE = "test.json"
@@ -63,6 +68,8 @@ class Store:
         self.folder = folder
         self.problems: list[str] = []
         """What was found torn or altered, one line each."""
+        self._index: Index | None = None
+        """While all records are read at once."""
 
     def create(self, study: Study) -> None:
         """Make the folder and write down the study.
@@ -112,11 +119,13 @@ class Store:
         """Return what was worked out of a run's weights, or none."""
         return self._read(self.run_folder(run_id) / EXPLAIN_FILE, ExplainRecord)
 
-    def items(self, run_id: str) -> ItemScores | None:
+    def items(self, run_id: str) -> "ItemScores | None":
         """Return a run's test scores by item, or none where there are none that can be read."""
+        from tuneoff.analysis.items import ItemScores  # here, because only a report needs NumPy
+
         path = self.run_folder(run_id) / ITEMS_FILE
         try:
-            return ItemScores.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return ItemScores.from_json(from_json(path.read_bytes()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -124,15 +133,8 @@ class Store:
             return None
 
     def _read(self, path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
-        try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError) as error:
-            self._distrust(path, f"cannot be read ({error})")
-            return None
-        if not isinstance(body, dict) or body.pop(CHECKSUM, None) != digest(body):
-            self._distrust(path, "is torn or was altered")
+        body = self._body(path)
+        if body is None:
             return None
         if body.get("version") != RECORD_VERSION:
             self._distrust(path, f"has version {body.get('version')}; this program writes version {RECORD_VERSION}")
@@ -142,6 +144,27 @@ class Store:
         except ValidationError as error:
             self._distrust(path, f"is not a valid record ({error.error_count()} errors)")
             return None
+
+    def _body(self, path: Path) -> dict[str, Any] | None:
+        """Return what a file holds whose checksum is right, or was when the index took it up."""
+        try:
+            found = None if self._index is None else self._index.body(path)
+            if found is not None:
+                return found
+            with path.open("rb") as handle:
+                status = os.fstat(handle.fileno())  # before it is read: a later change shows
+                body = from_json(handle.read(), allow_inf_nan=False)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self._distrust(path, f"cannot be read ({error})")
+            return None
+        if not isinstance(body, dict) or body.pop(CHECKSUM, None) != digest(body):
+            self._distrust(path, "is torn or was altered")
+            return None
+        if self._index is not None:
+            self._index.add(path, status, body)
+        return body
 
     def _distrust(self, path: Path, what: str) -> None:
         line = f"{path} {what}; the run will be done again"
@@ -162,13 +185,18 @@ class Store:
     def records(self) -> tuple[dict[str, Record], dict[str, TestRecord]]:
         """Return all finished runs and readings of the test split, by run."""
         records, tests = {}, {}
-        for run_id in self.run_ids():
-            record = self.record(run_id)
-            if record is not None:
-                records[run_id] = record
-                test = self.test(run_id)
-                if test is not None:
-                    tests[run_id] = test
+        self._index = Index(self.folder, RECORD_VERSION)
+        try:
+            for run_id in self.run_ids():
+                record = self.record(run_id)
+                if record is not None:
+                    records[run_id] = record
+                    test = self.test(run_id)
+                    if test is not None:
+                        tests[run_id] = test
+            self._index.save()
+        finally:
+            self._index = None
         return records, tests
 
     def write_record(self, record: Record) -> None:
@@ -217,7 +245,7 @@ class Store:
         except OSError:
             return []
         try:  # all at once: one by one takes three times as long
-            whole: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
+            whole: list[dict[str, Any]] = from_json(f"[{','.join(lines)}]")
             return whole
         except ValueError:
             pass

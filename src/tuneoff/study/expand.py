@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tuneoff.errors import StudyError, did_you_mean
-from tuneoff.study.identity import Run, make_run
+from tuneoff.study.identity import Run, make_run, run_ids
 from tuneoff.study.methods import DEFAULT_RATES, METHODS, UNTRAINED_METHODS, NoneMethod
 from tuneoff.study.overriding import check_override
 from tuneoff.study.rates import AUTO, auto_rates
@@ -162,6 +162,11 @@ def chosen_runs(study: Study, arm: Arm, lr: float | None) -> tuple[Run, ...]:
     if not arm.is_trained:
         return trials(study, arm)
     return tuple(make_run(study, arm, lr, seed) for seed in study.seeds)
+
+
+def chosen_run_ids(study: Study, arm: Arm, lr: float | None) -> tuple[str, ...]:
+    """Return the names of `chosen_runs`."""
+    return run_ids(study, arm, [(lr, seed) for seed in study.seeds] if arm.is_trained else [(None, None)])
 
 
 def base_run(study: Study) -> Run:

@@ -5,6 +5,7 @@ The same question always has the same name, whatever the order or spelling in th
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, PositiveFloat
@@ -80,3 +81,15 @@ def make_run(study: Study, arm: Arm, lr: float | None, seed: int | None) -> Run:
         seed=seed,
         micro_batch=own.micro_batch,
     )
+
+
+def run_ids(study: Study, arm: Arm, points: Sequence[tuple[float | None, int | None]]) -> tuple[str, ...]:
+    """Return the names of an arm's runs at several learning rates and seeds, as `make_run` gives them.
+
+    Written down once: a study of thousands of runs names them all before it can say which are done.
+    """
+    if not points:
+        return ()
+    body = plain(make_run(study, arm, *points[0]))
+    rates = ((None if lr is None else float(lr), seed) for lr, seed in points)
+    return tuple(digest(body | {"lr": lr, "seed": seed})[:RUN_ID_DIGITS] for lr, seed in rates)

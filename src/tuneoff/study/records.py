@@ -223,6 +223,12 @@ class Generated(Value):
     """Choices between scores (logits, and the noise of a draw) within 1e-4 of each other, where the batch may tell."""
     mean_new_tokens: float
     generate_s: float
+    """This strategy's share of the time; the shares add up to the time that all took. Strategies without beams share
+    one pass: what prompts took to be read, and texts to be put in their places, is shared equally; a forward that
+    writes one more token of some texts by whose texts they are; choosing tokens is each strategy's own. One strategy
+    alone would have to read all prompts itself, and so take longer than its share. Beams, and strategies of a model
+    whose texts cannot be refilled, are timed by themselves.
+    """
 
 
 class TestRecord(Value):

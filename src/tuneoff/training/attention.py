@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tuneoff.training.layout import Layout, Segment
+from tuneoff.training.products import product, widened
 
 Keep = Callable[[Segment], Tensor]
 """Which weights of a sequence stay, bool (H, L, L)."""
@@ -54,7 +55,7 @@ def attend_written_out(
 
     Summed in fp32 at least, whatever the compute type.
     """
-    scores = query @ key.transpose(-2, -1) * scale
+    scores = product(query, key.transpose(-2, -1)) * scale
     if is_causal:
         ones = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
         scores = scores.masked_fill(ones.triu(1), float("-inf"))
@@ -124,7 +125,7 @@ class _Attention(torch.autograd.Function):
         for segment in layout.segments:
             if segment.is_padding:
                 continue
-            q, k, v = (_part(tensor, segment) for tensor in (query, key, value))
+            q, k, v = (widened(_part(tensor, segment)) for tensor in (query, key, value))
             weights = _weights(q, k, scale).masked_fill_(~keep(segment), 0.0).mul_(factor)
             _part(out, segment).copy_(weights.to(v.dtype) @ v)
         return out
@@ -136,7 +137,7 @@ class _Attention(torch.autograd.Function):
         for segment in ctx.layout.segments:
             if segment.is_padding:
                 continue
-            q, k, v, g = (_part(tensor, segment) for tensor in (query, key, value, gradients[0]))
+            q, k, v, g = (widened(_part(tensor, segment)) for tensor in (query, key, value, gradients[0]))
             g, dropped = g.to(v.dtype), ~ctx.keep(segment)
             weights = _weights(q, k, ctx.scale)
             kept = weights.masked_fill(dropped, 0.0).mul_(ctx.factor).to(v.dtype)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuneoff.training.products import MIN_ROWS, widened
+
 CHUNK_BYTES = 32 << 20
 """Of fp32 logits at a time: they stay near the processor, and are many enough to fill it."""
 
@@ -101,10 +103,13 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
 
 
 def _in_compute_type(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the three in autocast's type within autocast, else in the weight's own."""
+    """Return the three in autocast's type within autocast, else in the weight's own; widened where that is quicker."""
     device = hidden.device.type
     kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    return hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+    hidden, weight, bias = hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+    if len(hidden) < MIN_ROWS:
+        return hidden, weight, bias
+    return widened(hidden), widened(weight), None if bias is None else widened(bias)
 
 
 def _parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:

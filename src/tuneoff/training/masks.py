@@ -25,6 +25,7 @@ from tuneoff.training.attention import attend_packed, attend_written_out, drop
 from tuneoff.training.gathered import attend_gathered
 from tuneoff.training.hashing import GOLDEN, mixed
 from tuneoff.training.layout import Layout, Segment
+from tuneoff.training.products import product
 
 LANES = 4
 LEVELS = 1 << 16
@@ -182,7 +183,7 @@ class Masks(TorchFunctionMode):
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         if not self.layout.is_packed:
             weights = attend_written_out(query, key, attn_mask, scale, value.dtype, is_causal=is_causal)
-            return self._dropout(weights, p) @ value
+            return product(self._dropout(weights, p), value)
         if p == 0.0 and query.is_cuda:
             return attend_gathered(query, key, value, self.layout, scale)
         if p == 0.0:

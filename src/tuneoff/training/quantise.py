@@ -18,6 +18,7 @@ import logging
 import math
 import warnings
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -193,7 +194,10 @@ def quantise(model: nn.Module, kind: str) -> None:
     Raises:
         UnsupportedError: bitsandbytes is not there, or the model has no linear layer that could be held so.
     """
-    for name in list(check_quantisable(model, kind)):
+    found = check_quantisable(model, kind)
+    if kind == NF4:
+        _bitsandbytes()
+    for name in list(found):
         layer = model.get_submodule(name)
         assert isinstance(layer, (nn.Linear, Conv1D)), name
         held = LAYERS[kind](layer)
@@ -207,8 +211,8 @@ def check_quantisable(model: nn.Module, kind: str) -> dict[str, AdaptableLayer]:
     Raises:
         UnsupportedError: bitsandbytes is not there, or the model has no such layer.
     """
-    if kind == NF4:
-        _bitsandbytes()
+    if kind == NF4 and find_spec("bitsandbytes") is None:  # a plan looks for it alone: its import takes seconds
+        raise _missing("it is not installed")
     found = quantisable_layers(model)
     if not found:
         raise UnsupportedError(f"{type(model).__name__} has no linear layer that can be held in {kind}")
@@ -256,8 +260,12 @@ def _bitsandbytes() -> Any:
             warnings.simplefilter("ignore")  # of what it uses of PyTorch
             import bitsandbytes  # here, because it takes seconds and only QLoRA needs it
     except ImportError as error:
-        raise UnsupportedError(
-            f"quantize: nf4 needs bitsandbytes, which cannot be imported ({error}). "
-            "Run `pip install 'tuneoff[qlora]'`, or use quantize: int8, which needs nothing more."
-        ) from None
+        raise _missing(str(error)) from None
     return bitsandbytes
+
+
+def _missing(why: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"quantize: nf4 needs bitsandbytes, which cannot be imported ({why}). "
+        "Run `pip install 'tuneoff[qlora]'`, or use quantize: int8, which needs nothing more."
+    )

@@ -5,13 +5,15 @@ second forward draws the dropout masks of the first one: `masks` numbers the dro
 back to the number at which it began.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from tuneoff.errors import UnsupportedError
 from tuneoff.training.masks import current_masks
+from tuneoff.training.products import current_products
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -36,4 +38,10 @@ def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
     The second may run in another thread, that of the backward pass.
     """
     masks = current_masks()
-    return nullcontext(), nullcontext() if masks is None else masks.from_place(masks.place)
+    return nullcontext(), _both(nullcontext() if masks is None else masks.from_place(masks.place), current_products())
+
+
+@contextmanager
+def _both(masks: AbstractContextManager[Any], products: AbstractContextManager[Any]) -> Iterator[None]:
+    with masks, products:
+        yield

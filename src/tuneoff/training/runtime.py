@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 
 from tuneoff.errors import DeviceError
+from tuneoff.training.products import WideProducts, is_slow
 
 COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,7 +44,8 @@ class Runtime:
         if self.compute_dtype == torch.float32:
             yield
             return
-        with torch.autocast(self.device.type, dtype=self.compute_dtype):
+        products = WideProducts() if is_slow(self.compute_dtype, self.device) else nullcontext()
+        with torch.autocast(self.device.type, dtype=self.compute_dtype), products:
             yield
 
     def synchronize(self) -> None:

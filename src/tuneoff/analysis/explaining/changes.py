@@ -7,7 +7,7 @@ training at that rank would find.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from tuneoff.analysis.estimates import Estimate
@@ -20,6 +20,8 @@ RANKS = (1, 4, 16, 64)
 """Ranks that the share is given of, beside those of the study's own arms."""
 
 Layers = Sequence[LayerChange]
+Shares = Sequence[float | None]
+"""Of a squared norm, that each of the ranks could hold."""
 
 
 def weights(evidence: Evidence) -> tuple[Weights, ...]:
@@ -46,10 +48,16 @@ def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn
         return _over(values, is_drawn=is_drawn)
 
     by_module = [{layer.module: layer for layer in layers} for layers in runs]
+    shares = [{layer.module: layer.shares_held(ranks) for layer in layers} for layers in runs]
     return Weights(
         arm=arm,
         layers=tuple(
-            _layer([layers[first.module] for layers in by_module], ranks, is_drawn=is_drawn) for first in runs[0]
+            _layer(
+                [layers[first.module] for layers in by_module],
+                _over_ranks([held[first.module] for held in shares], ranks, is_drawn=is_drawn),
+                is_drawn=is_drawn,
+            )
+            for first in runs[0]
         ),
         spectrum=_spectrum(layer for layers in runs for layer in layers),
         relative_norm=over(_relative(layers) for layers in runs),
@@ -57,12 +65,16 @@ def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn
             [sum(layer.num_intruders for layer in layers) for layers in runs], is_drawn=is_drawn, lowest=0.0
         ),
         num_top=max(sum(layer.num_top for layer in layers) for layers in runs),
-        share_held=_shares(runs, ranks, is_drawn=is_drawn),
+        share_held=_over_ranks(
+            [_held(layers, held, len(ranks)) for layers, held in zip(runs, shares, strict=True)],
+            ranks,
+            is_drawn=is_drawn,
+        ),
         rank_90=over(_mean_rank_90(layers) for layers in runs),
     )
 
 
-def _layer(seeds: Layers, ranks: Sequence[int], *, is_drawn: bool) -> LayerEstimates:
+def _layer(seeds: Layers, share_held: dict[int, Estimate], *, is_drawn: bool) -> LayerEstimates:
     return LayerEstimates(
         module=seeds[0].module,
         shape=seeds[0].shape,
@@ -71,7 +83,7 @@ def _layer(seeds: Layers, ranks: Sequence[int], *, is_drawn: bool) -> LayerEstim
         rank_90=_over((layer.rank_90 for layer in seeds), is_drawn=is_drawn),
         num_intruders=over_runs([layer.num_intruders for layer in seeds], is_drawn=is_drawn, lowest=0.0),
         num_top=max(layer.num_top for layer in seeds),
-        share_held=_shares([[layer] for layer in seeds], ranks, is_drawn=is_drawn),
+        share_held=share_held,
     )
 
 
@@ -101,8 +113,7 @@ def _mean_rank_90(layers: Layers) -> float | None:
     return fmean(known) if known and len(known) == len(changed) else None
 
 
-def _shares(runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn: bool) -> dict[int, Estimate]:
-    by_run = [_held(layers, ranks) for layers in runs]
+def _over_ranks(by_run: Sequence[Shares], ranks: Sequence[int], *, is_drawn: bool) -> dict[int, Estimate]:
     found = {
         rank: _over((held[place] for held in by_run), is_drawn=is_drawn, highest=1.0)
         for place, rank in enumerate(ranks)
@@ -110,12 +121,12 @@ def _shares(runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn: bool) -> 
     return {rank: estimate for rank, estimate in found.items() if estimate is not None}
 
 
-def _held(layers: Layers, ranks: Sequence[int]) -> list[float | None]:
+def _held(layers: Layers, shares: Mapping[str, Shares], num_ranks: int) -> Shares:
     """Return the share of the squared norm of all layers' change that each rank could hold in each of them."""
     if len(layers) == 1:
-        return list(layers[0].shares_held(ranks))
-    changed = [(layer.change_norm**2, layer.shares_held(ranks)) for layer in layers if layer.change_norm > 0]
-    return [_share([(square, shares[place]) for square, shares in changed]) for place in range(len(ranks))]
+        return shares[layers[0].module]
+    changed = [(layer.change_norm**2, shares[layer.module]) for layer in layers if layer.change_norm > 0]
+    return [_share([(square, held[place]) for square, held in changed]) for place in range(num_ranks)]
 
 
 def _share(changed: Sequence[tuple[float, float | None]]) -> float | None:

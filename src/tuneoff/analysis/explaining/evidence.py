@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tuneoff.analysis.estimates import NOT_DRAWN, ONE_SEED, Estimate, over_seeds
+from tuneoff.analysis.estimates import ONE_SEED, Estimate, mean_and_half
 from tuneoff.analysis.findings import OF_ONE_ARM, Finding
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.study.expand import base_run
@@ -15,6 +15,7 @@ from tuneoff.study.records import Record
 from tuneoff.study.spec import Study
 
 CurveLine = Mapping[str, Any]
+NOT_TRAINED = "nothing is trained here, so no seed can move it"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Evidence:
     curves: Mapping[str, Sequence[CurveLine]]
     explained: Mapping[str, ExplainRecord]
     notes: list[str] = field(default_factory=list)
+    _validated: dict[str, Mapping[int, tuple[float, int]]] = field(default_factory=dict)
 
     def runs(self, arm: ArmSummary) -> list[Record]:
         """Return the records of an arm's chosen runs that came to a result, seeds rising."""
@@ -68,6 +70,16 @@ class Evidence:
             if finding.kind not in OF_ONE_ARM and (one in finding.arms) != (other in finding.arms)
         )
 
+    def validated(self, run_id: str) -> Mapping[int, tuple[float, int]]:
+        """Return loss and target tokens of each validated step of a run; a reference's are asked for by every arm."""
+        if run_id not in self._validated:
+            self._validated[run_id] = {
+                int(line["step"]): (float(line["loss_nats"]), int(line["target_tokens"]))
+                for line in self.curves[run_id]
+                if line.get("kind") == "validation" and isinstance(line.get("loss_nats"), int | float)
+            }
+        return self._validated[run_id]
+
     def note(self, text: str) -> None:
         """Add what could not be worked out, once."""
         if text not in self.notes:
@@ -85,10 +97,10 @@ def over_runs(
         lowest: what no such number can be below: the interval is cut off there, which costs it no coverage.
         highest: what none can be above.
     """
-    found = over_seeds(values, is_drawn=is_drawn)
-    assert found is not None  # there is a value
-    known = {ONE_SEED: ONE_SEED, NOT_DRAWN: "nothing is trained here, so no seed can move it"}
-    low, high = (None if end is None else min(max(end, lowest), highest) for end in (found.low, found.high))
-    return found.model_copy(
-        update={"low": low, "high": high, "how": known.get(found.how, f"t over {len(values)} seeds")}
-    )
+    mean, half = mean_and_half(values)
+    if half is None:
+        return Estimate(
+            value=mean, n=1, how=ONE_SEED if is_drawn else "nothing is trained here, so no seed can move it"
+        )
+    low, high = (min(max(end, lowest), highest) for end in (mean - half, mean + half))
+    return Estimate(value=mean, low=low, high=high, n=len(values), how=f"t over {len(values)} seeds")

@@ -12,12 +12,12 @@ highest rank.
 Departures from the paper: it reads the step off the figure; here a margin and an interval decide.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from tuneoff.analysis.explaining.evidence import CurveLine, Evidence, over_runs
+from tuneoff.analysis.explaining.evidence import Evidence, over_runs
 from tuneoff.analysis.explanation import Leaving
 from tuneoff.analysis.values import ArmSummary
 from tuneoff.study.identity import canonical_json
@@ -127,7 +127,7 @@ def _points(evidence: Evidence, arm: ArmSummary, reference: ArmSummary) -> list[
     pairs = [
         (own[seed], others[seed]) for seed in sorted(own.keys() & others.keys()) if _is_pair(own[seed], others[seed])
     ]
-    curves = [tuple(_validated(evidence.curves[run.run_id]) for run in pair) for pair in pairs]
+    curves = [tuple(evidence.validated(run.run_id) for run in pair) for pair in pairs]
     steps = set.intersection(*(set(curve) for pair in curves for curve in pair)) if curves else set()
     return [
         _Point(
@@ -150,12 +150,3 @@ def _is_pair(one: Record, other: Record) -> bool:
         return False
     batches = one.training.batch_sequence_sha256 == other.training.batch_sequence_sha256
     return batches and one.provenance.data_sha256 == other.provenance.data_sha256
-
-
-def _validated(lines: Sequence[CurveLine]) -> Mapping[int, tuple[float, int]]:
-    """Return loss and target tokens of each validated step."""
-    return {
-        int(line["step"]): (float(line["loss_nats"]), int(line["target_tokens"]))
-        for line in lines
-        if line.get("kind") == "validation" and isinstance(line.get("loss_nats"), int | float)
-    }

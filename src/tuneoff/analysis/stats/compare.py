@@ -17,10 +17,9 @@ import numpy as np
 from tuneoff.analysis.comparison import Comparison, Outcome
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.measures import Measure
-from tuneoff.analysis.stats.bootstrap import ItemSpread
 from tuneoff.analysis.stats.corrections import step_down
-from tuneoff.analysis.stats.power import LEVEL, MAX_MORE_SEEDS, seeds_can_decide, seeds_to_decide
-from tuneoff.analysis.stats.tables import Difference, Seeds, difference_of
+from tuneoff.analysis.stats.power import LEVEL, MAX_MORE_SEEDS, each_seeds_to_decide, seeds_can_decide
+from tuneoff.analysis.stats.tables import Difference, Seeds, differences_of
 from tuneoff.analysis.stats.twoway import Spread
 from tuneoff.analysis.values import ArmSummary
 from tuneoff.study.records import Record, TestRecord
@@ -67,18 +66,20 @@ def compare_all(
     """
     by_name = {arm.name: arm for arm in arms}
     seeds = {name: _seeds(by_name[name], primary, records, tests, items) for name in ranking}
-    drawn = [
-        (by_name[one], by_name[other], difference_of(seeds[one], seeds[other], primary.name))
-        for one, other in combinations(ranking, 2)
+    differences = differences_of([seeds[name] for name in ranking], primary.name)
+    tested = _tests(differences, margin)
+    names = combinations(ranking, 2)
+    pairs = [
+        _Pair(by_name[one], by_name[other], found, *p)
+        for (one, other), found, p in zip(names, differences, tested, strict=True)
     ]
-    tested = _tests([found for _, _, found in drawn], margin)
-    pairs = [_Pair(*parts, *p) for parts, p in zip(drawn, tested, strict=True)]
     corrected = _corrected(pairs)
     outcomes = [_outcome(pair, *p, primary) for pair, p in zip(pairs, corrected, strict=True)]
     level = LEVEL / max(outcomes.count("undecided"), 1)
+    more = _more_seeds([pair.found for pair in pairs], outcomes, margin, level)
     return tuple(
-        _comparison(pair, p, outcome, margin, level)
-        for pair, p, outcome in zip(pairs, corrected, outcomes, strict=True)
+        _comparison(pair, p, outcome, more.get(place), margin, level)
+        for place, (pair, p, outcome) in enumerate(zip(pairs, corrected, outcomes, strict=True))
     )
 
 
@@ -158,9 +159,8 @@ def _outcome(pair: _Pair, p_difference: float | None, p_equivalence: float | Non
     return "undecided"
 
 
-def _comparison(pair: _Pair, p: P, outcome: Outcome, margin: float, level: float) -> Comparison:
+def _comparison(pair: _Pair, p: P, outcome: Outcome, more: int | None, margin: float, level: float) -> Comparison:
     is_open = outcome == "undecided"
-    more = _more_seeds(pair.found, margin, level) if is_open else None
     notes = [*_notes(pair, p[0], outcome)]
     if is_open and not more and pair.found.num_seeds > 1:
         notes.append(_why_not(pair.found, margin, level))
@@ -198,19 +198,25 @@ def _notes(pair: _Pair, p_difference: float | None, outcome: Outcome) -> Iterato
         yield SMALL
 
 
-def _more_seeds(found: Difference, margin: float, level: float) -> int | None:
-    spread = found.spread
-    if found.num_seeds < 2 or spread is None or isinstance(spread, ItemSpread):
-        return None
-    return seeds_to_decide(
-        float(spread.mean),
-        float(spread.by_seeds),
-        float(spread.by_items),
-        num_seeds=spread.num_seeds,
-        item_freedom=float(spread.item_freedom),
+def _more_seeds(
+    found: Sequence[Difference], outcomes: Sequence[Outcome], margin: float, level: float
+) -> dict[int, int | None]:
+    """Return how many more seeds would decide what is undecided, by its place; none where no number would."""
+    spreads = {
+        place: one.spread
+        for place, (one, outcome) in enumerate(zip(found, outcomes, strict=True))
+        if outcome == "undecided" and one.num_seeds > 1 and isinstance(one.spread, Spread)
+    }
+    more = each_seeds_to_decide(
+        [float(spread.mean) for spread in spreads.values()],
+        [float(spread.by_seeds) for spread in spreads.values()],
+        [float(spread.by_items) for spread in spreads.values()],
+        num_seeds=[spread.num_seeds for spread in spreads.values()],
+        item_freedom=[float(spread.item_freedom) for spread in spreads.values()],
         margin=margin,
         level=level,
     )
+    return dict(zip(spreads, more, strict=True))
 
 
 def _why_not(found: Difference, margin: float, level: float) -> str:

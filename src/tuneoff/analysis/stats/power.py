@@ -10,10 +10,10 @@ Biopharmaceutics 18, 137-144; Owen, 1965, Biometrika 52, 437-446), which is exac
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import chdtr, chdtri, nctdtr, ndtr, stdtrit
 
 from tuneoff.analysis.stats.twoway import freedom
@@ -25,6 +25,9 @@ WANTED_POWER = 0.8
 """Convention (Cohen, 1988, "Statistical Power Analysis for the Behavioral Sciences", section 2.4)."""
 MAX_MORE_SEEDS = 100
 _NUM_NODES = 120
+_NUM_FEW_NODES = 32
+_DOUBT = 0.05
+"""Above twice the error of a power by few nodes: only nearer to the wanted power are all nodes taken."""
 
 
 def equivalence_power(
@@ -41,19 +44,34 @@ def equivalence_power(
     """
     if standard_error == 0:
         return float(abs(difference) < margin)
-    t = -float(stdtrit(degrees, level))
-    share = _share(margin, standard_error, degrees, t)
-    nodes, weights = _nodes()
+    return float(_equivalence_powers(margin, *map(_one, (standard_error, degrees, difference)), level=level)[0])
+
+
+def _equivalence_powers(
+    margin: float,
+    standard_errors: Values,
+    degrees: Values,
+    differences: Values,
+    *,
+    level: float,
+    num_nodes: int = _NUM_NODES,
+) -> Values:
+    """Return `equivalence_power` of many, (n,); no standard error is 0."""
+    t = -stdtrit(degrees, level)
+    share = _share(margin, standard_errors, degrees, t)
+    nodes, weights = _nodes(num_nodes)
     # The estimated standard error, at probabilities that are spread evenly where an equivalence can be found at all.
-    estimated = standard_error * np.sqrt(chdtri(degrees, 1 - share * nodes) / degrees)
-    room = np.maximum(margin - t * estimated, 0) / standard_error
-    shift = difference / standard_error
-    return float(share * (weights @ (ndtr(room - shift) - ndtr(-room - shift))))
+    quantiles = chdtri(degrees[:, None], 1 - share[:, None] * nodes)
+    estimated = standard_errors[:, None] * np.sqrt(quantiles / degrees[:, None])
+    room = np.maximum(margin - t[:, None] * estimated, 0) / standard_errors[:, None]
+    shift = (differences / standard_errors)[:, None]
+    inside = ndtr(room - shift) - ndtr(-room - shift)
+    return np.array([own * (weights @ row) for own, row in zip(share, inside, strict=True)])
 
 
-def _share(margin: float, standard_error: float, degrees: float, t: float) -> float:
+def _share(margin: float, standard_errors: Values, degrees: Values, t: Values) -> Values:
     """Return how often the estimated standard error is so small that an equivalence can be found at all."""
-    return float(chdtr(degrees, degrees * (margin / (t * standard_error)) ** 2))
+    return np.asarray(chdtr(degrees, degrees * (margin / (t * standard_errors)) ** 2))
 
 
 def difference_power(difference: float, standard_error: float, degrees: float, *, level: float = LEVEL) -> float:
@@ -67,9 +85,17 @@ def difference_power(difference: float, standard_error: float, degrees: float, *
     """
     if standard_error == 0:
         return float(difference != 0)
-    shift = abs(difference) / standard_error
-    t = -float(stdtrit(degrees, level / 2))
-    return float(1 - nctdtr(degrees, shift, t)) if shift < 30 else float(ndtr(shift - t))
+    return float(_difference_powers(*map(_one, (difference, standard_error, degrees)), level=level)[0])
+
+
+def _difference_powers(differences: Values, standard_errors: Values, degrees: Values, *, level: float) -> Values:
+    """Return `difference_power` of many, (n,); no standard error is 0."""
+    shift = np.abs(differences) / standard_errors
+    t = -stdtrit(degrees, level / 2)
+    is_near = shift < 30
+    found = ndtr(shift - t)
+    found[is_near] = 1 - nctdtr(degrees[is_near], shift[is_near], t[is_near])
+    return np.asarray(found)
 
 
 def seeds_power(margin: float, spread: float, num_seeds: int, num_comparisons: int = 1) -> float:
@@ -99,34 +125,60 @@ def seeds_to_decide(
     margin: float,
     level: float = LEVEL,
 ) -> int | None:
+    """Return `each_seeds_to_decide` of one."""
+    (more,) = each_seeds_to_decide(
+        [difference],
+        [by_seeds],
+        [by_items],
+        num_seeds=[num_seeds],
+        item_freedom=[item_freedom],
+        margin=margin,
+        level=level,
+    )
+    return more
+
+
+def each_seeds_to_decide(
+    differences: ArrayLike,
+    by_seeds: ArrayLike,
+    by_items: ArrayLike,
+    *,
+    num_seeds: ArrayLike,
+    item_freedom: ArrayLike,
+    margin: float,
+    level: float = LEVEL,
+) -> list[int | None]:
     """Return how many seeds more give a claim, of a difference or of equivalence, a power of about 80 %.
 
     Args:
-        difference: the estimated one, taken to be true.
-        by_seeds: v of `tuneoff.analysis.stats.twoway`, of `num_seeds` seeds; falls as 1 / seeds.
-        by_items: w, which stays.
-        num_seeds: seeds that there are.
-        item_freedom: degrees of freedom of w.
+        differences: (n,), the estimated ones, taken to be true.
+        by_seeds: (n,), v of `tuneoff.analysis.stats.twoway`, of `num_seeds` seeds; falls as 1 / seeds.
+        by_items: (n,), w, which stays.
+        num_seeds: (n,), seeds that there are.
+        item_freedom: (n,), degrees of freedom of w.
         margin: how close counts as equal.
         level: of the tests, after the correction for many of them.
 
     Returns:
-        The number, at least 1; none where 100 more are not enough.
+        The numbers, at least 1; none where 100 more are not enough.
     """
+    given = (differences, by_seeds, by_items, num_seeds, item_freedom)
+    delta, v, w, seeds, degrees = (np.asarray(values, dtype=np.float64) for values in given)
 
-    def is_enough(more: int) -> bool:
-        total = num_seeds + more
-        seeds = by_seeds * num_seeds / total
-        degrees = float(freedom(seeds, by_items, total, item_freedom))
-        return _is_decided(difference, math.sqrt(seeds + by_items), degrees, margin, level)
+    def is_enough(more: NDArray[np.int64], places: NDArray[np.intp]) -> NDArray[np.bool_]:
+        total = seeds[places] + more
+        left = v[places] * seeds[places] / total
+        found = freedom(left, w[places], total, degrees[places])
+        return _are_decided(delta[places], np.sqrt(left + w[places]), found, margin=margin, level=level)
 
-    low, high = 0, MAX_MORE_SEEDS
-    if not is_enough(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+    every = np.arange(delta.size)
+    low, high = np.zeros(delta.size, dtype=np.int64), np.full(delta.size, MAX_MORE_SEEDS)
+    can = is_enough(high, every)
+    while (open_ := np.flatnonzero(can & (high - low > 1))).size:
+        middle = (low[open_] + high[open_]) // 2
+        is_met = is_enough(middle, open_)
+        low[open_], high[open_] = np.where(is_met, low[open_], middle), np.where(is_met, middle, high[open_])
+    return [int(more) if known else None for more, known in zip(high, can, strict=True)]
 
 
 def seeds_can_decide(
@@ -141,20 +193,38 @@ def seeds_can_decide(
         margin: how close counts as equal.
         level: of the tests.
     """
-    return _is_decided(difference, math.sqrt(by_items), item_freedom, margin, level)
+    given = map(_one, (difference, math.sqrt(by_items), item_freedom))
+    return bool(_are_decided(*given, margin=margin, level=level)[0])
 
 
-def _is_decided(difference: float, error: float, degrees: float, margin: float, level: float) -> bool:
-    if difference_power(difference, error, degrees, level=level) >= WANTED_POWER:
-        return True
+def _one(value: float) -> Values:
+    return np.array([value])
+
+
+def _are_decided(
+    differences: Values, errors: Values, degrees: Values, *, margin: float, level: float
+) -> NDArray[np.bool_]:
+    """Whether a claim has a power of 80 %, of each (n,) of the differences with their standard errors."""
+    is_sure = errors == 0
+    found = np.where(is_sure, (differences != 0) | (np.abs(differences) < margin), False)
+    places = np.flatnonzero(~is_sure)
+    found[places] = (
+        _difference_powers(differences[places], errors[places], degrees[places], level=level) >= WANTED_POWER
+    )
     # Two bounds that cost less than the integral: the level, outside the margin, and how often there is room for t s.
-    if abs(difference) >= margin or _share(margin, error, degrees, -float(stdtrit(degrees, level))) < WANTED_POWER:
-        return False
-    return equivalence_power(margin, error, degrees, difference=difference, level=level) >= WANTED_POWER
+    left = np.flatnonzero(~found & ~is_sure & (np.abs(differences) < margin))
+    room = _share(margin, errors[left], degrees[left], -stdtrit(degrees[left], level))
+    left = left[room >= WANTED_POWER]
+    for num_nodes, doubt in ((_NUM_FEW_NODES, _DOUBT), (_NUM_NODES, 0.0)):
+        given = (errors[left], degrees[left], differences[left])
+        powers = _equivalence_powers(margin, *given, level=level, num_nodes=num_nodes)
+        found[left] = powers >= WANTED_POWER
+        left = left[np.abs(powers - WANTED_POWER) < doubt]
+    return np.asarray(found)
 
 
-@lru_cache(maxsize=1)
-def _nodes() -> tuple[Values, Values]:
+@cache
+def _nodes(num_nodes: int) -> tuple[Values, Values]:
     """Return Gauss and Legendre's nodes and weights on (0, 1)."""
-    nodes, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     return (nodes + 1) / 2, weights / 2

@@ -1,8 +1,10 @@
 """From the runs of one arm or two to an estimate: values by seed and item, and what is known of their mean."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +12,16 @@ from numpy.typing import NDArray
 from tuneoff.analysis.estimates import CONFIDENCE, Estimate, over_seeds
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.stats.bootstrap import MAX_ITEMS, ItemSpread, over_items, resamples
-from tuneoff.analysis.stats.twoway import Spread, over_seeds_alone, two_way
+from tuneoff.analysis.stats.twoway import Spread, over_seeds_alone, spread_of, squares_of, two_way
 
 Values = NDArray[np.float64]
 
 _RESAMPLING_SEED = 0
 """Of the generator that every bootstrap starts from, so that a report comes out the same each time it is made."""
+
+
+_NUM_AT_A_TIME = 4
+"""Pairs of arms: so few that their tables stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,73 @@ def difference_of(one: Seeds, other: Seeds, metric: str) -> Difference:
     known = _spread(halves)
     found = _estimate(float(halves.mean()), known, halves.shape, is_drawn=is_drawn)
     return Difference(found, known, num_seeds, halves.shape[1], is_identical=not halves.any())
+
+
+def differences_of(arms: Sequence[Seeds], metric: str) -> list[Difference]:
+    """Return `difference_of` of every two arms, in the order of `itertools.combinations`, with the same bits.
+
+    Arms that were tested on the same seeds and items, as those of one study mostly are, are taken one against many:
+    what is the same for every pair is then worked out once.
+    """
+    wholes = [_whole(arm, metric) for arm in arms]
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for place, whole in enumerate(wholes):
+        if whole is not None:
+            alike[whole.key].append(place)
+    found: dict[tuple[int, int], Difference] = {}
+    for places in alike.values():
+        tables = np.array([whole.table for place in places if (whole := wholes[place]) is not None])
+        for at, place in enumerate(places):
+            others = places[at + 1 :]
+            pairs = _against(tables[at], tables[at + 1 :])
+            found |= {(place, other): one for other, one in zip(others, pairs, strict=True)}
+    return [
+        known if (known := found.get(pair)) is not None else difference_of(arms[pair[0]], arms[pair[1]], metric)
+        for pair in combinations(range(len(arms)), 2)
+    ]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """An arm of several seeds, each of which has a finite score of every item."""
+
+    key: Hashable
+    table: Values
+    """(items, seeds): in this order, because `_table` leaves it so in memory, and sums have other bits in another."""
+
+
+def _whole(arm: Seeds, metric: str) -> _Whole | None:
+    seeds = sorted(arm.values)
+    found = [arm.items.get(seed) for seed in seeds]
+    if not arm.is_drawn or len(seeds) < 2:
+        return None
+    rows = [scores.scores[metric] for scores in found if scores is not None and metric in scores.scores]
+    names = {scores.names for scores in found if scores is not None}
+    if len(rows) < len(seeds) or len(names) > 1 or len(rows[0]) < 2:
+        return None
+    table = np.array(rows).T
+    return _Whole((tuple(seeds), names.pop()), table) if np.isfinite(table).all() else None
+
+
+def _against(one: Values, others: Values) -> Iterator[Difference]:
+    """Yield one arm's difference to each of others.
+
+    Args:
+        one: (items, seeds).
+        others: (arms, items, seeds).
+    """
+    if not len(others):
+        return
+    num_items, num_seeds = one.shape
+    starts = range(0, len(others), _NUM_AT_A_TIME)
+    halves = ((one - others[start : start + _NUM_AT_A_TIME]).transpose(0, 2, 1) for start in starts)
+    parts = zip(*((*squares_of(chunk), chunk.any(axis=(1, 2))) for chunk in halves), strict=True)
+    *squares, is_other = (np.concatenate(part) for part in parts)
+    # From here on one by one: NumPy squares a number by pow and an array by a product, whose last bits may differ.
+    for mean, ms_seed, ms_error, items, differs in zip(*squares, is_other, strict=True):
+        spread = spread_of((mean, ms_seed, ms_error, items), num_seeds, num_items)
+        estimate = _estimate(float(mean), spread, (num_seeds, num_items), is_drawn=True)
+        yield Difference(estimate, spread, num_seeds, num_items, is_identical=not differs)
 
 
 def _shared(one: Seeds, other: Seeds) -> list[int]:

@@ -52,7 +52,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 Values = NDArray[np.float64]
 
@@ -62,6 +62,11 @@ ADDED_TAIL = 0.025
 """Tail on each side below which k grows towards 1."""
 _SMALLEST_P = 1e-15
 _NUM_HALVINGS = 48
+_NUM_SECANTS = 12
+_CONVERGED = 1e-8
+"""A step in log t after which the error is about its square."""
+_BRACKET = 1e-10
+"""Of a root in log tail: far above the rounding of a quantile, and far below a halving's first steps."""
 
 
 @dataclass(frozen=True)
@@ -128,16 +133,81 @@ class Spread:
     def _tail(self, squared: Values) -> Values:
         """Return the tail at which the squared half-width is `squared`: halving, because it falls as the tail grows."""
         shape = np.broadcast_shapes(squared.shape, self.variance.shape)
-        low, high = np.full(shape, np.log(_SMALLEST_P)), np.full(shape, np.log(0.5))
-        for _ in range(_NUM_HALVINGS):
-            middle = (low + high) / 2
-            is_wider = self._squared(np.exp(middle)) > squared
-            low, high = np.where(is_wider, middle, low), np.where(is_wider, high, middle)
-        found = np.where(squared > self._squared(_SMALLEST_P), 0.0, np.exp(high))
-        return np.where(squared == 0, 0.5, found)
+        wanted = np.broadcast_to(squared, shape).ravel()
+        found = np.where(wanted == 0, 0.5, 0.0)
+        is_open = (wanted != 0) & ~(wanted > np.broadcast_to(self._squared(_SMALLEST_P), shape).ravel())
+        places = np.flatnonzero(is_open)
+        own = self._taken(shape, places)
+        with np.errstate(all="ignore"):  # where the secants lead nowhere, every halving looks
+            root = _root(own, wanted[places])
+        found[places] = np.exp(_halved(own, wanted[places], root))
+        return found.reshape(shape)
+
+    def _taken(self, shape: tuple[int, ...], places: NDArray[np.intp]) -> "Spread":
+        """Return the spreads at some places of a shape that this one is broadcast to, as one of one dimension."""
+        fields = (self.mean, self.by_seeds, self.by_items, self.item_freedom)
+        mean, by_seeds, by_items, item_freedom = (np.broadcast_to(field, shape).ravel()[places] for field in fields)
+        return Spread(mean, by_seeds, by_items, self.num_seeds, self.num_items, item_freedom)
 
 
-def freedom(by_seeds: ArrayLike, by_items: ArrayLike, num_seeds: int, item_freedom: ArrayLike) -> Values:
+def _halved(spread: Spread, squared: Values, root: Values) -> Values:
+    """Return the upper end of where 48 halvings of log tail end, that look for a squared half-width.
+
+    Most of them need not look: a root that is bracketed says which way they go. What is returned has the bits of
+    looking every time.
+
+    Args:
+        spread: of one dimension, as `squared` is.
+        squared: what is looked for.
+        root: about where it is, in log tail; where it is not, every halving looks.
+    """
+    low, high = np.full(squared.size, np.log(_SMALLEST_P)), np.full(squared.size, np.log(0.5))
+    every = np.arange(squared.size)
+    is_known = _is_wider(spread, squared, root - _BRACKET, every) & ~_is_wider(spread, squared, root + _BRACKET, every)
+    for _ in range(_NUM_HALVINGS):
+        middle = (low + high) / 2
+        is_wider = middle < root
+        unsure = np.flatnonzero(~is_known | (np.abs(middle - root) <= _BRACKET))
+        is_wider[unsure] = _is_wider(spread, squared, middle, unsure)
+        low, high = np.where(is_wider, middle, low), np.where(is_wider, high, middle)
+    return high
+
+
+def _is_wider(spread: Spread, squared: Values, log_tail: Values, places: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Whether the half-width at a tail is above what is looked for, at some places."""
+    return np.asarray(spread._taken(squared.shape, places)._squared(np.exp(log_tail[places])) > squared[places])
+
+
+def _root(spread: Spread, squared: Values) -> Values:
+    """Return about where in log tail the squared half-width is `squared`; anything where it was not found.
+
+    The secant method on log half-width as a function of log t, where t is the quantile of the tail at Satterthwaite's
+    degrees of freedom: in these it is nearly a line of slope 1.
+    """
+    wanted, degrees = np.log(squared) / 2, spread.freedom
+    places = np.arange(squared.size)
+
+    def off_at(log_t: Values) -> Values:
+        tail = np.clip(stdtr(degrees[places], -np.exp(log_t)), _SMALLEST_P, 0.5)
+        return np.asarray(np.log(spread._taken(squared.shape, places)._squared(tail)) / 2 - wanted[places])
+
+    before = wanted - np.log(spread.variance) / 2
+    found = before.copy()
+    off_before = off_at(before)
+    now = before - off_before
+    for _ in range(_NUM_SECANTS):
+        found[places] = now
+        is_left = np.abs(now - before) > _CONVERGED
+        places, before, off_before, now = places[is_left], before[is_left], off_before[is_left], now[is_left]
+        if not places.size:
+            break
+        off = off_at(now)
+        step = np.clip(off * (now - before) / (off - off_before), -1, 1)
+        before, off_before, now = now, off, now - np.where(np.isfinite(step), step, 0)
+    return np.asarray(np.log(stdtr(degrees, -np.exp(found))))
+
+
+def freedom(by_seeds: ArrayLike, by_items: ArrayLike, num_seeds: ArrayLike, item_freedom: ArrayLike) -> Values:
     """Return Satterthwaite's degrees of freedom of the sum of two variances of a mean, S - 1 where both are 0.
 
     Args:
@@ -147,9 +217,9 @@ def freedom(by_seeds: ArrayLike, by_items: ArrayLike, num_seeds: int, item_freed
         item_freedom: at least 1.
     """
     v, w = np.asarray(by_seeds, dtype=np.float64), np.asarray(by_items, dtype=np.float64)
-    total = v + w
+    total, v_freedom, w_freedom = v + w, np.asarray(num_seeds) - 1, np.asarray(item_freedom, dtype=np.float64)
     share = np.divide(v, total, out=np.ones_like(total), where=total > 0)  # shares, because squares may underflow
-    degrees = 1 / (share**2 / (num_seeds - 1) + (1 - share) ** 2 / np.asarray(item_freedom, dtype=np.float64))
+    degrees = 1 / (share**2 / v_freedom + (1 - share) ** 2 / w_freedom)
     return np.asarray(degrees, dtype=np.float64)
 
 
@@ -160,13 +230,35 @@ def two_way(values: Values) -> Spread:
         values: (..., S, I), seeds by items, at least two of each; no NaN.
     """
     num_seeds, num_items = values.shape[-2:]
+    return spread_of(squares_of(values), num_seeds, num_items)
+
+
+Squares = tuple[Values, Values, Values, Values]
+"""Mean, the mean squares of the seeds and of the errors, and the items' means about it, (..., I)."""
+
+
+def squares_of(values: Values) -> Squares:
+    """Return the sums of a two-way table that take reading all of it.
+
+    Args:
+        values: as in `two_way`.
+    """
+    num_seeds, num_items = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
     seeds = values.mean(axis=-1) - mean[..., None]
     items = values.mean(axis=-2) - mean[..., None]
-    errors = values - mean[..., None, None] - seeds[..., :, None] - items[..., None, :]
+    errors = values - mean[..., None, None]
+    errors -= seeds[..., :, None]
+    errors -= items[..., None, :]
     ms_seed = num_items * (seeds**2).sum(axis=-1) / (num_seeds - 1)
+    ms_error = np.square(errors, out=errors).sum(axis=(-2, -1)) / ((num_seeds - 1) * (num_items - 1))
+    return mean, ms_seed, ms_error, items
+
+
+def spread_of(squares: Squares, num_seeds: int, num_items: int) -> Spread:
+    """Return what `squares_of` one table, or of many, comes to."""
+    mean, ms_seed, ms_error, items = squares
     ms_item = num_seeds * (items**2).sum(axis=-1) / (num_items - 1)
-    ms_error = (errors**2).sum(axis=(-2, -1)) / ((num_seeds - 1) * (num_items - 1))
     size = num_seeds * num_items
     by_items = np.maximum(ms_item - ms_error, 0) / size
     return Spread(mean, ms_seed / size, by_items, num_seeds, num_items, _tailed_freedom(items))

@@ -1,0 +1,97 @@
+"""Charts of growth: one panel a measure, both scales logarithmic, the fitted exponent written beside each curve."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from tuneoff.report.look import COLOURS, DASHES, FONT, PAPER, SHAPES
+
+PANEL_WIDTH, PANEL_HEIGHT = 230, 210
+PNG_SCALE = 2
+ROOM = 1.9
+"""How far the scale across goes beyond the last point, as a factor of it: the exponents stand there."""
+
+
+def draw(
+    figures: Sequence[Mapping[str, Any]], title: str, exponents: Mapping[tuple[str, str], float]
+) -> dict[str, bytes]:
+    """Return the chart of one axis as SVG and PNG.
+
+    Args:
+        figures: of `benchmarks.growth.Figure`, as mappings.
+        title: of the axis.
+        exponents: by measure and contender.
+    """
+    contenders = list(dict.fromkeys(one["contender"] for one in figures))
+    measures = list(dict.fromkeys(one["measure"] for one in figures))
+    panels = [
+        panel([one for one in figures if one["measure"] == name], title, exponents, contenders) for name in measures
+    ]
+    config = alt.Config(
+        background=PAPER.background,
+        font=FONT,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
+            labelColor=PAPER.muted, titleColor=PAPER.ink, gridColor=PAPER.line, domain=False, tickColor=PAPER.line,
+            labelFontSize=12, titleFontSize=12, titleFontWeight="normal",
+        ),
+        legend=alt.LegendConfig(labelColor=PAPER.ink, labelFontSize=12, orient="top", title=None, symbolSize=80),
+    )  # fmt: skip
+    chart = alt.hconcat(*panels, config=config, spacing=28).properties(padding=12)
+    body = chart.to_dict()
+    return {
+        "svg": vl_convert.vegalite_to_svg(body).encode(),
+        "png": vl_convert.vegalite_to_png(body, scale=PNG_SCALE),
+    }
+
+
+def panel(
+    points: Sequence[Mapping[str, Any]],
+    title: str,
+    exponents: Mapping[tuple[str, str], float],
+    contenders: Sequence[str],
+) -> alt.LayerChart:
+    """Return one measure's curves."""
+    measure = points[0]["measure"]
+    values = sorted({one["value"] for one in points})
+    last = [
+        one for one in points if one["value"] == max(p["value"] for p in points if p["contender"] == one["contender"])
+    ]
+    labels = [
+        dict(one) | {"text": f"power {exponents[measure, one['contender']]:.2f}"}
+        for one in last
+        if (measure, one["contender"]) in exponents
+    ]
+    across = alt.X(
+        "value:Q",
+        title=title,
+        scale=alt.Scale(type="log", domain=[values[0], values[-1] * ROOM], nice=False),
+        axis=alt.Axis(values=values, format=",d", labelOverlap="greedy"),
+    )
+    up = alt.Y(
+        "median:Q",
+        title=measure,
+        scale=alt.Scale(type="log", nice=True, padding=14),
+        axis=alt.Axis(tickCount=4, format="~g"),
+    )
+    ranges = {"color": COLOURS, "shape": SHAPES, "strokeDash": [list(dash) for dash in DASHES]}
+    colour, shape, dash = (
+        alt.Scale(domain=list(contenders), range=list(kinds[: len(contenders)])) for kinds in ranges.values()
+    )
+    coloured = alt.Color("contender:N", scale=colour)
+    chart = alt.Chart(alt.Data(values=[dict(one) for one in points]))
+    layers = (
+        chart.mark_rule(strokeWidth=2).encode(x=across, y=alt.Y("low:Q", title=measure), y2="high:Q", color=coloured),
+        chart.mark_line(strokeWidth=2).encode(
+            x=across, y=up, color=coloured, strokeDash=alt.StrokeDash("contender:N", scale=dash)
+        ),
+        chart.mark_point(filled=True, size=60, opacity=1).encode(
+            x=across, y=up, color=coloured, shape=alt.Shape("contender:N", scale=shape)
+        ),
+        alt.Chart(alt.Data(values=labels))
+        .mark_text(align="left", dx=7, fontSize=11)
+        .encode(x=across, y=up, text="text:N", color=coloured),
+    )
+    return alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)

@@ -1,0 +1,75 @@
+"""What benchmarks work out of what they measure, and hand to their processes."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from benchmarks.growth import Figure, exponents
+from benchmarks.growth_charts import draw
+from benchmarks.growth_data import rows
+from benchmarks.measuring import Request, parsed, with_case
+from benchmarks.speed.cases import CASES, Case, base, block_weights, needed_flop
+from benchmarks.switches import SWITCHES, without
+
+
+def figures() -> list[Figure]:
+    """A quadratic curve, and one that grows in proportion."""
+    return [
+        Figure("length", value, contender, measure, factor * value**power, value, value, 1)
+        for measure in ("seconds a step", "peak memory, MB")
+        for contender, factor, power in (("Tuneoff", 0.5, 1), ("Trainer + PEFT", 0.1, 2))
+        for value in (64, 128, 512)
+    ]
+
+
+def test_a_power_law_gives_its_exponent() -> None:
+    found = exponents(figures())
+    assert found["seconds a step", "Tuneoff"] == pytest.approx(1.0, rel=1e-12)
+    assert found["peak memory, MB", "Trainer + PEFT"] == pytest.approx(2.0, rel=1e-12)
+    assert exponents(figures()[:1]) == {}
+
+
+def test_a_chart_names_its_curves_and_their_exponents() -> None:
+    forms = draw([asdict(one) for one in figures()], "tokens of a sequence", exponents(figures()))
+    text = forms["svg"].decode()
+    for words in ("Tuneoff", "Trainer + PEFT", "power 1.00", "power 2.00", "tokens of a sequence", "seconds a step"):
+        assert words in text
+    assert len(text) < 60_000
+    assert forms["png"].startswith(b"\x89PNG")
+
+
+def test_a_request_comes_to_its_process_as_it_was() -> None:
+    request = Request(CASES["text-lora"], off=("head", "packing"), micro_batch=3, device="cuda")
+    request = with_case(request, targets=("q_proj", "v_proj"), max_length=77)
+    assert request.case.max_length == 77
+    assert parsed(json.dumps(asdict(request))) == request
+
+
+def test_the_blocks_matrices_are_counted_whatever_they_are_called() -> None:
+    gpt2 = base(CASES["text-full"], "tiny-gpt2", torch.float32)
+    assert block_weights(gpt2) == 2 * 12 * 64 * 64  # attention 4 d^2, MLP 8 d^2
+    llama = base(Case("any", 64, 2, 0, True, 0.0), "tiny-llama", torch.float32)
+    assert block_weights(llama) == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    assert needed_flop(CASES["text-full"], 10, 7, 3, 2) == 3 * 2 * (10 * 3 + 7 * 2)
+    assert needed_flop(CASES["text-lora"], 10, 7, 3, 2) == 2 * 2 * (10 * 3 + 7 * 2)
+
+
+def test_rows_are_no_two_alike() -> None:
+    made = rows(3000)
+    assert len({row["instruction"] for row in made}) == len(made) == 3000
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_puts_everything_back(name: str) -> None:
+    from tuneoff.training import activations, masks, steps
+
+    def held() -> list[object]:
+        forward = steps.Forward
+        names = (forward.check, forward.check_packing, forward._plain_head, masks.Masks.drawn, torch.optim.AdamW)
+        return [*names, masks.drop, masks.attend_packed, activations.fuse_activations]
+
+    before = held()
+    with without(name):
+        assert held() != before
+    assert held() == before
