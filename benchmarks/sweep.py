@@ -257,9 +257,10 @@ def measure(options: argparse.Namespace, contender: str) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    cases = [name for name, case in CASES.items() if case.has_lora and case.targets == ("c_attn",)]  # of GPT-2
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", default="gpt2", help="a shape that ships with the package, or demo")
-    parser.add_argument("--case", choices=[name for name, case in CASES.items() if case.has_lora], default="squad-lora")
+    parser.add_argument("--case", choices=cases, default="squad-lora")
     parser.add_argument("--batch-size", type=int, help="sequences of a trial's step; the case's own by default")
     parser.add_argument("--runs", type=int, default=8, help=f"trials, at most {len(RANKS) * len(RATES)}")
     parser.add_argument("--steps", type=int, default=10)
