@@ -40,7 +40,7 @@ TINY = {
     "gpt2, LoRA": ("tiny-gpt2", Case("tiny", 128, 2, 4, False, 0.1)),
     "Llama, full": ("tiny-llama", Case("tiny", 64, 2, 0, True, 0.0)),
 }
-OTHERS = {"sweep": ["--rounds", "1"], "decoding": ["--rounds", "1"], "scoring": []}
+OTHERS = {"sweep": ["--rounds", "1"], "decoding": ["--rounds", "1"], "scoring": ["--rounds", "1"]}
 """Benchmarks of their own, and what they are given beside the device: a round is what there is time for."""
 GIGABYTE = 1e9
 WIDTH = 150

@@ -231,6 +231,8 @@ def main() -> None:
             values = (SMALL if options.small else FULL)[axis][: options.points]
             figures = AXES[axis](axis, values, options)
             path.write_text(written(figures, options), encoding="utf-8")
+        elif not path.exists():
+            parser.error(f"--draw: there is no {path}. Measure it first: leave --draw out.")
         figures = [Figure(**one) for one in json.loads(path.read_text(encoding="utf-8"))["figures"]]
         slopes = exponents(figures)
         for (measure, contender), slope in slopes.items():

@@ -14,6 +14,8 @@ PNG_SCALE = 2
 ROOM = 0.32
 """How far the scale across goes beyond the last point, as a share of its length: the exponents stand there."""
 MARGIN = 1.3
+FEW = 6.0
+"""Largest over smallest up to which an axis has ticks at every multiple of a power of ten."""
 MANY = 2000.0
 """Largest over smallest from which an axis has ticks at powers of ten alone."""
 
@@ -110,7 +112,8 @@ def _value(one: Mapping[str, Any]) -> int:
 
 
 def _ticks(lowest: float, highest: float) -> list[float]:
-    """Return the ticks of a logarithmic axis: 1, 2 and 5 times powers of ten, or those alone where there are many."""
+    """Return the ticks of a logarithmic axis: powers of ten, 1, 2 and 5 times those, or all of their multiples."""
     powers = range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1)
-    steps = (1, 2, 5) if highest / lowest < MANY else (1,)
+    ratio = highest / lowest
+    steps = tuple(range(1, 10)) if ratio < FEW else (1, 2, 5) if ratio < MANY else (1,)
     return [step * 10.0**power for power in powers for step in steps if lowest <= step * 10.0**power <= highest]

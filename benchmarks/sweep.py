@@ -36,7 +36,7 @@ from tuneoff.training.meter import NUM_WARMUP_STEPS, Meter, resident_peak_bytes
 
 COHORT, ALONE, TRAINER = "a cohort", "one after another", "Trainer + PEFT, one after another"
 RANKS, RATES = (4, 8, 16, 32), (3e-3, 1e-3)
-NUM_BATCHES = 2
+NUM_BATCHES = 4
 """That there are of training sequences: seen again and again they are learnt, so that the trials' losses differ."""
 OWN_DIFFERENCE = {"fp32": 1e-4, "bf16": 0.02}
 """Nats between a cohort and its runs alone: rounding, which the steps amplify."""
@@ -126,7 +126,7 @@ def ours(work: Work, trials: Sequence[Trial]) -> Part:
     adapted.module.to(work.device)
     adapted.module.eval()
     forward = Forward(adapted.module)
-    probes = [torch.from_numpy(split.sequence(place)[0].astype("int64")).to(work.device) for place in (0, 1, 2)]
+    probes = [torch.from_numpy(split.sequence(place)[0].astype("int64")).to(work.device) for place in range(3)]
     with runtime.autocast(), adapted.member(0):
         forward.check(probes[0][None])
         if split.lengths.mean() >= MIN_PACKED_TOKENS:
@@ -257,9 +257,10 @@ def measure(options: argparse.Namespace, contender: str) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    cases = [name for name, case in CASES.items() if case.has_lora and case.targets == ("c_attn",)]  # of GPT-2
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", default="gpt2", help="a shape that ships with the package, or demo")
-    parser.add_argument("--case", choices=[name for name, case in CASES.items() if case.has_lora], default="squad-lora")
+    parser.add_argument("--case", choices=cases, default="squad-lora")
     parser.add_argument("--batch-size", type=int, help="sequences of a trial's step; the case's own by default")
     parser.add_argument("--runs", type=int, default=8, help=f"trials, at most {len(RANKS) * len(RATES)}")
     parser.add_argument("--steps", type=int, default=10)

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tuneoff.training import attention, masks
+from tuneoff.training import attention, masks, products
 from tuneoff.training.attention import Keep, attend_written_out
 from tuneoff.training.layout import Layout, Segment
 from tuneoff.training.steps import Forward
@@ -122,6 +122,14 @@ SWITCHES: Mapping[str, Switch] = {
         "torch.rand, other masks",
         lambda: patch.object(masks.Masks, "drawn", _drawn_by_torch),
         keeps_draws=False,
+    ),
+    "products": Switch(
+        "bf16 products summed in fp32 on processors without bf16",
+        "as PyTorch takes them",
+        lambda: _both(
+            patch.object(products, "has_bf16_products", lambda: True),
+            patch.object(products, "_is_to_be_widened", lambda one, other, num_rows: False),
+        ),
     ),
     "optimizer": Switch("AdamW in one pass", "tensor by tensor, operation by operation", _plain_adamw),
 }

@@ -67,12 +67,12 @@ def test_rows_are_no_two_alike() -> None:
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_puts_everything_back(name: str) -> None:
-    from tuneoff.training import activations, masks, steps
+    from tuneoff.training import activations, masks, products, steps
 
     def held() -> list[object]:
         forward = steps.Forward
         names = (forward.check, forward.check_packing, forward._plain_head, masks.Masks.drawn, torch.optim.AdamW)
-        return [*names, masks.drop, masks.attend_packed, activations.fuse_activations]
+        return [*names, masks.drop, masks.attend_packed, activations.fuse_activations, products.has_bf16_products]
 
     before = held()
     with without(name):

@@ -53,6 +53,7 @@ def _uncollected() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
+            gc.freeze()  # else the interpreter would look through all of it once, on its way out
             gc.enable()
 
 

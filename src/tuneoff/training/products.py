@@ -110,6 +110,10 @@ def _addmm(bias: Tensor, x: Tensor, weight: Tensor, **scales: Any) -> Tensor:
 
 def product(one: Tensor, other: Tensor) -> Tensor:
     """Return the matrix product, with a way back; of bf16 numbers summed in fp32 where that is quicker."""
+    return torch.matmul(one, other) if has_bf16_products() else _matmul(one, other)
+
+
+def _matmul(one: Tensor, other: Tensor) -> Tensor:
     if one.shape[:-2] != other.shape[:-2] or not _is_to_be_widened(one, other, one.shape[-2]):
         return torch.matmul(one, other)
     y: Tensor = _WideProduct.apply(one, other, None)  # type: ignore[no-untyped-call]
@@ -147,9 +151,9 @@ def _is_to_be_widened(one: Tensor, other: Tensor, num_rows: int) -> bool:
 _WAYS: dict[Any, Callable[..., Tensor]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
-    torch.bmm: product,
-    torch.matmul: product,
-    Tensor.matmul: product,
-    Tensor.__matmul__: product,
+    torch.bmm: _matmul,
+    torch.matmul: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
     F.scaled_dot_product_attention: _attention,
 }
