@@ -60,7 +60,16 @@ def measure(case: Case, contender: str, options: argparse.Namespace) -> Took:
         RuntimeError: it failed; with the end of what it said.
     """
     command = [sys.executable, "-m", "benchmarks.speed.worker", case.name, contender, "--model", options.model]
-    command += ["--steps", str(options.steps), "--threads", str(options.threads), "--precision", options.precision]
+    command += [
+        "--steps",
+        str(options.steps),
+        "--warmup",
+        str(options.warmup),
+        "--threads",
+        str(options.threads),
+        "--precision",
+        options.precision,
+    ]
     if options.data is not None:
         command += ["--data", str(options.data), "--tokenizer", str(options.tokenizer)]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -85,6 +94,7 @@ def main() -> None:
     parser.add_argument("--against", choices=PEERS, action="append", help="can be repeated; all of them by default")
     parser.add_argument("--model", default="gpt2", help="a shape that ships with the package")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=3, help="steps that are not counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")

@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("--model", default="gpt2")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=NUM_WARMUP_STEPS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--data", type=Path)
@@ -291,7 +292,7 @@ def main() -> None:
     took = CONTENDERS[options.contender](case, split, options.steps, model, dtype)
     order = BatchSequence(len(split), case.batch_size, 0)
     took["input_tokens"] = [int(split.lengths[order.indices(step)].sum()) for step in range(options.steps)]
-    took["warmup"] = min(NUM_WARMUP_STEPS, options.steps - 1)
+    took["warmup"] = min(options.warmup, options.steps - 1)
     took["flop"] = [
         needed_flop(case, num_block_weights, num_head_weights, tokens, num_targets(split, order.indices(step)))
         for step, tokens in enumerate(took["input_tokens"])
