@@ -16,7 +16,7 @@ help:
 	@echo "make test       static checks and every test that needs no accelerator"
 	@echo "make test-fast  the unit tests alone"
 	@echo "make test-slow  the slow tests alone"
-	@echo "make bench      speed and memory of training beside the usual tools; half an hour on 2 cores"
+	@echo "make bench      speed and memory beside the usual tools; hours on 2 cores without bf16 instructions"
 	@echo "make format     rewrite the sources in the one format"
 	@echo "make lock       write constraints.txt from $(VENV)"
 	@echo "make clean      remove caches and builds; keeps $(VENV) and runs/"
@@ -51,6 +51,8 @@ test-slow: env
 
 bench: env
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.scoring --sequences 64
+	$(BIN)/python -m benchmarks.decoding --prompts 60
 
 format: env
 	$(BIN)/ruff format .

@@ -88,9 +88,9 @@ def drawn_prompts(number: int, seed: int = 0) -> Ids:
 
 def real_prompts(number: int, data: Path, tokenizer: Path) -> Ids:
     """Return the first prompts of a SQuAD file, without the few above `MAX_TOKENS`, which a study would cut."""
-    from tuneoff.training.models import load_tokenizer
+    from transformers import GPT2TokenizerFast
 
-    encode = load_tokenizer(str(tokenizer), Path())
+    encode = GPT2TokenizerFast.from_pretrained(tokenizer)
     found: Ids = []
     for article in json.loads(data.read_text(encoding="utf-8"))["data"]:
         for paragraph in article["paragraphs"]:
