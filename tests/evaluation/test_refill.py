@@ -10,7 +10,7 @@ import torch
 from tests.evaluation.test_generation import BASES, Base, ids_of, sliding
 from tests.methods.models import VOCABULARY, make_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, GPTNeoConfig, PreTrainedModel
 
 from tuneoff.evaluation import generation, refill
 from tuneoff.evaluation.cached_forward import CachedForward
@@ -119,6 +119,16 @@ def test_models_that_drop_keys_are_not_refilled() -> None:
     assert not can_refill(CachedForward(sliding(), 0), prompts)
     assert can_refill(CachedForward(make_model("gpt2"), 0), prompts)
     assert not can_refill(CachedForward(make_model("gpt2"), 0), [[5, 6, 7]])
+
+
+def test_a_window_that_is_counted_in_columns_is_not_refilled() -> None:
+    """GPT-Neo's is, and is longer than what slots are tried out on."""
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
+        window_size=32, max_position_embeddings=64,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert not can_refill(CachedForward(model, 0), questions())
 
 
 def test_a_model_that_is_tried_out_and_differs_is_not_refilled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,14 @@ def test_what_is_left_is_parted_as_it_was(num: int, size: int, gone: set[int]) -
     assert list(parted([task for part in left for task in part], size)) == left
 
 
+def test_a_cohort_that_crashed_before_its_start_is_parted_for_good(tmp_path: Path) -> None:
+    store, (a, b) = Store(tmp_path), ("a" * 16, "b" * 16)
+    store.write_setup(b, {"cohort": [a, b], "version": RECORD_VERSION - 1, "micro_batch": 7})
+    part_stored(store, (a, b), 1, "why")
+    assert [stored_cohort(store, run_id) for run_id in (a, b)] == [(a,), (b,)]
+    assert "micro_batch" not in store.setup(b)  # type: ignore[operator]
+
+
 def setup(*cohort: str) -> dict[str, Any]:
     return {"cohort": list(cohort), "version": RECORD_VERSION, "num_sittings": 3}
 

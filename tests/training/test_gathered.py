@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tuneoff.training.attention import attend_packed
 from tuneoff.training.gathered import attend_gathered
 from tuneoff.training.layout import packed
 
@@ -38,3 +39,25 @@ def test_values_and_gradients_are_those_of_each_sequence_alone(scale: float) -> 
         assert one.grad is not None
         assert other.grad is not None
         assert torch.allclose(one.grad, other.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_values_may_have_a_head_size_of_their_own() -> None:
+    """As in DeepSeek-V3's attention, whose queries and keys are wider than its values."""
+    generator = torch.Generator().manual_seed(0)
+    layout = packed([[3, 3, 5]], (0,), [[0, 1, 2]])
+    query, key = (torch.randn(1, 2, 11, 6, dtype=torch.float64, generator=generator) for _ in range(2))
+    value = torch.randn(1, 2, 11, 4, dtype=torch.float64, generator=generator)
+    wanted = torch.cat(
+        [
+            F.scaled_dot_product_attention(*parts, is_causal=True, scale=0.5)
+            for parts in zip(*(torch.split(one, [3, 3, 5], dim=2) for one in (query, key, value)), strict=True)
+        ],
+        dim=2,
+    )
+    everything = attend_packed(query, key, value, layout, 0.5, lambda own: torch.ones(2, own.length, own.length) > 0)
+    for found in (
+        attend_packed(query, key, value, layout, 0.5),
+        attend_gathered(query, key, value, layout, 0.5),
+        everything,
+    ):
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)

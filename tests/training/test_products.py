@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tuneoff.methods import AdaptedModel, Bottleneck, Full, LoRA, LoRACohort, Method, PromptTuning
 from tuneoff.training import products
+from tuneoff.training.attention import attend_packed
 from tuneoff.training.head_loss import summed_nll
+from tuneoff.training.layout import packed
 from tuneoff.training.products import MIN_ROWS, WideProducts, current_products
 from tuneoff.training.recompute import recompute_activations
 
@@ -163,3 +165,34 @@ def test_the_way_ends_with_the_context() -> None:
     with WideProducts():
         assert isinstance(current_products(), WideProducts)
     assert not isinstance(current_products(), WideProducts)
+
+
+def test_what_it_does_not_know_is_left_to_pytorch() -> None:
+    x, w, vector = drawn(ROWS, IN), drawn(IN, OUT, seed=1), drawn(IN, seed=2)
+    with WideProducts():
+        found = [
+            F.linear(input=x, weight=w.mT),
+            torch.matmul(input=x, other=w),
+            vector @ w,
+            x @ vector,
+            vector @ vector,
+        ]
+        torch.autograd.grad(found[3].sum(), vector)
+    for one, other in zip(found, [F.linear(x, w.mT), x @ w, vector @ w, x @ vector, vector @ vector], strict=True):
+        assert torch.equal(one, other)
+    exact = x.detach().double()
+    with torch.autocast("cpu", dtype=torch.bfloat16), WideProducts():
+        assert torch.equal(exact @ exact.T, exact.detach() @ exact.T)
+        assert (exact @ exact.T).dtype == torch.float64
+
+
+@pytest.mark.usefixtures("no_instructions")
+def test_attention_with_dropout_is_the_same_within_autocast() -> None:
+    """The backward pass makes the weights again without autocast: they must be the same ones."""
+    layout = packed([[ROWS]], (0,), [[0]])
+    given = [drawn(1, 2, ROWS, 16, seed=seed) for seed in range(3)]
+    keep = torch.rand(2, ROWS, ROWS, generator=torch.Generator().manual_seed(4)) > 0.1
+    alone = attend_packed(*given, layout, 0.25, lambda _: keep, 1 / 0.9)
+    with torch.autocast("cpu", dtype=torch.bfloat16), WideProducts():
+        within = attend_packed(*given, layout, 0.25, lambda _: keep, 1 / 0.9)
+    assert torch.equal(within, alone)

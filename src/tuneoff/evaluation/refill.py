@@ -21,7 +21,7 @@ from tuneoff.evaluation.decoding import Chooser, Row
 from tuneoff.evaluation.reading import Group, Prompts, Read, batches, is_plain, read
 from tuneoff.evaluation.slots import SlotCache
 from tuneoff.evaluation.texts import Text
-from tuneoff.training.steps import LARGEST_SHARE
+from tuneoff.training.steps import LARGEST_SHARE, looks_everywhere
 
 READ_SHARE, MIN_READ = 4, 8
 """Prompts that are read at a time: a quarter of the texts in the making, as what waits takes memory; 8 at least."""
@@ -207,7 +207,8 @@ def can_refill(forward: CachedForward, prompts: Prompts) -> bool:
     implementation = getattr(forward.module.config, "_attn_implementation", None)
     if not forward.has_positions or implementation not in ("sdpa", "eager") or len(ids) < MIN_PROBE_TOKENS:
         return False
-    if not is_plain(forward.new_cache()):
+    # A window may be counted in columns, which in slots are not those of the text alone.
+    if not is_plain(forward.new_cache()) or not looks_everywhere(forward.module.config.get_text_config()):
         return False
     half = len(ids) // 2
     probes, nexts = [ids[:-1], ids[:half]], [ids[-1], ids[half]]

@@ -65,7 +65,7 @@ def activation_bytes(config: Any, num_sequences: int, length: int, precision: st
         precision: compute type, fp32, bf16 or fp16.
         is_recomputed: whether each layer keeps its input alone and is worked out again.
     """
-    width, heads = int(config.hidden_size), int(config.num_attention_heads)
+    width, heads = int(config.hidden_size), int(getattr(config, "num_attention_heads", 0))  # some have none (Mamba)
     layers, factor = int(config.num_hidden_layers), COMPUTE_BYTES[precision] / 2
     layer = num_sequences * length * (HIDDEN_BYTES * width + WEIGHTS_BYTES * heads * length) * factor
     if is_recomputed:
@@ -83,6 +83,8 @@ def cohort_memory(study: Study, config: Any, base_bytes: int, trainable: dict[st
         trainable: parameters that each arm trains, by its name.
         device: bytes of the accelerator; 0 where there is none.
     """
+    if not device:
+        return CohortMemory(device_bytes=0, base_bytes=base_bytes, run_bytes=0)
     needed = (_run_bytes(study.for_arm(arm), config, trainable[arm.name]) for arm in _lora_arms(study))
     return CohortMemory(device_bytes=device, base_bytes=base_bytes, run_bytes=max(needed, default=0))
 

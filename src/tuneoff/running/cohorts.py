@@ -203,5 +203,7 @@ def part_stored(store: Store, ids: Ids, size: int, why: str) -> None:
         part = list(ids[start : start + size])
         for run_id in reversed(part):
             setup = store.setup(run_id) or {}
+            if setup.get("version") != RECORD_VERSION:
+                setup = {"version": RECORD_VERSION}  # it crashed before its start, or was begun by another version
             notes = [*setup.get("notes", []), why]
             store.write_setup(run_id, setup | {"cohort": part, "num_sittings": 0, "notes": notes})

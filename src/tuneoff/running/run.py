@@ -155,6 +155,8 @@ class StudyRunner:
 
     def _find(self, records: Mapping[str, Record], run_id: str) -> Task | None:
         """Return the task of a cohort's run that is finished, or that belongs to an arm that is not asked for."""
+        if run_id in records and records[run_id].status == "pruned":
+            return None  # it was stopped in a search since; the cohort is begun anew without it
         if run_id in records:
             return Task(kind="train", arm="", run=records[run_id].run, is_along=True)
         everything = ready_tasks(self.study, self.study.arms, records, {})
@@ -285,7 +287,8 @@ class StudyRunner:
         for member in task.members:
             if not member.is_along and self.store.record(member.run.run_id) is None:
                 self.failed[member.run.run_id] = reason
-        self.failed.setdefault(task.run.run_id, reason)
+        if task.kind != "train":  # of a cohort's run that is recorded already nothing is lost
+            self.failed.setdefault(task.run.run_id, reason)
         self.options.listener(Event("failed", task, {"what": reason}))
 
     def _part(self, run_ids: tuple[str, ...], why: str) -> bool:

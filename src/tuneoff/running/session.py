@@ -198,7 +198,8 @@ def _settle_setup(runs: Sequence[Run], place: Place, *, is_trained: bool) -> dic
         setup["cohort"] = stored.get("cohort", setup["cohort"])
     if stored is not None and all(stored.get(key) == setup[key] for key in ("cohort", "version")):
         has_shrunk = place.micro_batch is not None
-        setup |= {key: stored[key] for key in ("num_threads", *(() if has_shrunk else ("micro_batch",)))}
+        kept = ("num_threads", *(() if has_shrunk else ("micro_batch",)))
+        setup |= {key: stored[key] for key in kept if key in stored}  # a cohort may have been parted before its start
         setup |= {"num_sittings": stored["num_sittings"] + 1, "data_sha256": stored.get("data_sha256")}
         setup["notes"] = stored.get("notes", [])
     return setup

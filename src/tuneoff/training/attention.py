@@ -106,8 +106,8 @@ def _attend_equal(part: Sequence[Tensor], number: int, scale: float) -> Tensor:
         number: how many sequences there are.
         scale: of the products of queries and keys.
     """
-    shape = (len(part[0]), number, -1, part[0].shape[-1])
-    q, k, v = (tensor.view(shape).transpose(0, 1) for tensor in part)  # (number, H, L, D)
+    # (number, H, L, D), views; values may have a head size of their own
+    q, k, v = (tensor.view(len(tensor), number, -1, tensor.shape[-1]).transpose(0, 1) for tensor in part)
     found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return found.transpose(0, 1).flatten(1, 2)
 
@@ -125,13 +125,14 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.layout, ctx.scale, ctx.keep, ctx.factor = layout, scale, keep, factor
-        out = torch.zeros_like(query)
-        for segment in layout.segments:
-            if segment.is_padding:
-                continue
-            q, k, v = (widened(_part(tensor, segment)) for tensor in (query, key, value))
-            weights = _weights(q, k, scale).masked_fill_(~keep(segment), 0.0).mul_(factor)
-            _part(out, segment).copy_(weights.to(v.dtype) @ v)
+        out = query.new_zeros(*query.shape[:-1], value.shape[-1])
+        with torch.autocast(query.device.type, enabled=False):  # the backward pass is without it, too
+            for segment in layout.segments:
+                if segment.is_padding:
+                    continue
+                q, k, v = (widened(_part(tensor, segment)) for tensor in (query, key, value))
+                weights = _weights(q, k, scale).masked_fill_(~keep(segment), 0.0).mul_(factor)
+                _part(out, segment).copy_(weights.to(v.dtype) @ v)
         return out
 
     @staticmethod

@@ -48,16 +48,16 @@ def attend_gathered(query: Tensor, key: Tensor, value: Tensor, layout: Layout, s
         scale: of the products of queries and keys.
     """
     gather, scatter, length = _places(layout, query.device)
-    num_rows, heads, row_length, size = query.shape
+    num_rows, heads, row_length, _ = query.shape
 
     def rows(tensor: Tensor) -> Tensor:  # (N, H, L, D)
-        flat = tensor.transpose(1, 2).reshape(-1, heads, size)
-        return _Gather.apply(flat, gather, scatter).view(-1, length, heads, size).transpose(1, 2)  # type: ignore[no-untyped-call,no-any-return]
+        flat = tensor.transpose(1, 2).reshape(-1, heads, tensor.shape[-1])  # values may have a size of their own
+        return _Gather.apply(flat, gather, scatter).view(-1, length, heads, tensor.shape[-1]).transpose(1, 2)  # type: ignore[no-untyped-call,no-any-return]
 
     found = F.scaled_dot_product_attention(rows(query), rows(key), rows(value), is_causal=True, scale=scale)
-    flat = found.transpose(1, 2).reshape(-1, heads, size)
+    flat = found.transpose(1, 2).reshape(-1, heads, found.shape[-1])
     out: Tensor = _Gather.apply(flat, scatter, gather)  # type: ignore[no-untyped-call]
-    return out.view(num_rows, row_length, heads, size).transpose(1, 2)
+    return out.view(num_rows, row_length, heads, -1).transpose(1, 2)
 
 
 @lru_cache(maxsize=4)

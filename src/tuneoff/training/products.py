@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 MIN_ROWS = 16
 """From which widening a weight costs less than it saves."""
+ATTENTION_OPTIONS = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+AUTOCAST_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2")
 
 
@@ -91,7 +93,9 @@ class WideProducts(TorchFunctionMode):
         """Catch what multiplies matrices; pass everything else on."""
         kwargs = kwargs or {}
         way = _WAYS.get(func)
-        return func(*args, **kwargs) if way is None else way(*args, **kwargs)
+        if way is None or not kwargs.keys() <= {"bias", *ATTENTION_OPTIONS}:  # `out`, and operands that are named
+            return func(*args, **kwargs)
+        return way(*args, **kwargs)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -101,9 +105,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y.view(*x.shape[:-1], -1)
 
 
-def _addmm(bias: Tensor, x: Tensor, weight: Tensor, **scales: Any) -> Tensor:
-    if scales or bias.dim() != 1 or not _is_to_be_widened(x, weight, len(x)):
-        return torch.addmm(bias, x, weight, **scales)
+def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    if bias.dim() != 1 or not _is_to_be_widened(x, weight, len(x)):
+        return torch.addmm(bias, x, weight)
     y: Tensor = _WideProduct.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return y
 
@@ -114,7 +118,12 @@ def product(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _matmul(one: Tensor, other: Tensor) -> Tensor:
-    if one.shape[:-2] != other.shape[:-2] or not _is_to_be_widened(one, other, one.shape[-2]):
+    if (
+        one.dim() < 2
+        or other.dim() < 2
+        or one.shape[:-2] != other.shape[:-2]
+        or not _is_to_be_widened(one, other, one.shape[-2])
+    ):
         return torch.matmul(one, other)
     y: Tensor = _WideProduct.apply(one, other, None)  # type: ignore[no-untyped-call]
     return y
@@ -144,7 +153,7 @@ def _is_to_be_widened(one: Tensor, other: Tensor, num_rows: int) -> bool:
     if one.device.type != "cpu" or one.dim() < 2 or num_rows < MIN_ROWS:
         return False
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
-        return one.is_floating_point() and other.is_floating_point()
+        return {one.dtype, other.dtype} <= AUTOCAST_TYPES  # float64 is left alone, as autocast leaves it
     return one.dtype == other.dtype == torch.bfloat16
 
 

@@ -181,7 +181,7 @@ class Forward:
             sequences: int64 (length,) each, several of different lengths.
         """
         config = getattr(self.module, "config", None)
-        if not self.is_short or config is None or not _looks_everywhere(config.get_text_config()):
+        if not self.is_short or config is None or not looks_everywhere(config.get_text_config()):
             return False
         lengths = [len(one) for one in sequences]
         layout = packed([lengths], (0,), [list(range(len(lengths)))])
@@ -255,10 +255,12 @@ class Forward:
         return logits
 
 
-def _looks_everywhere(config: Any) -> bool:
+def looks_everywhere(config: Any) -> bool:
     """Whether every layer attends to all that came before."""
     kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
-    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+    own_kinds = set(getattr(config, "attention_layers", None) or ("global",))  # GPT-Neo's
+    is_full = kinds == {"full_attention"} and own_kinds == {"global"}
+    return is_full and not getattr(config, "sliding_window", None)
 
 
 def _is_close(one: Tensor, other: Tensor) -> bool:
