@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -204,11 +205,12 @@ def can_refill(forward: CachedForward, prompts: Prompts) -> bool:
     """
     longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
     ids = list(prompts[longest][:MAX_PROBE_TOKENS])
-    implementation = getattr(forward.module.config, "_attn_implementation", None)
+    config: Any = forward.module.config
+    implementation = getattr(config, "_attn_implementation", None)
     if not forward.has_positions or implementation not in ("sdpa", "eager") or len(ids) < MIN_PROBE_TOKENS:
         return False
     # A window may be counted in columns, which in slots are not those of the text alone.
-    if not is_plain(forward.new_cache()) or not looks_everywhere(forward.module.config.get_text_config()):
+    if not is_plain(forward.new_cache()) or not looks_everywhere(config.get_text_config()):
         return False
     half = len(ids) // 2
     probes, nexts = [ids[:-1], ids[:half]], [ids[-1], ids[half]]
