@@ -287,7 +287,7 @@ class StudyRunner:
         for member in task.members:
             if not member.is_along and self.store.record(member.run.run_id) is None:
                 self.failed[member.run.run_id] = reason
-        if task.kind != "train":  # of a cohort's run that is recorded already nothing is lost
+        if not task.others:  # a cohort's runs that are recorded go on alone: nothing of theirs is lost
             self.failed.setdefault(task.run.run_id, reason)
         self.options.listener(Event("failed", task, {"what": reason}))
 
