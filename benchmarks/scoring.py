@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmarks.speed.cases import OTHER_SHAPES, VOCABULARY
+from benchmarks.speed.cases import OTHER_SHAPES, VOCABULARY, first_sequences
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -104,16 +104,7 @@ def real_split(case: str, data: Path, tokenizer: Path, num_sequences: int) -> To
 
     task = TaskSpec(kind=KINDS[case], data=str(data), max_length=CONTEXT)  # type: ignore[arg-type]
     train = prepare(task, GPT2TokenizerFast.from_pretrained(tokenizer), Path(), CONTEXT).train
-    keep = min(num_sequences, len(train))
-    return TokenSplit(
-        input_ids=train.input_ids[: train.offsets[keep]],
-        targets=train.targets[: train.offsets[keep]],
-        offsets=train.offsets[: keep + 1],
-        target_bytes=train.target_bytes[:keep],
-        items=train.items[:keep],
-        labels=train.labels[:keep],
-        item_names=train.item_names,
-    )
+    return first_sequences(train, num_sequences)
 
 
 def base(case: str, model: str, dtype: torch.dtype, device: torch.device) -> Any:

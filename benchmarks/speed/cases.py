@@ -107,21 +107,27 @@ def drawn_split(case: Case, num_sequences: int, seed: int = 0) -> TokenSplit:
 
 def real_split(case: Case, data: Path, tokenizer: Path, num_sequences: int) -> TokenSplit:
     """Return the first sequences of a SQuAD file, tokenised."""
+    from transformers import GPT2TokenizerFast
+
     from tuneoff.data.prepare import prepare
     from tuneoff.study.spec import TaskSpec
-    from tuneoff.training.models import load_tokenizer
 
     task = TaskSpec(kind="qa", data=str(data), max_length=case.max_length, limit=20)
-    train = prepare(task, load_tokenizer(str(tokenizer), Path()), Path(), None).train
-    keep = min(num_sequences, len(train))
+    train = prepare(task, GPT2TokenizerFast.from_pretrained(tokenizer), Path(), None).train
+    return first_sequences(train, num_sequences)
+
+
+def first_sequences(split: TokenSplit, number: int) -> TokenSplit:
+    """Return the first sequences of a split."""
+    keep = min(number, len(split))
     return TokenSplit(
-        input_ids=train.input_ids[: train.offsets[keep]],
-        targets=train.targets[: train.offsets[keep]],
-        offsets=train.offsets[: keep + 1],
-        target_bytes=train.target_bytes[:keep],
-        items=train.items[:keep],
-        labels=train.labels,
-        item_names=train.item_names,
+        input_ids=split.input_ids[: split.offsets[keep]],
+        targets=split.targets[: split.offsets[keep]],
+        offsets=split.offsets[: keep + 1],
+        target_bytes=split.target_bytes[:keep],
+        items=split.items[:keep],
+        labels=split.labels[:keep],
+        item_names=split.item_names,
     )
 
 

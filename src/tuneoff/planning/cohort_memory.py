@@ -12,6 +12,7 @@ all is halved when memory runs out.
 from collections.abc import Iterable
 from typing import Any
 
+from tuneoff.planning.plan import COMPUTE_BYTES
 from tuneoff.study.methods import LoraMethod
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
@@ -24,7 +25,6 @@ HIDDEN_BYTES, WEIGHTS_BYTES = 34, 5
 """Bytes in 16 bits for each position and feature, and for each attention weight (equation 2)."""
 STATE_BYTES = 16
 """Of a trained weight: itself, its gradient and Adam's two moments, in fp32."""
-COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 class CohortMemory(Value):
