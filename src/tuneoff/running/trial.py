@@ -201,7 +201,7 @@ def _train(session: Session, tell: Tell) -> None:
             continue
         if session.runs[index].keep == "last" and not member.is_over:
             save_weights(session, index)
-        record = _trained_record(session, index, member, loop)
+        record = _trained_record(session, index, member)
         store.write_record(record)
         trackers[index].record(record)
         trackers[index].finish()
@@ -259,16 +259,16 @@ def _member(session: Session, index: int, steps: int) -> Member:
     return Member(seed=seed, order=order, optimizer=optimizer)
 
 
-def _trained_record(session: Session, index: int, member: Member, loop: Loop) -> Record:
+def _trained_record(session: Session, index: int, member: Member) -> Record:
     run, store = session.runs[index], session.place.store
     weights = store.weights(run.run_id)
     tail = member.losses[-max(1, round(len(member.losses) * TAIL_SHARE)) :]
     training = Training(
-        steps=loop.step,
-        epochs=member.order.epochs(loop.step),
+        steps=member.steps,
+        epochs=member.order.epochs(member.steps),
         num_target_tokens=member.target_tokens,
         num_input_tokens=member.input_tokens,
-        batch_sequence_sha256=sequence_sha256(member.order, loop.step),
+        batch_sequence_sha256=sequence_sha256(member.order, member.steps),
         best_step=member.best_step,
         final_loss_nats=sum(tail) / len(tail) if tail else None,
     )
