@@ -11,8 +11,8 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneoff.errors import TuneoffError
+from tuneoff.running.leaving import LEAVE, LEFT, Leave, LeftOffError, heed, listen_to_parent
 from tuneoff.running.schedule import Task
 from tuneoff.study.options import Tracker
 
@@ -63,6 +64,8 @@ class Child:
     job: Job
     process: BaseProcess
     connection: Connection
+    is_leaving: bool = False
+    """Whether it was asked to leave off."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Message:
 
     Attributes:
         job: whose it is.
-        kind: step, validation, phase, resumed, untracked, or at the end done, busy, error, crashed, killed.
+        kind: step, validation, phase, resumed, untracked, or at the end done, left, busy, error, crashed, killed.
         body: details, as JSON types; `error` has the exception.
     """
 
@@ -82,7 +85,7 @@ class Message:
     @property
     def is_last(self) -> bool:
         """Whether the child has ended."""
-        return self.kind in ("done", "busy", "error", "crashed", "killed")
+        return self.kind in ("done", "left", "busy", "error", "crashed", "killed")
 
 
 class LocalExecutor:
@@ -106,12 +109,23 @@ class LocalExecutor:
         process, connection = _fork(_work, job, f"tuneoff {job.task.shown.arm}")
         self.children.append(Child(job, process, connection))
 
-    def messages(self) -> Iterator[Message]:
+    def ask_to_leave(self, child: Child) -> None:
+        """Ask a child, once, to leave off: its last message then says how far it came."""
+        if not child.is_leaving:
+            child.is_leaving = True
+            with suppress(OSError):  # it has just ended
+                child.connection.send(LEAVE)
+
+    def messages(self, timeout_s: float | None = None, wakers: Sequence[int] = ()) -> Iterator[Message]:
         """Wait until a child says something, and yield what has come.
 
         Of an ended child the last message says how it ended.
+
+        Args:
+            timeout_s: how long to wait; none waits until something comes.
+            wakers: file descriptors that end the wait, too, when they can be read.
         """
-        ready = wait([child.connection for child in self.children])
+        ready = wait([*(child.connection for child in self.children), *wakers], timeout_s)
         for child in [child for child in self.children if child.connection in ready]:
             yield from self._drain(child)
 
@@ -132,7 +146,7 @@ class LocalExecutor:
         """Say how a child ended that could not say it itself."""
         self._forget(child)
         code = child.process.exitcode
-        kind = "killed" if code is not None and code < 0 else "crashed"
+        kind = "left" if code == LEFT else "killed" if code is not None and code < 0 else "crashed"
         return Message(child.job, kind, {"exit_code": code})
 
     def _forget(self, child: Child) -> None:
@@ -141,9 +155,9 @@ class LocalExecutor:
         self.children.remove(child)
 
     def stop(self) -> None:
-        """End all children; their runs go on from their last checkpoints another time."""
+        """End all children at once; their runs go on from their last checkpoints another time."""
         for child in self.children:
-            child.process.terminate()
+            child.process.kill()  # to SIGTERM they would finish their step first
         for child in list(self.children):
             self._forget(child)
 
@@ -214,13 +228,16 @@ def _main_hidden() -> Iterator[None]:
 
 def _work(job: Job, connection: Connection) -> None:
     """Do a job in the child and exit."""
-    watcher = threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True)
-    watcher.start()
+    leave = Leave()
+    heed(leave)
+    threading.Thread(target=listen_to_parent, args=(connection, leave), daemon=True).start()
     code = 0
     try:
         _log_to(job.folder / job.task.run.run_id)
-        kind, body = _do(job, connection)
+        kind, body = _do(job, connection, leave)
         connection.send((kind, body))
+    except LeftOffError as left:
+        connection.send(("left", left.body))
     except TuneoffError as error:
         connection.send(("error", {"error": error}))
     except BrokenPipeError:
@@ -234,7 +251,7 @@ def _work(job: Job, connection: Connection) -> None:
     os._exit(code)  # not sys.exit: nothing of the libraries' clean-up is needed, and some of it can hang
 
 
-def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
+def _do(job: Job, connection: Connection, leave: Leave) -> tuple[str, dict[str, Any]]:
     from filelock import Timeout
 
     from tuneoff.running.explain import explain_run
@@ -254,7 +271,7 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
                 locks.enter_context(store.lock(run_id))
             arms = {member.run.run_id: member.arm for member in task.members}
             tracking = Tracking(job.trackers, job.study, task.arm, job.folder, arms=arms) if job.trackers else None
-            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch, tracking)
+            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch, tracking, leave)
             if task.kind == "explain" and task.explaining is not None:
                 if not task.explaining.is_met_by(store.explained(task.run.run_id)):
                     explain_run(task.run, place, tell, task.explaining)
@@ -308,11 +325,3 @@ def _log_to(folder: Path) -> None:
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     faulthandler.enable()
-
-
-def _exit_with_parent(connection: Connection) -> None:
-    """End the child when the parent is gone: the pipe then reads as ended."""
-    try:
-        connection.poll(None)
-    finally:
-        os._exit(1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tuneoff.analysis.time_to_go import ArmWork, Workload
 from tuneoff.data.batching import num_steps
 from tuneoff.data.metrics import check_metrics
 from tuneoff.data.prepare import prepare
@@ -43,6 +44,15 @@ class Preflight(Value):
     """Hash of the tokenised retention text; empty where none is asked for."""
     memory: CohortMemory = CohortMemory(device_bytes=0, base_bytes=0, run_bytes=0)
     """What LoRA runs need that share a pass."""
+
+    def workload(self, num_jobs: int) -> Workload:
+        """Return what the work is made of, with so many processes at a time."""
+        counted = {arm.name: arm.parameters for arm in self.plan.arms}
+        return Workload(
+            num_steps=self.num_steps,
+            num_jobs=num_jobs,
+            arms={name: ArmWork(trainable=own.trainable, total=own.total) for name, own in counted.items()},
+        )
 
     def lines(self) -> Iterator[str]:
         """Yield what a person should know before the run starts."""

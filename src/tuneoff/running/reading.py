@@ -3,8 +3,10 @@
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tuneoff.analysis.progress import Progress, progress
+from tuneoff.analysis.progress import Progress, current_tests, progress
+from tuneoff.analysis.time_to_go import TimeToGo, UnderWay, time_to_go
 from tuneoff.running.store import Store
+from tuneoff.running.underway import planned_step_s, read_workload, runs_under_way
 from tuneoff.study.expand import base_run
 from tuneoff.study.explained import ExplainRecord, Sample
 from tuneoff.study.spec import Study
@@ -32,6 +34,31 @@ class Reading:
     def progress(self) -> Progress:
         """How far each arm is; takes no score, so it is there long before the summary of a large study."""
         return progress(self.study, self.records, self.tests)
+
+    @cached_property
+    def running(self) -> frozenset[str]:
+        """The runs that some process works on now."""
+        return frozenset(run_id for run_id in self.store.run_ids() if self.store.is_locked(run_id))
+
+    @cached_property
+    def under_way(self) -> dict[str, UnderWay]:
+        """The runs that were begun and are not finished, with how far they are."""
+        return runs_under_way(self.store, self.records.keys(), self.running)
+
+    @cached_property
+    def time_to_go(self) -> TimeToGo:
+        """How long the study still takes, with as many processes as work on it now, or else as it was last run with."""
+        at_work = sum(1 / own.num_runs for own in self.under_way.values() if own.is_at_work)
+        return time_to_go(
+            self.study,
+            self.progress,
+            self.records,
+            current_tests(self.study, self.tests),
+            workload=read_workload(self.store),
+            under_way=self.under_way,
+            planned_step_s=planned_step_s(self.store),
+            num_jobs=round(at_work) or None,
+        )
 
     @cached_property
     def summary(self) -> "Summary":

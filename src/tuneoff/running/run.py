@@ -1,6 +1,5 @@
 """Runs a study: trains what is missing and nothing that is done. The same command resumes."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,18 +9,24 @@ from functools import partial
 from filelock import Timeout
 
 from tuneoff.analysis.selection import is_current
+from tuneoff.analysis.time_to_go import Workload
 from tuneoff.analysis.tuning import Search
-from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_mean
+from tuneoff.errors import InfeasibleError, TuneoffError
 from tuneoff.running.cohorts import gather, part_stored, stored_cohort, unsettled
 from tuneoff.running.events import Event, Listener
 from tuneoff.running.executors import Job, LocalExecutor, Message
+from tuneoff.running.order import breadth_first
+from tuneoff.running.reckoning import Reckoning
 from tuneoff.running.schedule import Explained, Task, ready_tasks, unchosen
+from tuneoff.running.schedule import select_arms as select_arms
+from tuneoff.running.sitting import Sitting
 from tuneoff.running.store import FULL_WEIGHTS, Store
+from tuneoff.running.threads import threads_per_job
 from tuneoff.study.expand import base_run
 from tuneoff.study.explained import Explaining, ExplainRecord
 from tuneoff.study.identity import task_key
 from tuneoff.study.records import Record, TestRecord
-from tuneoff.study.spec import Arm, Study
+from tuneoff.study.spec import Study
 
 BUSY_WAIT_S = 1.0
 """How long to wait before looking again at a run that another process is at."""
@@ -37,6 +42,9 @@ class Options:
         cohort_size: LoRA runs that are trained in one pass at most; cohorts that were begun are gone on with.
         num_threads: CPU threads of each child; none shares the processors out.
         listener: is told what happens.
+        sitting: how long it may take, and what interrupts it.
+        workload: what the work is made of, from which the time to go is reckoned; none leaves arms unknown that were
+            not measured.
     """
 
     only: Sequence[str] = ()
@@ -44,6 +52,8 @@ class Options:
     cohort_size: int = 1
     num_threads: int | None = None
     listener: Listener = lambda event: None
+    sitting: Sitting = field(default_factory=Sitting)
+    workload: Workload | None = None
     data_sha256: Mapping[str, str] = field(default_factory=dict)
     """Hash of each task's splits as they are now (by `task_key`); a finished run on others is done again."""
     model_sha256: str = ""
@@ -84,30 +94,40 @@ class StudyRunner:
         """Rounds of the search that were said; none before anything was looked at."""
         self._lost_trackers: set[str] = set()
         """Trackers that cannot be opened, or hang: later runs of this sitting do not wait for them again."""
+        self.sitting = options.sitting
+        self._reckoning = Reckoning(
+            study, self.arms, store, options.sitting.pace, options.workload, options.num_jobs, options.listener
+        )
 
     def run(self) -> None:
-        """Do everything that is left.
+        """Do everything that is left, or as much as the sitting allows.
 
         Raises:
             TuneoffError: bad input. Runs that crash do not raise: see `failed`.
+            KeyboardInterrupt: Ctrl-C; once children have left off, and at once at a second one.
+            SystemExit: SIGTERM, likewise.
         """
         executor = LocalExecutor(self.options.num_jobs)
-        try:
-            while True:
-                waiting = self._fill(executor)
-                if executor.children:
-                    self._listen(executor)
-                elif waiting:
-                    time.sleep(BUSY_WAIT_S)
-                else:
-                    return
-        finally:
-            executor.stop()
+        with self.sitting.heeding_signals():
+            try:
+                while True:
+                    waiting = not self.sitting.is_ending(executor, self.options.listener) and self._fill(executor)
+                    if executor.children:
+                        self._listen(executor)
+                    elif waiting:
+                        time.sleep(BUSY_WAIT_S)
+                    else:
+                        return
+            finally:
+                executor.stop()
 
     def _listen(self, executor: LocalExecutor) -> None:
         """Take what children say until one of them has ended."""
         while True:
-            for message in executor.messages():
+            self.sitting.is_ending(executor, self.options.listener)
+            for message in executor.messages(self.sitting.wait_s(executor), self.sitting.wakers):
+                self.sitting.pace.heard(message)
+                self._reckoning.look()
                 self._take(message)
                 if message.is_last:
                     return
@@ -127,8 +147,10 @@ class StudyRunner:
                 waiting = True
                 continue
             ready.append(task)
-        for task in self._gathered(ready, records) if executor.has_room else ():
-            if at_work.isdisjoint(task.run_ids):
+        self._reckoning.reckon(records, tests)
+        gathered = self._gathered(ready, records) if executor.has_room else ()
+        for task in breadth_first(gathered, self.study.seeds[0]):
+            if at_work.isdisjoint(task.run_ids) and self.sitting.may_start(task, self._reckoning.step_s(task)):
                 at_work |= set(task.run_ids)
                 self._start(executor, task)
                 if len(executor.children) == executor.num_jobs:
@@ -176,8 +198,9 @@ class StudyRunner:
         self._num_rounds = rounds.num_rounds
 
     def _start(self, executor: LocalExecutor, task: Task) -> None:
-        threads = self.options.num_threads or max(1, (os.cpu_count() or 1) // self.options.num_jobs)
+        threads = self.options.num_threads or threads_per_job(self.options.num_jobs)
         self.options.listener(Event("start", task))
+        self.sitting.pace.started(task)
         executor.start(
             Job(
                 task=task,
@@ -238,7 +261,9 @@ class StudyRunner:
 
     def _take(self, message: Message) -> None:
         task = message.job.task
-        if message.kind == "error":
+        if message.kind == "left" or self.sitting.is_cause_of(message):
+            self._left(task, message)
+        elif message.kind == "error":
             self._error(task, message.body["error"])
         elif message.kind in ("crashed", "killed"):
             self._broke(task, message)
@@ -255,6 +280,19 @@ class StudyRunner:
             self.options.listener(Event("problem", task, message.body))
         else:
             self.options.listener(Event(message.kind, task, message.body))
+
+    def _left(self, task: Task, message: Message) -> None:
+        """Say that a task was left off; where nobody here asked for it, it is not taken up again in this sitting."""
+        if task.kind == "train":
+            for member in task.members:
+                if not member.is_along and self.store.record(member.run.run_id) is not None:
+                    self._done(member)  # its training was done, and its reading of the test split is left
+        if not self.sitting.ending:
+            why = "left off: a signal asked its process to end"
+            self.failed |= dict.fromkeys(task.run_ids, why)
+            self.options.listener(Event("failed", task, {"what": why}))
+        else:
+            self.options.listener(Event("left", task, message.body))
 
     def _done(self, task: Task) -> None:
         """Say what became of a run."""
@@ -328,18 +366,3 @@ class StudyRunner:
             gone += [run_id for run_id in tests if run_id in records and not explained.is_left(records[run_id].run)]
         for run_id in gone:
             (self.store.run_folder(run_id) / FULL_WEIGHTS).unlink(missing_ok=True)
-
-
-def select_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
-    """Return the arms that `only` names, by name or by family; all where it is empty.
-
-    Raises:
-        StudyError: a name that is no arm.
-    """
-    for name in only:
-        if not any(name in (arm.name, arm.family) for arm in study.arms):
-            names = [arm.name for arm in study.arms]
-            raise StudyError(
-                f"--only {name}: no arm is called so.{did_you_mean(name, names)} Arms: {', '.join(names)}."
-            )
-    return tuple(arm for arm in study.arms if not only or arm.name in only or arm.family in only)

@@ -1,14 +1,16 @@
 """What is left to do in a study, as a pure function of its records.
 
-Every arm at its first seed before any second one.
+Every arm at its first seed before any second one. This is the study's order, in which cohorts are parted; in what order
+tasks are started says `order`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.tuning import Rounds, Search
+from tuneoff.errors import StudyError, did_you_mean
 from tuneoff.study.expand import base_run, chosen_runs, trials
 from tuneoff.study.explained import Explaining, ExplainRecord
 from tuneoff.study.identity import Run
@@ -35,6 +37,8 @@ class Task(Value):
     """Of a cohort: the runs that are trained in the same pass, in its order."""
     is_along: bool = False
     """Whether the run of a cohort is finished, and only trained along: the bits of the others depend on the pass."""
+    turn: int = 0
+    """Of a trial: its place among its arm's, rates rising."""
 
     @property
     def members(self) -> tuple["Task", ...]:
@@ -96,11 +100,11 @@ def _trials(search: Search, rounds: Rounds, arm: Arm) -> Iterator[Task]:
     """Yield the trials that an arm has still to do: one after another where each is held against those before it."""
     study = search.study
     missing = {trial.run_id for trial in rounds.trials[arm.name] if trial.status == "missing"}
-    for run in trials(study, arm, rounds.rates(arm)):
+    for turn, run in enumerate(trials(study, arm, rounds.rates(arm))):
         if run.run_id in missing:
             halving = search.halving(arm, run.run_id)
             testing = None if arm.is_tuned else study.testing
-            yield Task(kind="train", arm=arm.name, run=run, testing=testing, halving=halving)
+            yield Task(kind="train", arm=arm.name, run=run, testing=testing, halving=halving, turn=turn)
             if halving is not None:
                 return
 
@@ -158,3 +162,18 @@ def unchosen(study: Study, records: Mapping[str, Record]) -> Iterator[str]:
         tried |= {run.run_id: None for run in runs}
         needed |= {run.run_id for run in runs if lr is None or run.lr == lr}
     yield from (run_id for run_id in tried if run_id not in needed)
+
+
+def select_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
+    """Return the arms that `only` names, by name or by family; all where it is empty.
+
+    Raises:
+        StudyError: a name that is no arm.
+    """
+    for name in only:
+        if not any(name in (arm.name, arm.family) for arm in study.arms):
+            names = [arm.name for arm in study.arms]
+            raise StudyError(
+                f"--only {name}: no arm is called so.{did_you_mean(name, names)} Arms: {', '.join(names)}."
+            )
+    return tuple(arm for arm in study.arms if not only or arm.name in only or arm.family in only)

@@ -18,6 +18,7 @@ from tuneoff.methods import cohort_from_specs, interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.heads import draw_head, train_head
 from tuneoff.methods.selective import FrozenModel, NoTraining
+from tuneoff.running.leaving import Leave
 from tuneoff.running.store import ADAPTER_WEIGHTS, CHECKPOINT_FOLDER, FULL_WEIGHTS, Store
 from tuneoff.running.tracking import Tracking
 from tuneoff.study.identity import Run
@@ -54,6 +55,8 @@ class Place:
     """A smaller micro-batch than the study's, after an out-of-memory."""
     tracking: Tracking | None = None
     """Experiment trackers that the runs are sent to."""
+    leave: Leave = field(default_factory=Leave)
+    """Whether the process was asked to leave off."""
 
 
 @dataclass

@@ -14,6 +14,7 @@ from tuneoff.methods.base import num_parameters
 from tuneoff.running.cohorts import part_stored
 from tuneoff.running.examine import Tell, read_test_split
 from tuneoff.running.halving import reason_to_stop
+from tuneoff.running.leaving import LeftOffError
 from tuneoff.running.provenance import provenance
 from tuneoff.running.session import Place, Session, open_session, restore_weights, save_weights, score
 from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE
@@ -53,6 +54,7 @@ def train_runs(
 
     Raises:
         TuneoffError: bad input.
+        LeftOffError: the process was asked to leave off; what is not finished goes on from a checkpoint another time.
         InfeasibleError: out of memory in a cohort, which is then stored as smaller ones, or of one run with more than
             one sequence at a time.
     """
@@ -61,7 +63,8 @@ def train_runs(
     if session.problem:
         _record_problem(session)
     elif session.adapted.trainable_parameters():
-        _train(session, tell)
+        with place.leave.deferred():
+            _train(session, tell)
     else:
         _record_untrained(session, tell)
     for index, own in enumerate(testing):
@@ -155,6 +158,10 @@ class _Host:
             {"step": step, "num_steps": self.num_steps, "loss_nats": loss_nats, "tokens_per_s": tokens_per_s},
         )
 
+    def must_leave(self) -> bool:
+        """Whether this process was asked to leave off."""
+        return self.session.place.leave.is_asked
+
 
 def _train(session: Session, tell: Tell) -> None:
     first, store = session.first, session.place.store
@@ -195,6 +202,10 @@ def _train(session: Session, tell: Tell) -> None:
         session.meter,
     )
     _run_loop(session, loop, resume)
+    if not loop.is_over:
+        for tracker in trackers:
+            tracker.finish()
+        raise LeftOffError({"step": loop.step, "num_steps": steps})
     session.meter.note_peak("train")
     for index, member in enumerate(members):
         if index in session.along:
