@@ -242,6 +242,17 @@ def run(
     return Result(study, store, dict(runner.failed), sitting.is_cut)
 
 
+def seconds_of(text: str) -> float:
+    """Return a length of time, such as `8h`, `90m`, `1h30m`, `45s` or `3600`, in seconds.
+
+    Raises:
+        StudyError: it is none.
+    """
+    from tuneoff.running.sitting import seconds_of as parse
+
+    return parse(text)
+
+
 def plan(study: Study) -> "Plan":
     """Return what the study will train and keep: matched modules and exact counts, without loading weights."""
     from tuneoff.planning.plan import plan as make_plan

@@ -4,7 +4,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tuneoff.analysis.progress import Progress, current_tests, progress
-from tuneoff.analysis.time_to_go import TimeToGo, UnderWay, time_to_go
+from tuneoff.analysis.time_to_go import TimeToGo, UnderWay, Workload, time_to_go
 from tuneoff.running.store import Store
 from tuneoff.running.underway import planned_step_s, read_workload, runs_under_way
 from tuneoff.study.expand import base_run
@@ -46,6 +46,17 @@ class Reading:
         return runs_under_way(self.store, self.records.keys(), self.running)
 
     @cached_property
+    def _workload(self) -> Workload | None:
+        return read_workload(self.store)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps of each run; none where the data decide, and the study was not run yet."""
+        if self.study.budget.steps is not None:
+            return self.study.budget.steps
+        return None if self._workload is None else self._workload.num_steps
+
+    @cached_property
     def time_to_go(self) -> TimeToGo:
         """How long the study still takes, with as many processes as work on it now, or else as it was last run with."""
         at_work = sum(1 / own.num_runs for own in self.under_way.values() if own.is_at_work)
@@ -54,7 +65,7 @@ class Reading:
             self.progress,
             self.records,
             current_tests(self.study, self.tests),
-            workload=read_workload(self.store),
+            workload=self._workload,
             under_way=self.under_way,
             planned_step_s=planned_step_s(self.store),
             num_jobs=round(at_work) or None,
