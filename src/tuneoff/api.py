@@ -209,12 +209,15 @@ def run(
         listener: is told what happens.
 
     Raises:
-        TuneoffError: bad input.
+        TuneoffError: bad input, or a disk that cannot hold what will be written (before anything is).
         KeyboardInterrupt: Ctrl-C. At the first one runs leave off with a checkpoint, at a second one at once.
     """
     from tuneoff.running.cohorts import asked_size
+    from tuneoff.running.events import Event
+    from tuneoff.running.full_disk import full_disk_is_told
     from tuneoff.running.run import Options, StudyRunner, select_arms
     from tuneoff.running.sitting import Sitting
+    from tuneoff.running.space import check_room
     from tuneoff.running.store import Store
     from tuneoff.running.underway import write_workload
 
@@ -223,13 +226,17 @@ def run(
     select_arms(study, only)  # refused before anything is read or written
     size = asked_size(cohort)
     found = checked or check(study)
+    num_cohort = found.memory.size(num_jobs) if size is None else size
+    warning = check_room(study, select_arms(study, only), store, found, num_jobs, num_cohort)
+    if warning:
+        listener(Event("problem", body={"what": warning}))
     store.create(study)
     workload = found.workload(num_jobs)
     write_workload(store, workload)
     options = Options(
         only=only,
         num_jobs=num_jobs,
-        cohort_size=found.memory.size(num_jobs) if size is None else size,
+        cohort_size=num_cohort,
         listener=listener,
         sitting=sitting,
         workload=workload,
@@ -238,7 +245,8 @@ def run(
         retention_sha256=found.retention_sha256,
     )
     runner = StudyRunner(study, store, options)
-    runner.run()
+    with full_disk_is_told(store.folder):
+        runner.run()
     return Result(study, store, dict(runner.failed), sitting.is_cut)
 
 

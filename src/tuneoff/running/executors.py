@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneoff.errors import TuneoffError
+from tuneoff.running.full_disk import full_disk, is_disk_full
 from tuneoff.running.leaving import LEAVE, LEFT, Leave, LeftOffError, heed, listen_to_parent
 from tuneoff.running.schedule import Task
 from tuneoff.study.options import Tracker
@@ -242,12 +243,18 @@ def _work(job: Job, connection: Connection) -> None:
         connection.send(("error", {"error": error}))
     except BrokenPipeError:
         code = 1
-    except BaseException:  # the child's last line of defence: the log has the traceback, the parent is told
-        traceback.print_exc()
-        connection.send(("crashed", {"exit_code": CRASHED, "what": traceback.format_exc(limit=0).strip()}))
+    except BaseException as error:  # the child's last line of defence: the log has the traceback, the parent is told
         code = CRASHED
-    sys.stdout.flush()
-    sys.stderr.flush()
+        if is_disk_full(error):
+            connection.send(("error", {"error": full_disk(job.folder, error)}))
+        else:
+            what = traceback.format_exc(limit=0).strip()
+            with suppress(OSError):  # the disk that the log is on may be full
+                traceback.print_exc()
+            connection.send(("crashed", {"exit_code": CRASHED, "what": what}))
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # not sys.exit: nothing of the libraries' clean-up is needed, and some of it can hang
 
 
