@@ -4,7 +4,7 @@ The command line calls these same functions.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,43 +203,34 @@ def run(
         cohort: LoRA runs that are trained in one pass over the frozen base at most. `off` trains each alone; `auto`
             does so on a CPU, and on a GPU takes as many as should fit, 8 at most. It is no part of a run's identity:
             the weights agree but for rounding. Cohorts that were begun are gone on with, whatever is given here.
-        time_s: seconds after which no run is started and those at work leave off, with a checkpoint after their step;
-            one that will be done within 2 % of it (300 s at most) is let finish. None takes as long as the work does.
+        time_s: seconds after which no run is started, and those at work leave off with a checkpoint after their step;
+            one that will be done within 2 % of it (300 s at most) is let finish.
         checked: what `check` said of the study; none checks now.
         listener: is told what happens.
 
     Raises:
-        TuneoffError: bad input, or a disk that cannot hold what will be written (before anything is).
+        TuneoffError: bad input, or a disk that cannot hold the results.
         KeyboardInterrupt: Ctrl-C. At the first one runs leave off with a checkpoint, at a second one at once.
     """
+    from tuneoff.running.begin import begin
     from tuneoff.running.cohorts import asked_size
-    from tuneoff.running.events import Event
     from tuneoff.running.full_disk import full_disk_is_told
     from tuneoff.running.run import Options, StudyRunner, select_arms
     from tuneoff.running.sitting import Sitting
-    from tuneoff.running.space import check_room
     from tuneoff.running.store import Store
-    from tuneoff.running.underway import write_workload
 
-    sitting = Sitting(time_s)
-    store = Store(out / study.name)
-    select_arms(study, only)  # refused before anything is read or written
+    sitting, store = Sitting(time_s), Store(out / study.name)
+    arms = select_arms(study, only)  # refused before anything is read or written
     size = asked_size(cohort)
     found = checked or check(study)
-    num_cohort = found.memory.size(num_jobs) if size is None else size
-    warning = check_room(study, select_arms(study, only), store, found, num_jobs, num_cohort)
-    if warning:
-        listener(Event("problem", body={"what": warning}))
-    store.create(study)
-    workload = found.workload(num_jobs)
-    write_workload(store, workload)
+    num_cohort = size or found.memory.size(num_jobs)
     options = Options(
         only=only,
         num_jobs=num_jobs,
         cohort_size=num_cohort,
         listener=listener,
         sitting=sitting,
-        workload=workload,
+        workload=begin(study, arms, store, found, num_jobs=num_jobs, cohort_size=num_cohort, listener=listener),
         data_sha256=found.data_sha256,
         model_sha256=found.model_sha256,
         retention_sha256=found.retention_sha256,
@@ -247,7 +238,8 @@ def run(
     runner = StudyRunner(study, store, options)
     with full_disk_is_told(store.folder):
         runner.run()
-    return Result(study, store, dict(runner.failed), sitting.is_cut)
+    result = Result(study, store, dict(runner.failed))
+    return replace(result, is_cut=sitting.is_cut and bool(result.time_to_go().arms))
 
 
 def seconds_of(text: str) -> float:

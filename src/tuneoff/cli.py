@@ -357,7 +357,7 @@ def _run(
     reading = result.read()
     result.table(reading)
     _say_report(result.report(reading=reading))
-    if result.is_cut and reading.time_to_go.arms:
+    if result.is_cut:
         console.print(what_is_left(reading.time_to_go, shlex.join(["tuneoff", *sys.argv[1:]])), soft_wrap=True)
     if result.failed:
         raise typer.Exit(1)
