@@ -74,7 +74,7 @@ class ArmTimeToGo(Value):
     like: str = ""
     """The measured arm that it is reckoned from; empty where it is its own."""
     num_runs: int
-    """Runs that are left to train, those under way among them."""
+    """Runs that are left, those under way among them."""
     num_steps: int | None
     """Optimizer steps that are left; none where the data decide, and were not looked at yet."""
     step_s: float | None = None
@@ -100,7 +100,7 @@ class TimeToGo(Value):
 
     @property
     def num_runs(self) -> int:
-        """Runs that are left to train."""
+        """Runs that are left."""
         return sum(arm.num_runs for arm in self.arms)
 
     @property

@@ -15,7 +15,7 @@ LEFT_OUT = "start-up, explaining and the report left out"
 
 
 def to_go(found: TimeToGo, elapsed_s: float = 0.0) -> str:
-    """Return `about 1 h 20 min to go`; nothing where it is not known.
+    """Return `about 1 h 20 min to go`, or `less than a minute to go`; nothing where it is not known.
 
     Args:
         found: as it was reckoned.
@@ -23,7 +23,8 @@ def to_go(found: TimeToGo, elapsed_s: float = 0.0) -> str:
     """
     if found.seconds is None or not found.arms:
         return ""
-    return f"about {numbers.about(max(0.0, found.seconds - elapsed_s))} to go"
+    left = numbers.about(max(0.0, found.seconds - elapsed_s))
+    return f"{left} to go" if left.startswith("less") else f"about {left} to go"
 
 
 def explained(found: TimeToGo) -> str:
@@ -66,7 +67,7 @@ def what_is_left(found: TimeToGo, command: str) -> Text:
     """
     runs = sum(arm.num_runs for arm in found.arms)
     tests = sum(arm.num_tests for arm in found.arms)
-    what = f"{runs} {'run' if runs == 1 else 'runs'} to train, {tests} {'test' if tests == 1 else 'tests'} to read"
+    what = f"{runs} {'run' if runs == 1 else 'runs'}, {tests} {'test' if tests == 1 else 'tests'}"
     time = f" ({to_go(found)})" if to_go(found) else ""
     return Text.assemble("Time is up. Left: ", clean(what), time, ". To go on: ", (clean(command), "bold"))
 
