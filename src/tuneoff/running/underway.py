@@ -43,15 +43,14 @@ def planned_step_s(store: Store) -> dict[str, float]:
         body = from_json((store.folder / PLAN_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
-    arms = body.get("arms", body) if isinstance(body, dict) else None
-    if isinstance(arms, list):
-        arms = {arm.get("name"): arm for arm in arms if isinstance(arm, dict)}
     found = {}
-    for name, arm in arms.items() if isinstance(arms, dict) else ():
-        own = arm.get("predicted", arm) if isinstance(arm, dict) else None
-        step_s = own.get("step_s") if isinstance(own, dict) else None
-        if isinstance(step_s, int | float) and step_s > 0:
-            found[str(name)] = float(step_s)
+    try:
+        for arm in body["plan"]["arms"]:
+            step_s = (arm["predicted"] or {}).get("step_s")
+            if step_s is not None and float(step_s) > 0:
+                found[str(arm["name"])] = float(step_s)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
     return found
 
 
