@@ -160,7 +160,20 @@ def test_a_signal_leaves_a_checkpoint_at_the_step_and_the_same_command_goes_on(
     checkpoints = list(out.glob(f"*/*/{CHECKPOINT_FOLDER}/step-*/state.json"))
     assert len(checkpoints) == 2
     steps = {path.parents[2].name: json.loads(path.read_text())["step"] for path in checkpoints}
-    study = api.load(world / f"{out.parent.name}.yaml")
-    events = Events()
-    api.run(study, out, num_jobs=2, listener=events)
+    events = Resumed(2)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(api.load(world / f"{out.parent.name}.yaml"), out, num_jobs=2, listener=events)
     assert {event.task.run.run_id: event.body["step"] for event in events.of("resumed") if event.task} == steps
+
+
+class Resumed(Events):
+    """Stops a study, as Ctrl-C twice does, once so many runs have gone on from a checkpoint."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if len(self.of("resumed")) == self.number:
+            raise KeyboardInterrupt
