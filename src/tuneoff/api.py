@@ -218,6 +218,8 @@ def run(
         data_sha256=found.data_sha256,
         model_sha256=found.model_sha256,
         retention_sha256=found.retention_sha256,
+        needed_bytes={arm.name: arm.least_bytes for arm in found.plan.arms},
+        available=found.available,
     )
     runner = StudyRunner(study, store, options)
     runner.run()

@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from tuneoff.errors import TuneoffError
 from tuneoff.running.schedule import Task
+from tuneoff.running.store import LOG_FILE
+from tuneoff.running.watch import KILLED_BY_KERNEL, LOOK_S, Watch
 from tuneoff.study.options import Tracker
+from tuneoff.study.shortage import MemoryPhase, Shortage
 
 if TYPE_CHECKING:
     from tuneoff.running.session import Place
@@ -48,7 +51,12 @@ class Job:
     root: Path
     checkpoint_every: int | None
     num_threads: int | None
-    micro_batch: int | None = None
+    needed_bytes: int = 0
+    """That the task takes in all at least."""
+    is_alone: bool = True
+    """Whether nothing else is started beside."""
+    shortage: Shortage | None = None
+    """What is lacking for good, where the kernel ended the child that was to say so itself."""
     study: str = ""
     trackers: tuple[Tracker, ...] = ()
     cohorts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -63,6 +71,9 @@ class Child:
     job: Job
     process: BaseProcess
     connection: Connection
+    watch: Watch
+    phase: MemoryPhase = "load"
+    """What it said last that it was doing."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,8 @@ class Message:
 
     Attributes:
         job: whose it is.
-        kind: step, validation, phase, resumed, untracked, or at the end done, busy, error, crashed, killed.
+        kind: step, validation, phase, resumed, untracked, or at the end done, busy, error, crashed, killed, or starved
+            (ended for want of memory).
         body: details, as JSON types; `error` has the exception.
     """
 
@@ -82,7 +94,7 @@ class Message:
     @property
     def is_last(self) -> bool:
         """Whether the child has ended."""
-        return self.kind in ("done", "busy", "error", "crashed", "killed")
+        return self.kind in ("done", "busy", "error", "crashed", "killed", "starved")
 
 
 class LocalExecutor:
@@ -103,15 +115,18 @@ class LocalExecutor:
 
     def start(self, job: Job) -> None:
         """Start a child."""
+        watch = Watch(job.folder / job.task.run.run_id / LOG_FILE)
         process, connection = _fork(_work, job, f"tuneoff {job.task.shown.arm}")
-        self.children.append(Child(job, process, connection))
+        self.children.append(Child(job, process, connection, watch))
 
     def messages(self) -> Iterator[Message]:
         """Wait until a child says something, and yield what has come.
 
         Of an ended child the last message says how it ended.
         """
-        ready = wait([child.connection for child in self.children])
+        while not (ready := wait([child.connection for child in self.children], LOOK_S)):
+            for child in self.children:
+                child.watch.look(child.process.pid)
         for child in [child for child in self.children if child.connection in ready]:
             yield from self._drain(child)
 
@@ -119,6 +134,9 @@ class LocalExecutor:
         try:
             while child.connection.poll():
                 kind, body = child.connection.recv()
+                if kind == "doing":
+                    child.phase = body["phase"]
+                    continue
                 message = Message(child.job, kind, body)
                 if message.is_last:
                     self._forget(child)
@@ -129,11 +147,20 @@ class LocalExecutor:
             yield self._ended(child)
 
     def _ended(self, child: Child) -> Message:
-        """Say how a child ended that could not say it itself."""
+        """Say how a child ended that could not say it itself.
+
+        How a child that ended for want of memory is told from one that somebody killed, and from a crash: see
+        `tuneoff.running.watch`.
+        """
         self._forget(child)
         code = child.process.exitcode
-        kind = "killed" if code is not None and code < 0 else "crashed"
-        return Message(child.job, kind, {"exit_code": code})
+        why = child.watch.why_starved(code)
+        if why == KILLED_BY_KERNEL:
+            for other in self.children:
+                other.watch.num_oom_kills += 1  # that kill is accounted for
+        kind = "starved" if why else "killed" if code is not None and code < 0 else "crashed"
+        body = {"exit_code": code, "why": why, "phase": child.phase, "num_others": len(self.children)}
+        return Message(child.job, kind, body)
 
     def _forget(self, child: Child) -> None:
         child.process.join()
@@ -254,7 +281,17 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
                 locks.enter_context(store.lock(run_id))
             arms = {member.run.run_id: member.arm for member in task.members}
             tracking = Tracking(job.trackers, job.study, task.arm, job.folder, arms=arms) if job.trackers else None
-            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch, tracking)
+            place = Place(
+                store,
+                job.root,
+                job.checkpoint_every,
+                job.num_threads,
+                tracking,
+                needed_bytes=job.needed_bytes,
+                is_alone=job.is_alone,
+                shortage=job.shortage,
+                doing=lambda phase: tell("doing", {"phase": phase}),
+            )
             if task.kind == "explain" and task.explaining is not None:
                 if not task.explaining.is_met_by(store.explained(task.run.run_id)):
                     explain_run(task.run, place, tell, task.explaining)
@@ -301,7 +338,7 @@ def _is_trained(store: "Store", task: Task) -> bool:
 def _log_to(folder: Path) -> None:
     """Send everything that libraries print to the run's log, on the level of file descriptors."""
     folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

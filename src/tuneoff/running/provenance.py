@@ -24,6 +24,7 @@ def provenance(session: Session) -> Provenance:
         device=session.runtime.device_name,
         num_threads=session.runtime.num_threads,
         micro_batch=session.setup["micro_batch"],
+        evaluation_tokens=session.setup.get("evaluation_tokens"),
         num_sittings=session.setup["num_sittings"],
         cohort=tuple(session.setup["cohort"]) if len(session.setup["cohort"]) > 1 else (),
         model_sha256=fingerprint(run.model, session.place.root, run.revision),

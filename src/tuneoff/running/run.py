@@ -15,13 +15,16 @@ from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_me
 from tuneoff.running.cohorts import gather, part_stored, stored_cohort, unsettled
 from tuneoff.running.events import Event, Listener
 from tuneoff.running.executors import Job, LocalExecutor, Message
+from tuneoff.running.memory import Memory
 from tuneoff.running.schedule import Explained, Task, ready_tasks, unchosen
+from tuneoff.running.shortages import CROWDED
 from tuneoff.running.store import FULL_WEIGHTS, Store
 from tuneoff.study.expand import base_run
 from tuneoff.study.explained import Explaining, ExplainRecord
 from tuneoff.study.identity import task_key
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Arm, Study
+from tuneoff.training.memory_limits import Available
 
 BUSY_WAIT_S = 1.0
 """How long to wait before looking again at a run that another process is at."""
@@ -50,6 +53,10 @@ class Options:
     """Hash of the base as it is now, likewise."""
     retention_sha256: str = ""
     """Hash of the retention text's tokens as they are now; runs that were scored on another text are scored anew."""
+    needed_bytes: Mapping[str, int] = field(default_factory=dict)
+    """That each arm's training takes at least, by its name; where there is less it is not begun."""
+    available: Available | None = None
+    """What a child may have before it loads anything; runs that lacked memory where there was less are tried again."""
 
 
 class StudyRunner:
@@ -77,7 +84,7 @@ class StudyRunner:
         self._begun: dict[str, tuple[str, ...]] = {}
         """With whom the runs that are ready were begun, as it was last read."""
         self._busy_until: dict[str, float] = {}
-        self._micro_batch: dict[str, int] = {}
+        self.memory = Memory(store, options.available)
         self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
         self._explained: dict[str, ExplainRecord] = {}
         self._num_rounds: int | None = None
@@ -118,6 +125,7 @@ class StudyRunner:
         self._say_round(records)
         explained = self._worked_out(tests)
         at_work = {run_id for child in executor.children for run_id in child.job.task.run_ids}
+        has_room = executor.has_room and not any(self.memory.is_alone(child.job.task) for child in executor.children)
         ready, waiting = [], False
         for task in ready_tasks(self.study, self.arms, records, tests, explained):
             run_id = task.run.run_id
@@ -127,11 +135,14 @@ class StudyRunner:
                 waiting = True
                 continue
             ready.append(task)
-        for task in self._gathered(ready, records) if executor.has_room else ():
+        for task in self._gathered(ready, records) if has_room else ():
             if at_work.isdisjoint(task.run_ids):
+                is_alone = self.memory.is_alone(task)
+                if is_alone and executor.children:
+                    break  # it waits until nothing else is at work, and nothing new begins meanwhile
                 at_work |= set(task.run_ids)
                 self._start(executor, task)
-                if len(executor.children) == executor.num_jobs:
+                if is_alone or not executor.has_room:
                     break
         self._prune(records, tests, explained)
         return waiting
@@ -176,6 +187,8 @@ class StudyRunner:
         self._num_rounds = rounds.num_rounds
 
     def _start(self, executor: LocalExecutor, task: Task) -> None:
+        self.memory.begun |= set(task.run_ids)
+        needed = max(self.options.needed_bytes.get(member.arm, 0) for member in task.members)
         threads = self.options.num_threads or max(1, (os.cpu_count() or 1) // self.options.num_jobs)
         self.options.listener(Event("start", task))
         executor.start(
@@ -185,7 +198,9 @@ class StudyRunner:
                 root=self.study.root,
                 checkpoint_every=self.study.checkpoint.every,
                 num_threads=threads,
-                micro_batch=self._micro_batch.get(task.run.run_id),
+                needed_bytes=needed if task.kind == "train" else 0,
+                is_alone=self.options.num_jobs == 1 or self.memory.is_alone(task),
+                shortage=self.memory.lacking(task),
                 study=self.study.name,
                 trackers=tuple(name for name in self.study.trackers if name not in self._lost_trackers),
                 cohorts={run_id: self._begun.get(run_id, ()) for run_id in task.run_ids if run_id in self._begun},
@@ -198,7 +213,7 @@ class StudyRunner:
         for run_id in self.store.run_ids():
             record, test = self._verified.get(run_id, (None, None))
             if record is None:
-                record = self._unless_stale(self.store.record(run_id, verify=True))
+                record = self._unless_lacking(self._unless_stale(self.store.record(run_id, verify=True)))
             if record is not None and not is_current(test, self.study):
                 test = self.store.test(run_id, verify=True)
             if record is not None:
@@ -215,7 +230,11 @@ class StudyRunner:
             for run_id in (base_run(self.study).run_id, *current):
                 if run_id not in self._explained:
                     found = self.store.explained(run_id)
-                    if found is not None and self.explaining.is_met_by(found):
+                    if (
+                        found is not None
+                        and self.explaining.is_met_by(found)
+                        and not self.memory.is_enough(run_id, found.shortage)
+                    ):
                         self._explained[run_id] = found
         return Explained(wanted=self.explaining, records=self._explained)
 
@@ -236,10 +255,23 @@ class StudyRunner:
         self.options.listener(Event("problem", body={"what": what}))
         return None
 
+    def _unless_lacking(self, record: Record | None) -> Record | None:
+        """Pass a record on; a run that lacked memory is tried again where there is more by now."""
+        if record is None or not self.memory.is_enough(record.run_id, record.shortage):
+            return record
+        what = f"run {record.run_id}: it lacked memory, and there is more now; it will be tried again"
+        self.options.listener(Event("problem", body={"what": what}))
+        if record.status == "done":
+            return record.model_copy(update={"shortage": None})
+        self.store.begin_anew(record.run_id)
+        return None
+
     def _take(self, message: Message) -> None:
         task = message.job.task
         if message.kind == "error":
             self._error(task, message.body["error"])
+        elif message.kind == "starved":
+            self.options.listener(Event("problem", task, {"what": self.memory.starved(task, message)}))
         elif message.kind in ("crashed", "killed"):
             self._broke(task, message)
         elif message.kind == "busy":
@@ -267,8 +299,11 @@ class StudyRunner:
             self._verified.pop(run_id, None)  # of a run that was stopped in another search
         record = self.store.record(run_id)
         kind = {"done": "finished", "pruned": "pruned"}.get(record.status if record is not None else "")
+        reason = record.reason if record is not None else ""
+        if record is not None and record.shortage is not None:
+            kind, reason = "infeasible", record.shortage.reason
         loss = record.validation.loss_nats if record is not None and record.validation is not None else None
-        body = {"what": record.reason if record is not None else "", "validation_loss_nats": loss}
+        body = {"what": reason, "validation_loss_nats": loss}
         self.options.listener(Event(kind or "infeasible", task, body))
 
     def _broke(self, task: Task, message: Message) -> None:
@@ -305,21 +340,18 @@ class StudyRunner:
         return True
 
     def _error(self, task: Task, error: TuneoffError) -> None:
-        """Go on with less at a time after an out-of-memory; anything else is bad input and ends the study."""
+        """Go on after an out-of-memory; anything else is bad input and ends the study."""
         run_id = task.run.run_id
+        if isinstance(error, InfeasibleError):  # where less at a time may do, the child has stored it
+            if error.reason == CROWDED:
+                self.memory.alone |= set(task.run_ids)
+            self.options.listener(Event("problem", task, {"what": str(error)}))
+            return
         if task.kind == "explain":  # what was trained and tested stands, whatever comes of this
             self.failed[run_id] = f"could not be explained ({error})"
             self.options.listener(Event("failed", task, {"what": self.failed[run_id]}))
             return
-        if not isinstance(error, InfeasibleError):
-            raise error
-        if task.others:  # the child stored its halves
-            self.options.listener(Event("problem", task, {"what": str(error)}))
-            return
-        micro_batch = int((self.store.setup(run_id) or {}).get("micro_batch", 2))
-        self._micro_batch[run_id] = micro_batch // 2
-        what = f"out of memory; trying again with a micro-batch of {micro_batch // 2} (the effective batch stays)"
-        self.options.listener(Event("problem", task, {"what": what}))
+        raise error
 
     def _prune(self, records: Mapping[str, Record], tests: Mapping[str, TestRecord], explained: Explained) -> None:
         """Remove full weights that nothing will read again; adapters are small and stay."""

@@ -123,7 +123,9 @@ def _seed(
     if record is None or record.status == "pruned":
         if index:  # the first seed's runs are the trials
             yield Task(kind="train", arm=arm.name, run=run, testing=study.testing)
-    elif record.status == "done" and not is_current(tests.get(run.run_id), study):
+    elif (
+        record.status == "done" and not is_current(tests.get(run.run_id), study) and not record.is_beyond(study.testing)
+    ):
         yield Task(kind="score", arm=arm.name, run=run, testing=study.testing)
 
 

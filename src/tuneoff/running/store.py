@@ -225,6 +225,11 @@ class Store:
                 (folder / name).rename(folder / f"{name}.old")
         remove_folder(folder / CHECKPOINT_FOLDER)
 
+    def begin_anew(self, run_id: str) -> None:
+        """Set a run aside with what it was set up with: on another machine, it starts as the study asks."""
+        self.set_aside(run_id)
+        (self.run_folder(run_id) / SETUP_FILE).unlink(missing_ok=True)
+
     def setup(self, run_id: str) -> dict[str, Any] | None:
         """Return what a run was set up with, or none."""
         try:

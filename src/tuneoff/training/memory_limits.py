@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from tuneoff.study.shortage import shown_bytes as shown_bytes
 from tuneoff.study.value import Value
 
 MEBIBYTE = 2**20
@@ -35,19 +36,10 @@ class Available(Value):
     """
 
     num_bytes: int
-    source: Literal["RAM", "cgroup", "ulimit -v"]
+    source: Literal["RAM", "cgroup", "ulimit -v", "GPU"]
 
     def __str__(self) -> str:
         return f"{shown_bytes(self.num_bytes)} ({self.source})"
-
-
-def shown_bytes(num_bytes: float) -> str:
-    """Return bytes as people read them, in powers of 1000: `3.4 GB`."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 999.5:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.3g} GB" if num_bytes < 999.5 else f"{num_bytes:,.0f} GB"
 
 
 def available_bytes() -> Available:
@@ -56,11 +48,18 @@ def available_bytes() -> Available:
     Of the address space what the process holds already is taken off, so a process with the libraries loaded has less.
     Swap does not count: a model that trains in it does not come to an end.
     """
+    found = shared_bytes()
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return found
+    own = Available(num_bytes=max(0, limit - _held_bytes()), source="ulimit -v")
+    return min(found, own, key=lambda one: one.num_bytes)
+
+
+def shared_bytes() -> Available:
+    """Return what the machine and the control group leave to all of its processes."""
     found = [Available(num_bytes=_machine_bytes(), source="RAM")]
     found += [Available(num_bytes=room, source="cgroup") for room in _cgroup_rooms()]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        found.append(Available(num_bytes=max(0, limit - _held_bytes()), source="ulimit -v"))
     return min(found, key=lambda one: one.num_bytes)
 
 
