@@ -59,7 +59,7 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
         metrics = score_classes(labels, predicted, len(session.data.classes), testing.metrics)
         files |= {PREDICTED_FILE: json.dumps(predicted).encode(), LABELS_FILE: json.dumps(labels).encode()}
     rows = min(testing.generate.batch_size, int(session.setup.get("generation_rows") or testing.generate.batch_size))
-    written = _write_texts(session, index, testing, rows, tell)
+    written = write_texts(session, index, testing, rows, tell)
     if written:
         metrics = written[0].generated.metrics
         files[GENERATIONS_FILE] = generations_jsonl(written)
@@ -90,7 +90,7 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
     trackers.finish()
 
 
-def _write_texts(session: Session, index: int, testing: Testing, rows: int, tell: Tell) -> tuple[Written, ...]:
+def write_texts(session: Session, index: int, testing: Testing, rows: int, tell: Tell) -> tuple[Written, ...]:
     """Write on after the test split's prompts with each decoding strategy; nothing where none is asked for.
 
     Args:

@@ -25,7 +25,8 @@ from tuneoff.running.schedule import Task
 from tuneoff.running.store import LOG_FILE
 from tuneoff.running.watch import KILLED_BY_KERNEL, LOOK_S, Watch
 from tuneoff.study.options import Tracker
-from tuneoff.study.shortage import MemoryPhase, Shortage
+from tuneoff.study.shortage import OUT_OF_MEMORY, MemoryPhase, Shortage
+from tuneoff.training.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from tuneoff.running.session import Place
@@ -140,6 +141,7 @@ class LocalExecutor:
                 message = Message(child.job, kind, body)
                 if message.is_last:
                     self._forget(child)
+                    body |= {"phase": child.phase, "num_others": len(self.children)}
                 yield message
                 if message.is_last:
                     return
@@ -252,8 +254,12 @@ def _work(job: Job, connection: Connection) -> None:
         connection.send(("error", {"error": error}))
     except BrokenPipeError:
         code = 1
-    except BaseException:  # the child's last line of defence: the log has the traceback, the parent is told
+    except BaseException as error:  # the child's last line of defence: the log has the traceback, the parent is told
         traceback.print_exc()
+        if is_out_of_memory(error):
+            why = f"{OUT_OF_MEMORY} ({traceback.format_exception_only(error)[-1].strip()})"
+            connection.send(("starved", {"exit_code": CRASHED, "why": why}))
+            os._exit(CRASHED)
         connection.send(("crashed", {"exit_code": CRASHED, "what": traceback.format_exc(limit=0).strip()}))
         code = CRASHED
     sys.stdout.flush()
@@ -265,6 +271,7 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
     from filelock import Timeout
 
     from tuneoff.running.explain import explain_run
+    from tuneoff.running.measure import measure_run
     from tuneoff.running.session import Place
     from tuneoff.running.store import Store
     from tuneoff.running.tracking import Tracking
@@ -295,6 +302,8 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
             if task.kind == "explain" and task.explaining is not None:
                 if not task.explaining.is_met_by(store.explained(task.run.run_id)):
                     explain_run(task.run, place, tell, task.explaining)
+            elif task.kind == "measure" and task.testing is not None:
+                measure_run(task.run, place, tell, task.testing, task.limit_s)
             elif task.kind == "score" and task.testing is not None:
                 test = store.test(task.run.run_id, verify=True)
                 if test is None or test.testing != task.testing:

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 from filelock import Timeout
 
-from tuneoff.running.executors import Message
+from tuneoff.running.executors import CRASHED, Message
 from tuneoff.running.schedule import Task
 from tuneoff.running.shortages import take_less
 from tuneoff.running.store import Store
@@ -32,7 +32,7 @@ class Memory:
 
     def is_alone(self, task: Task) -> bool:
         """Whether nothing else may be at work beside a task."""
-        return not self.alone.isdisjoint(task.run_ids)
+        return task.kind == "measure" or not self.alone.isdisjoint(task.run_ids)
 
     def lacking(self, task: Task) -> Shortage | None:
         """Return what a task's runs lack for good; none where that is not known."""
@@ -65,6 +65,11 @@ class Memory:
             self.alone |= set(task.run_ids)
             return f"{why}; it is tried again with nothing else beside it"
         had = self._available or shared_bytes()
-        lacking = Shortage(phase=phase, available_bytes=had.num_bytes, source=had.source, is_killed=True)
+        lacking = Shortage(
+            phase=phase,
+            available_bytes=had.num_bytes,
+            source=had.source,
+            is_killed=message.body["exit_code"] != CRASHED,
+        )
         self._lacking |= dict.fromkeys(task.run_ids, lacking)
         return f"{why}; there is no less at a time to try"

@@ -11,19 +11,20 @@ from filelock import Timeout
 
 from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.tuning import Search
-from tuneoff.errors import InfeasibleError, StudyError, TuneoffError, did_you_mean
+from tuneoff.errors import InfeasibleError, TuneoffError
 from tuneoff.running.cohorts import gather, part_stored, stored_cohort, unsettled
 from tuneoff.running.events import Event, Listener
 from tuneoff.running.executors import Job, LocalExecutor, Message
 from tuneoff.running.memory import Memory
-from tuneoff.running.schedule import Explained, Task, ready_tasks, unchosen
+from tuneoff.running.schedule import Explained, Task, measurements, ready_tasks, unchosen
+from tuneoff.running.schedule import select_arms as select_arms
 from tuneoff.running.shortages import CROWDED
 from tuneoff.running.store import FULL_WEIGHTS, Store
 from tuneoff.study.expand import base_run
 from tuneoff.study.explained import Explaining, ExplainRecord
 from tuneoff.study.identity import task_key
 from tuneoff.study.records import Record, TestRecord
-from tuneoff.study.spec import Arm, Study
+from tuneoff.study.spec import Study
 from tuneoff.training.memory_limits import Available
 
 BUSY_WAIT_S = 1.0
@@ -85,6 +86,10 @@ class StudyRunner:
         """With whom the runs that are ready were begun, as it was last read."""
         self._busy_until: dict[str, float] = {}
         self.memory = Memory(store, options.available)
+        self._measured: set[str] = set()
+        """Keys of solo costs that are there."""
+        self._unmeasured: set[str] = set()
+        """Runs whose costs could not be measured alone in this sitting."""
         self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
         self._explained: dict[str, ExplainRecord] = {}
         self._num_rounds: int | None = None
@@ -135,6 +140,8 @@ class StudyRunner:
                 waiting = True
                 continue
             ready.append(task)
+        if not ready and not waiting:  # last, as nothing else may be at work beside
+            ready = [task for task in self._measurements(records) if task.run.run_id not in at_work]
         for task in self._gathered(ready, records) if has_room else ():
             if at_work.isdisjoint(task.run_ids):
                 is_alone = self.memory.is_alone(task)
@@ -146,6 +153,18 @@ class StudyRunner:
                     break
         self._prune(records, tests, explained)
         return waiting
+
+    def _measurements(self, records: Mapping[str, Record]) -> Iterator[Task]:
+        """Yield the arms whose costs are still to be measured alone."""
+
+        def is_measured(key: str) -> bool:
+            if key not in self._measured and self.store.solo(key) is not None:
+                self._measured.add(key)
+            return key in self._measured
+
+        for task in measurements(self.study, self.arms, records, is_measured):
+            if task.run.run_id not in self._unmeasured:
+                yield task
 
     def _gathered(self, ready: Sequence[Task], records: Mapping[str, Record]) -> Iterator[Task]:
         """Yield what can be done with the runs that share a pass as one task."""
@@ -268,11 +287,11 @@ class StudyRunner:
 
     def _take(self, message: Message) -> None:
         task = message.job.task
-        if message.kind == "error":
+        if task.kind == "measure" and message.is_last and message.kind not in ("done", "busy"):
+            self._not_measured(task, message)
+        elif message.kind == "error":
             self._error(task, message.body["error"])
-        elif message.kind == "starved":
-            self.options.listener(Event("problem", task, {"what": self.memory.starved(task, message)}))
-        elif message.kind in ("crashed", "killed"):
+        elif message.kind in ("starved", "crashed", "killed"):
             self._broke(task, message)
         elif message.kind == "busy":
             self._busy_until |= dict.fromkeys(task.run_ids, time.monotonic() + BUSY_WAIT_S)
@@ -291,7 +310,7 @@ class StudyRunner:
     def _done(self, task: Task) -> None:
         """Say what became of a run."""
         run_id = task.run.run_id
-        if task.kind == "explain":
+        if task.kind in ("explain", "measure"):
             self.options.listener(Event("finished", task))
             return
         self._explained.pop(run_id, None)  # what was worked out before went with the old record
@@ -306,12 +325,21 @@ class StudyRunner:
         body = {"what": reason, "validation_loss_nats": loss}
         self.options.listener(Event(kind or "infeasible", task, body))
 
+    def _not_measured(self, task: Task, message: Message) -> None:
+        """Note that an arm's costs could not be measured alone: the run itself stands as it is."""
+        self._unmeasured.add(task.run.run_id)
+        what = str(message.body.get("error") or message.body.get("what") or message.body.get("why") or message.kind)
+        self.options.listener(Event("problem", task, {"what": f"costs are not measured alone: {what}"}))
+
     def _broke(self, task: Task, message: Message) -> None:
         """Note a child that crashed or was killed.
 
         A crash takes only its own: the runs of a cohort are then tried alone. A kill says nothing of the runs, so the
-        next sitting goes on with the cohort from its checkpoint.
+        next sitting goes on with the cohort from its checkpoint. What ended for want of memory goes on with less.
         """
+        if message.kind == "starved":
+            self.options.listener(Event("problem", task, {"what": self.memory.starved(task, message)}))
+            return
         log = self.store.run_folder(task.run.run_id) / "log.txt"
         what = message.body.get("what") or f"exit code {message.body['exit_code']}"
         reason = f"{message.kind} ({what}); its log is {log}"
@@ -360,18 +388,3 @@ class StudyRunner:
             gone += [run_id for run_id in tests if run_id in records and not explained.is_left(records[run_id].run)]
         for run_id in gone:
             (self.store.run_folder(run_id) / FULL_WEIGHTS).unlink(missing_ok=True)
-
-
-def select_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
-    """Return the arms that `only` names, by name or by family; all where it is empty.
-
-    Raises:
-        StudyError: a name that is no arm.
-    """
-    for name in only:
-        if not any(name in (arm.name, arm.family) for arm in study.arms):
-            names = [arm.name for arm in study.arms]
-            raise StudyError(
-                f"--only {name}: no arm is called so.{did_you_mean(name, names)} Arms: {', '.join(names)}."
-            )
-    return tuple(arm for arm in study.arms if not only or arm.name in only or arm.family in only)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from tuneoff.study.shortage import MemoryPhase, Shortage
 from tuneoff.training.checkpoint import save_tensors
 from tuneoff.training.memory_limits import Available
 from tuneoff.training.meter import Meter
-from tuneoff.training.models import load_config, load_tokenizer, tokenizer_notes
+from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
 from tuneoff.training.runtime import Runtime, open_runtime
 from tuneoff.training.steps import Forward
 
@@ -54,6 +55,8 @@ class Session:
     setup: dict[str, Any]
     room: Available
     """What the process could have before it loaded anything."""
+    model_sha256: str = ""
+    """Hash of the base, of runs that are to be recorded."""
     context_length: int | None = None
     """Tokens that the base sees in all; none where it does not say."""
     notes: tuple[str, ...] = ()
@@ -123,6 +126,9 @@ def open_session(
     data = prepare(first.task, tokenizer, place.root, context_length, trust_remote_code=first.trust_remote_code)
     if not is_afterwards:
         _guard_checkpoint(runs, place, setup, data.sha256)
+    is_over = is_trained or is_afterwards
+    # Before anything is loaded: it maps the whole file, for which there may be no room beside what a run needs.
+    model_sha256 = "" if is_over else fingerprint(first.model, place.root, first.revision)
     with meter.phase("load"):
         loaded = load(runs, place, runtime, len(data.classes))
     session = Session(
@@ -138,6 +144,7 @@ def open_session(
         setup=setup,
         notes=(*tokenizer_notes(tokenizer), *data.notes, *setup["notes"]),
         along=frozenset(along),
+        model_sha256=model_sha256,
         problem=loaded.problem,
         room=loaded.room,
         shortage=loaded.shortage,
@@ -241,12 +248,17 @@ def _weights_name(run: Run) -> str:
 
 
 def save_weights(session: Session, index: int) -> None:
-    """Write a run's trained weights into its folder: LoRA under PEFT's names, full under the model's own."""
+    """Write a run's trained weights into its folder."""
     run = session.runs[index]
+    write_weights(session, index, session.place.store.run_folder(run.run_id) / _weights_name(run))
+
+
+def write_weights(session: Session, index: int, path: Path) -> None:
+    """Write a run's trained weights: LoRA under PEFT's names, full under the model's own."""
     state = session.adapted.state_dict(index)
-    if isinstance(run.method, LoraMethod):
+    if isinstance(session.runs[index].method, LoraMethod):
         state = interchange.peft_state(state)
-    save_tensors(session.place.store.run_folder(run.run_id) / _weights_name(run), state)
+    save_tensors(path, state)
 
 
 def restore_weights(session: Session, index: int) -> None:

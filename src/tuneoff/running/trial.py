@@ -206,7 +206,7 @@ def _train(session: Session, tell: Tell) -> None:
         micro_batch=session.setup["micro_batch"],
         pad_id=session.pad_id,
     )
-    members = [_member(session, index, steps) for index in range(len(session.runs))]
+    members = [make_member(session, index, steps) for index in range(len(session.runs))]
     folder = store.run_folder(first.run_id) / CHECKPOINT_FOLDER
     resume = load_checkpoint(folder)
     for run in _written(session):
@@ -268,7 +268,8 @@ def _written(session: Session) -> list[Run]:
     return [run for index, run in enumerate(session.runs) if index not in session.along]
 
 
-def _member(session: Session, index: int, steps: int) -> Member:
+def make_member(session: Session, index: int, steps: int) -> Member:
+    """Return one of a session's runs as the loop trains it, with an optimizer for so many steps."""
     run = session.runs[index]
     seed = run.seed or 0
     order = BatchSequence(len(session.data.train), run.budget.batch_size, seed)
@@ -332,6 +333,6 @@ def _costs(session: Session, member: Member, weights: Path | None) -> Costs:
     """Return what the pass cost; of a cohort the bytes of the optimizer are the member's own."""
     costs = session.meter.costs(weights.stat().st_size if weights else 0)
     if len(session.runs) == 1:
-        return costs
+        return costs.model_copy(update={"is_alone": bool(session.setup["is_alone"])})
     own = {"num_runs": len(session.runs), "optimizer_bytes": member.optimizer.num_bytes}
     return costs.model_copy(update=own)

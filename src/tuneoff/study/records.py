@@ -125,6 +125,8 @@ class Costs(Value):
     """Runs that were trained in one pass. Times, tokens per second and peaks are of all of them together; of several
     they are no run's own. Bytes of the optimizer and of the file are always the run's own.
     """
+    is_alone: bool = False
+    """Whether nothing else of the same command was at work beside it, in any of its sittings."""
     peak_kind: Literal["resident", "allocated"]
     optimizer_bytes: int
     weights_bytes: int
