@@ -215,25 +215,23 @@ def run(
     from tuneoff.running.begin import begin
     from tuneoff.running.cohorts import asked_size
     from tuneoff.running.full_disk import full_disk_is_told
-    from tuneoff.running.run import Options, StudyRunner, select_arms
+    from tuneoff.running.run import StudyRunner, select_arms
     from tuneoff.running.sitting import Sitting
     from tuneoff.running.store import Store
 
     sitting, store = Sitting(time_s), Store(out / study.name)
-    arms = select_arms(study, only)  # refused before anything is read or written
+    select_arms(study, only)  # refused before anything is read or written
     size = asked_size(cohort)
     found = checked or check(study)
-    num_cohort = size or found.memory.size(num_jobs)
-    options = Options(
+    options = begin(
+        study,
+        store,
+        found,
         only=only,
         num_jobs=num_jobs,
-        cohort_size=num_cohort,
-        listener=listener,
+        cohort_size=size or found.memory.size(num_jobs),
         sitting=sitting,
-        workload=begin(study, arms, store, found, num_jobs=num_jobs, cohort_size=num_cohort, listener=listener),
-        data_sha256=found.data_sha256,
-        model_sha256=found.model_sha256,
-        retention_sha256=found.retention_sha256,
+        listener=listener,
     )
     runner = StudyRunner(study, store, options)
     with full_disk_is_told(store.folder):

@@ -136,7 +136,9 @@ class Live:
 
     def _finished(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)
-        what = {"score": "test split scored", "explain": "explained"}.get(task.kind, "done")
+        what = {"score": "test split scored", "explain": "explained", "measure": "measured alone"}.get(
+            task.kind, "done"
+        )
         self._say(label(task), f"{what}{_validation(body)}{self._count(task)}", style="green")
 
     def _count(self, task: Task) -> str:

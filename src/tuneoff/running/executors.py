@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,11 @@ from tuneoff.errors import TuneoffError
 from tuneoff.running.full_disk import full_disk, is_disk_full
 from tuneoff.running.leaving import LEAVE, LEFT, Leave, LeftOffError, heed, listen_to_parent
 from tuneoff.running.schedule import Task
+from tuneoff.running.store import LOG_FILE
+from tuneoff.running.watch import KILLED_BY_KERNEL, LOOK_S, Watch
 from tuneoff.study.options import Tracker
+from tuneoff.study.shortage import OUT_OF_MEMORY, MemoryPhase, Shortage
+from tuneoff.training.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from tuneoff.running.session import Place
@@ -50,7 +55,12 @@ class Job:
     root: Path
     checkpoint_every: int | None
     num_threads: int | None
-    micro_batch: int | None = None
+    needed_bytes: int = 0
+    """That the task takes in all at least."""
+    is_alone: bool = True
+    """Whether nothing else is started beside."""
+    shortage: Shortage | None = None
+    """What is lacking for good, where the kernel ended the child that was to say so itself."""
     study: str = ""
     trackers: tuple[Tracker, ...] = ()
     cohorts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -65,6 +75,9 @@ class Child:
     job: Job
     process: BaseProcess
     connection: Connection
+    watch: Watch
+    phase: MemoryPhase = "load"
+    """What it said last that it was doing."""
     is_leaving: bool = False
     """Whether it was asked to leave off."""
 
@@ -75,7 +88,8 @@ class Message:
 
     Attributes:
         job: whose it is.
-        kind: step, validation, phase, resumed, untracked, or at the end done, left, busy, error, crashed, killed.
+        kind: step, validation, phase, resumed, untracked, or at the end done, left, busy, error, crashed, killed, or
+            starved (ended for want of memory).
         body: details, as JSON types; `error` has the exception.
     """
 
@@ -86,7 +100,7 @@ class Message:
     @property
     def is_last(self) -> bool:
         """Whether the child has ended."""
-        return self.kind in ("done", "left", "busy", "error", "crashed", "killed")
+        return self.kind in ("done", "left", "busy", "error", "crashed", "killed", "starved")
 
 
 class LocalExecutor:
@@ -107,8 +121,9 @@ class LocalExecutor:
 
     def start(self, job: Job) -> None:
         """Start a child."""
+        watch = Watch(job.folder / job.task.run.run_id / LOG_FILE)
         process, connection = _fork(_work, job, f"tuneoff {job.task.shown.arm}")
-        self.children.append(Child(job, process, connection))
+        self.children.append(Child(job, process, connection, watch))
 
     def ask_to_leave(self, child: Child) -> None:
         """Ask a child, once, to leave off: its last message then says how far it came."""
@@ -126,17 +141,32 @@ class LocalExecutor:
             timeout_s: how long to wait; none waits until something comes.
             wakers: file descriptors that end the wait, too, when they can be read.
         """
-        ready = wait([*(child.connection for child in self.children), *wakers], timeout_s)
+        ready = self._wait([*(child.connection for child in self.children), *wakers], timeout_s)
         for child in [child for child in self.children if child.connection in ready]:
             yield from self._drain(child)
+
+    def _wait(self, sources: Sequence[Any], timeout_s: float | None) -> Sequence[Any]:
+        """Wait until something can be read, or time is up, and look at the children's memory meanwhile."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = LOOK_S if end is None else min(LOOK_S, max(0.0, end - time.monotonic()))
+            ready = wait(sources, left)
+            if ready or (end is not None and time.monotonic() >= end):
+                return ready
+            for child in self.children:
+                child.watch.look(child.process.pid)
 
     def _drain(self, child: Child) -> Iterator[Message]:
         try:
             while child.connection.poll():
                 kind, body = child.connection.recv()
+                if kind == "doing":
+                    child.phase = body["phase"]
+                    continue
                 message = Message(child.job, kind, body)
                 if message.is_last:
                     self._forget(child)
+                    body |= {"phase": child.phase, "num_others": len(self.children)}
                 yield message
                 if message.is_last:
                     return
@@ -144,11 +174,21 @@ class LocalExecutor:
             yield self._ended(child)
 
     def _ended(self, child: Child) -> Message:
-        """Say how a child ended that could not say it itself."""
+        """Say how a child ended that could not say it itself.
+
+        How a child that ended for want of memory is told from one that somebody killed, and from a crash: see
+        `tuneoff.running.watch`.
+        """
         self._forget(child)
         code = child.process.exitcode
-        kind = "left" if code == LEFT else "killed" if code is not None and code < 0 else "crashed"
-        return Message(child.job, kind, {"exit_code": code})
+        why = child.watch.why_starved(code)
+        if why == KILLED_BY_KERNEL:
+            for other in self.children:
+                other.watch.num_oom_kills += 1  # that kill is accounted for
+        kind = "starved" if why else "killed" if code is not None and code < 0 else "crashed"
+        kind = "left" if code == LEFT else kind
+        body = {"exit_code": code, "why": why, "phase": child.phase, "num_others": len(self.children)}
+        return Message(child.job, kind, body)
 
     def _forget(self, child: Child) -> None:
         child.process.join()
@@ -244,6 +284,12 @@ def _work(job: Job, connection: Connection) -> None:
     except BrokenPipeError:
         code = 1
     except BaseException as error:  # the child's last line of defence: the log has the traceback, the parent is told
+        if is_out_of_memory(error):
+            with suppress(OSError):
+                traceback.print_exc()
+            why = f"{OUT_OF_MEMORY} ({traceback.format_exception_only(error)[-1].strip()})"
+            connection.send(("starved", {"exit_code": CRASHED, "why": why}))
+            os._exit(CRASHED)
         code = CRASHED
         if is_disk_full(error):
             connection.send(("error", {"error": full_disk(job.folder, error)}))
@@ -262,6 +308,7 @@ def _do(job: Job, connection: Connection, leave: Leave) -> tuple[str, dict[str, 
     from filelock import Timeout
 
     from tuneoff.running.explain import explain_run
+    from tuneoff.running.measure import measure_run
     from tuneoff.running.session import Place
     from tuneoff.running.store import Store
     from tuneoff.running.tracking import Tracking
@@ -278,10 +325,23 @@ def _do(job: Job, connection: Connection, leave: Leave) -> tuple[str, dict[str, 
                 locks.enter_context(store.lock(run_id))
             arms = {member.run.run_id: member.arm for member in task.members}
             tracking = Tracking(job.trackers, job.study, task.arm, job.folder, arms=arms) if job.trackers else None
-            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch, tracking, leave)
+            place = Place(
+                store,
+                job.root,
+                job.checkpoint_every,
+                job.num_threads,
+                tracking,
+                needed_bytes=job.needed_bytes,
+                is_alone=job.is_alone,
+                shortage=job.shortage,
+                doing=lambda phase: tell("doing", {"phase": phase}),
+                leave=leave,
+            )
             if task.kind == "explain" and task.explaining is not None:
                 if not task.explaining.is_met_by(store.explained(task.run.run_id)):
                     explain_run(task.run, place, tell, task.explaining)
+            elif task.kind == "measure" and task.testing is not None:
+                measure_run(task.run, place, tell, task.testing, task.limit_s)
             elif task.kind == "score" and task.testing is not None:
                 test = store.test(task.run.run_id, verify=True)
                 if test is None or test.testing != task.testing:
@@ -325,7 +385,7 @@ def _is_trained(store: "Store", task: Task) -> bool:
 def _log_to(folder: Path) -> None:
     """Send everything that libraries print to the run's log, on the level of file descriptors."""
     folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

@@ -9,6 +9,7 @@ from tuneoff.running.store import Store
 from tuneoff.running.underway import planned_step_s, read_workload, runs_under_way
 from tuneoff.study.expand import base_run
 from tuneoff.study.explained import ExplainRecord, Sample
+from tuneoff.study.solo import SoloCosts, solo_key
 from tuneoff.study.spec import Study
 
 if TYPE_CHECKING:
@@ -76,7 +77,17 @@ class Reading:
         """What is known about each arm."""
         from tuneoff.analysis.summary import summarise
 
-        return summarise(self.study, self.records, self.tests, self._items())
+        return summarise(self.study, self.records, self.tests, self._items(), self._solo(), self.store.predicted())
+
+    def _solo(self) -> "dict[str, SoloCosts]":
+        """Return what was measured of each arm alone, by its name."""
+        found = {}
+        for arm in self.progress.arms:
+            record = next((self.records[run_id] for run_id in arm.chosen_run_ids if run_id in self.records), None)
+            solo = None if record is None else self.store.solo(solo_key(record, self.study.testing))
+            if solo is not None:
+                found[arm.name] = solo
+        return found
 
     def _items(self) -> "dict[str, ItemScores]":
         found = ((run_id, self.store.items(run_id)) for run_id in self.tests)
