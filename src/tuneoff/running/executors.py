@@ -116,8 +116,10 @@ class LocalExecutor:
 
     def start(self, job: Job) -> None:
         """Start a child."""
-        watch = Watch(job.folder / job.task.run.run_id / LOG_FILE)
+        log = job.folder / job.task.run.run_id / LOG_FILE
+        log_bytes = log.stat().st_size if log.exists() else 0
         process, connection = _fork(_work, job, f"tuneoff {job.task.shown.arm}")
+        watch = Watch(process.pid, log, log_bytes)
         self.children.append(Child(job, process, connection, watch))
 
     def messages(self) -> Iterator[Message]:
@@ -127,7 +129,7 @@ class LocalExecutor:
         """
         while not (ready := wait([child.connection for child in self.children], LOOK_S)):
             for child in self.children:
-                child.watch.look(child.process.pid)
+                child.watch.look()
         for child in [child for child in self.children if child.connection in ready]:
             yield from self._drain(child)
 
