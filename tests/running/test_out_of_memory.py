@@ -4,8 +4,10 @@ The base is mostly a table of positions, so that its weights weigh much and cost
 block is wide, so that activations do, too.
 """
 
+import multiprocessing
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -18,10 +20,15 @@ from tests.running.world import Events, save_base, study_of, write_rows
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tuneoff import api
+from tuneoff.running.events import Event
 from tuneoff.running.executors import in_child
+from tuneoff.running.session import Place
+from tuneoff.running.trial import score_run
+from tuneoff.study.expand import trials
 from tuneoff.study.records import Record
+from tuneoff.study.shortage import Shortage
 from tuneoff.study.spec import Study
-from tuneoff.training.memory_limits import PROC, _kilobytes
+from tuneoff.training.memory_limits import MEBIBYTE, PROC, _kilobytes
 
 pytestmark = pytest.mark.slow
 
@@ -140,3 +147,58 @@ def group(num_bytes: int) -> Iterator[None]:
     finally:
         (root / "cgroup.procs").write_text(str(server))
         folder.rmdir()
+
+
+def test_what_the_kernel_kills_goes_on_with_less(heavy: Path, tmp_path: Path) -> None:
+    """Signal 9 from the kernel, which the child cannot catch: the parent tells it by the group's count of kills."""
+    wanted = study(heavy, "killed", LORA, budget={"steps": 2, "batch_size": 32})
+    told = Events()
+    with group(320 * MEBIBYTE):
+        result = api.run(wanted, tmp_path, listener=told)
+    assert not result.failed
+    record = only(result, "lora")
+    assert record.status == "done"
+    assert record.provenance.micro_batch < 32
+    assert any("the kernel killed it for want of memory" in event.body["what"] for event in told.of("problem"))
+    assert any("halved from 32 to 16" in note for note in record.provenance.notes)
+
+
+class Killer(Events):
+    """Kills a child with signal 9 at its first step, as a person would."""
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if event.kind == "step" and len(self.of("step")) == 1:
+            (child,) = multiprocessing.active_children()
+            os.kill(child.pid or 0, signal.SIGKILL)
+
+
+def test_a_kill_by_somebody_is_no_out_of_memory(heavy: Path, tmp_path: Path) -> None:
+    """Within a control group that has room: the signal is the same, the evidence is not there."""
+    wanted = study(heavy, "somebody", LORA, budget={"steps": 2, "batch_size": 2})
+    with group(1024 * MEBIBYTE):
+        result = api.run(wanted, tmp_path, listener=Killer())
+    ((run_id, what),) = result.failed.items()
+    assert what.startswith("killed (exit code -9)")
+    setup = result.store.setup(run_id)
+    assert setup is not None
+    assert (setup["micro_batch"], setup["notes"]) == (2, [])
+
+
+def test_a_test_that_cannot_be_read_is_said_and_training_is_kept(heavy: Path, tmp_path: Path) -> None:
+    """Texts of a prompt at a time are the least; where the weights can be loaded and no more, they are too many."""
+    wanted = study(heavy, "untested", {"zero": {"method": "none"}})
+    run = trials(wanted, wanted.arms[0])[0]
+    result = api.run(wanted, tmp_path)
+    lacking = Shortage(phase="generate", available_bytes=1000, source="RAM", testing=wanted.testing)
+    place = Place(result.store, heavy, shortage=lacking)
+    (result.store.run_folder(run.run_id) / "test.json").unlink()
+    score_run(run, place, lambda kind, body: None, wanted.testing)
+    arm = result.summary().arm("zero")
+    assert arm.status == "infeasible"
+    assert "out of memory while generating text" in arm.reason
+    # Nothing is left to do for this machine; where there is more memory, the test alone is read.
+    told = Events()
+    api.run(wanted, tmp_path, listener=told)
+    assert [event.task.kind for event in told.of("start") if event.task] == ["score"]
+    assert result.summary().arm("zero").status == "done"

@@ -121,8 +121,10 @@ class LocalExecutor:
 
     def start(self, job: Job) -> None:
         """Start a child."""
-        watch = Watch(job.folder / job.task.run.run_id / LOG_FILE)
+        log = job.folder / job.task.run.run_id / LOG_FILE
+        log_bytes = log.stat().st_size if log.exists() else 0
         process, connection = _fork(_work, job, f"tuneoff {job.task.shown.arm}")
+        watch = Watch(process.pid, log, log_bytes)
         self.children.append(Child(job, process, connection, watch))
 
     def ask_to_leave(self, child: Child) -> None:
@@ -154,7 +156,7 @@ class LocalExecutor:
             if ready or (end is not None and time.monotonic() >= end):
                 return ready
             for child in self.children:
-                child.watch.look(child.process.pid)
+                child.watch.look()
 
     def _drain(self, child: Child) -> Iterator[Message]:
         try:

@@ -164,13 +164,13 @@ def _train(session: Session, folder: Path, num_steps: int) -> tuple[Costs | None
 
 def _evaluate(session: Session) -> float:
     """Return input tokens per second of scoring."""
-    with session.adapted.member(0):
+    with session.adapted.member(0), session.meter.phase("evaluate"):
         if not session.adapted.trainable_parameters():
             score(session, "validation")  # warm-up, which training has behind it
-        before = session.meter.evaluate_s
-        with session.meter.evaluating():
-            score(session, "validation")
-    return session.data.validation.num_input_tokens / (session.meter.evaluate_s - before)
+        start = time.perf_counter()
+        score(session, "validation")  # its losses come to the host, so the device is done
+        taken = time.perf_counter() - start
+    return session.data.validation.num_input_tokens / taken
 
 
 def _generate(session: Session, testing: Testing, tell: Tell) -> float | None:

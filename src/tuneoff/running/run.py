@@ -315,11 +315,11 @@ class StudyRunner:
         A crash takes only its own: the runs of a cohort are then tried alone. A kill says nothing of the runs, so the
         next sitting goes on with the cohort from its checkpoint. What ended for want of memory goes on with less.
         """
-        if message.kind == "starved":
+        if message.kind == "starved" and self.memory.lacking(task) is None:
             self.options.listener(Event("problem", task, {"what": self.memory.starved(task, message)}))
             return
         log = self.store.run_folder(task.run.run_id) / "log.txt"
-        what = message.body.get("what") or f"exit code {message.body['exit_code']}"
+        what = message.body.get("what") or message.body.get("why") or f"exit code {message.body['exit_code']}"
         reason = f"{message.kind} ({what}); its log is {log}"
         if task.others and message.kind == "crashed" and self._part(task.run_ids, reason):
             said = f"{reason}; its {len(task.run_ids)} runs are tried one at a time"

@@ -15,7 +15,7 @@ when it gets no thread, and C++ aborts. Every other signal or exit is a kill by 
 import signal
 from pathlib import Path
 
-from tuneoff.training.memory_limits import num_oom_kills, resident_bytes, shared_bytes
+from tuneoff.training.memory_limits import kill_count_file, num_oom_kills, resident_bytes, shared_bytes
 from tuneoff.training.out_of_memory import ended_for_memory
 
 LOOK_S = 1.0
@@ -29,20 +29,24 @@ class Watch:
     """What is seen of one child from outside.
 
     Args:
+        pid: of the child, which has just been started.
         log: where it writes what libraries say.
+        log_bytes: of the log that are of earlier children.
     """
 
-    def __init__(self, log: Path) -> None:
-        self.num_oom_kills = num_oom_kills()
+    def __init__(self, pid: int | None, log: Path, log_bytes: int) -> None:
+        self._pid = pid
+        self._count = kill_count_file(pid)  # found while it lives: a dead process has no group
+        self.num_oom_kills = num_oom_kills(self._count)
         """That are accounted for."""
         self.was_short = False
         """Whether hardly any memory was left at the last look."""
         self._log = log
-        self._log_bytes = log.stat().st_size if log.exists() else 0
+        self._log_bytes = log_bytes
 
-    def look(self, pid: int | None) -> None:
+    def look(self) -> None:
         """Note whether the child holds memory of which hardly any is left."""
-        own = resident_bytes(pid) if pid is not None else None
+        own = resident_bytes(self._pid) if self._pid is not None else None
         if own is not None:
             left = shared_bytes().num_bytes
             self.was_short = left < SHORT_SHARE * (own + left)
@@ -50,7 +54,7 @@ class Watch:
     def why_starved(self, exit_code: int | None) -> str:
         """Return why an ended child is taken for out of memory; empty where nothing says so."""
         if exit_code == -signal.SIGKILL:
-            if num_oom_kills() > self.num_oom_kills:
+            if num_oom_kills(self._count) > self.num_oom_kills:
                 return KILLED_BY_KERNEL
             return "it was killed when hardly any memory was left" if self.was_short else ""
         if exit_code != 0 and ended_for_memory(self._new_log()):

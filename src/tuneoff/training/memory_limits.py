@@ -63,14 +63,25 @@ def shared_bytes() -> Available:
     return min(found, key=lambda one: one.num_bytes)
 
 
-def num_oom_kills() -> int:
-    """Return how many processes the kernel has killed so far for want of memory in this process's own control group.
+def kill_count_file(pid: int | None = None) -> Path:
+    """Return the file in which the kernel counts what it kills for want of memory in a process's control group.
 
-    Whatever limit ran out, the victim's own group counts it. Where no group counts, it is those of the whole machine.
+    Whatever limit ran out, the victim's own group counts it. Where no group counts, it is the whole machine's.
+
+    Args:
+        pid: of the process, which must be alive; none is this one.
     """
-    counts = (_count(folder / files[3], "oom_kill") for folder, files in _cgroup_folders())
-    found = next((count for count in counts if count is not None), None)
-    return found if found is not None else _count(PROC / "vmstat", "oom_kill") or 0
+    files = (folder / files[3] for folder, files in _cgroup_folders(str(pid or "self")))
+    return next((file for file in files if _count(file, "oom_kill") is not None), PROC / "vmstat")
+
+
+def num_oom_kills(file: Path | None = None) -> int:
+    """Return how many processes the kernel has killed so far for want of memory.
+
+    Args:
+        file: of `kill_count_file`; none is this process's.
+    """
+    return _count(file or kill_count_file(), "oom_kill") or 0
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -101,14 +112,14 @@ def _cgroup_rooms() -> Iterator[int]:
             yield max(0, limit - use + (_count(folder / "memory.stat", dropped) or 0))
 
 
-def _cgroup_folders() -> Iterator[tuple[Path, tuple[str, str, str, str]]]:
-    """Yield the folders of the process's control groups, from its own upwards, with the names of their files.
+def _cgroup_folders(process: str = "self") -> Iterator[tuple[Path, tuple[str, str, str, str]]]:
+    """Yield the folders of a process's control groups, from its own upwards, with the names of their files.
 
     In a container the path that the kernel tells may be the host's, which is not to be seen: then the root stands for
     the container's own group.
     """
     try:
-        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+        lines = (PROC / process / "cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
