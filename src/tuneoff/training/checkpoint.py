@@ -34,13 +34,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     final = folder / f"step-{checkpoint.step:09d}"
     aside = aside_of(final)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_tensors(aside / TENSORS_FILE, checkpoint.tensors)
-    body = {"step": checkpoint.step, "state": checkpoint.state, "sha256": file_sha256(aside / TENSORS_FILE)}
-    write_synced(aside / STATE_FILE, json.dumps(body).encode())
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
+    try:
+        aside.mkdir(parents=True)
+        save_tensors(aside / TENSORS_FILE, checkpoint.tensors)
+        body = {"step": checkpoint.step, "state": checkpoint.state, "sha256": file_sha256(aside / TENSORS_FILE)}
+        write_synced(aside / STATE_FILE, json.dumps(body).encode())
+        if final.exists():
+            shutil.rmtree(final)
+        aside.rename(final)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # what did not fit is not to fill the disk
     sync(folder)
     for other in folder.iterdir():
         if other != final and other.name.lstrip(".").startswith("step-"):
@@ -63,7 +66,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, synced and renamed into place."""
     aside = aside_of(path)
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, aside, metadata={"format": "pt"})
-    sync(aside)
-    aside.replace(path)
+    try:
+        save_file(on_cpu, aside, metadata={"format": "pt"})
+        sync(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)  # what did not fit is not to fill the disk
     sync(path.parent)
