@@ -1,0 +1,263 @@
+"""How long operations take on this machine, by carrying them out: each distinct one on tensors of its own form.
+
+The most expensive ones are timed first, until nearly all of the estimated time is timed or the budget is used up; the
+rest goes by rates. Operations that would take too much memory or time are timed in a smaller form, rows and features
+cut alike, and scaled by what they compute (products) or move (all others).
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_any, tree_leaves, tree_map
+
+from tuneoff.planning.operations import RANDOM_WORDS, Operation, TensorSpec
+
+Clock = Callable[[], float]
+
+MAX_BYTES = 192 << 20
+"""Of an operation's tensors; larger ones are timed in a smaller form."""
+MAX_FLOP = 8e9
+"""Of a product, likewise: from here on its rate does not rise any more."""
+MIN_TIMED_S = 0.01
+"""An operation is repeated until it has taken as long as this, and at least twice: once warm."""
+MAX_REPEATS = 50
+FLOOR_S = 0.5e-6
+"""Of any operation, its start alone."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What is not timed goes by these.
+
+    Attributes:
+        flop_per_s: of large products, by type (`float32`, `bfloat16`, `float16`).
+        bytes_per_s: read and written by elementwise operations.
+        overhead_s: of an operation, beside what its kernel takes: Python, autograd and dispatch.
+    """
+
+    flop_per_s: Mapping[str, float]
+    bytes_per_s: float
+    overhead_s: float
+
+    def estimate_s(self, operation: Operation) -> float:
+        """Return how long an operation's kernel takes by its size alone: the longer of computing and moving."""
+        kind = next((str(spec.dtype) for spec in _specs(operation) if spec.dtype.is_floating_point), "float32")
+        rate = self.flop_per_s.get(kind.removeprefix("torch."), self.flop_per_s["float32"])
+        return max(operation.flop / rate, operation.moved_bytes / self.bytes_per_s, FLOOR_S)
+
+
+def seconds(counts: Mapping[Operation, float], timed: Mapping[str, float], rates: Rates) -> float:
+    """Return how long operations take one after another, without what starting them takes.
+
+    Args:
+        counts: how often each runs.
+        timed: seconds of those that were timed, by signature.
+        rates: for the others.
+    """
+    return sum(
+        count * timed.get(operation.signature, rates.estimate_s(operation)) for operation, count in counts.items()
+    )
+
+
+def time_operations(
+    counts: Mapping[Operation, float],
+    known: Mapping[str, float],
+    rates: Rates,
+    *,
+    budget_s: float,
+    share: float = 0.98,
+    device: torch.device | None = None,
+    clock: Clock = time.perf_counter,
+) -> dict[str, float]:
+    """Time what is not known, the most expensive first.
+
+    Args:
+        counts: how often each operation runs.
+        known: seconds of those that were timed before, by signature.
+        rates: by which they are ranked.
+        budget_s: seconds that timing may take.
+        share: of the estimated time that is timed, if the budget allows.
+        device: where; none is the CPU.
+        clock: gives seconds.
+
+    Returns:
+        Seconds by signature, of what was timed now.
+    """
+    device = device or torch.device("cpu")
+    weighed = sorted(
+        ((count * known.get(one.signature, rates.estimate_s(one)), one) for one, count in counts.items()),
+        key=lambda pair: (-pair[0], pair[1].signature),
+    )
+    left = (1 - share) * sum(cost for cost, _ in weighed)
+    wanted, tail = [], 0.0
+    for cost, one in reversed(weighed):
+        tail += cost
+        if tail > left and one.signature not in known:
+            wanted.append(one)
+    found: dict[str, float] = {}
+    until = clock() + budget_s
+    for one in reversed(wanted):
+        if clock() > until:
+            break
+        took = time_one(one, device, clock)
+        if took is not None:
+            found[one.signature] = took
+    return found
+
+
+def time_one(operation: Operation, device: torch.device, clock: Clock = time.perf_counter) -> float | None:
+    """Return the seconds of one operation; none where it cannot be carried out by itself.
+
+    Args:
+        operation: what to time.
+        device: where.
+        clock: gives seconds.
+    """
+    if operation.signature.startswith(RANDOM_WORDS):
+        return _repeated(lambda: np.random.SFC64([1, 2, 3]).random_raw(operation.args[0]), device, clock)
+    if operation.func is None:
+        return None
+    small, factor = _cut(operation)
+    try:
+        args, kwargs = _filled((small.args, dict(small.kwargs)), device)
+        with torch.no_grad():
+            return factor * _repeated(lambda: small.func(*args, **kwargs), device, clock)
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        return None  # it looks at its numbers, which are not the step's: it goes by rates
+
+
+def _repeated(work: Callable[[], Any], device: torch.device, clock: Clock) -> float:
+    """Return the median of some repeats, the first left out."""
+    work()
+    _wait(device)
+    taken: list[float] = []
+    while len(taken) < 2 or (sum(taken) < MIN_TIMED_S and len(taken) < MAX_REPEATS):
+        start = clock()
+        work()
+        _wait(device)
+        taken.append(clock() - start)
+    return float(np.median(taken)) if len(taken) > 2 else min(taken)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _filled(given: Any, device: torch.device) -> Any:
+    """Return tensors in the place of their forms: zeros of whole numbers and truth values, else a half everywhere."""
+
+    def filled(spec: Any) -> Any:
+        if isinstance(spec, torch.device):
+            return device
+        if not isinstance(spec, TensorSpec):
+            return spec
+        flat = torch.empty(max(1, spec.num_spanned), dtype=spec.dtype, device=device)
+        flat.fill_(0.5 if spec.dtype.is_floating_point else 0)
+        return flat.as_strided(spec.shape, spec.strides)
+
+    return tree_map(filled, given)
+
+
+def _specs(operation: Operation) -> Iterator[TensorSpec]:
+    return (leaf for leaf in tree_leaves((operation.args, dict(operation.kwargs))) if isinstance(leaf, TensorSpec))
+
+
+def _cut(operation: Operation) -> tuple[Operation, float]:
+    """Return an operation that is small enough to be timed, and how many times as long the whole one takes.
+
+    One size after another, the largest first, is halved wherever it stands: in all tensors, and in the sizes that
+    the operator is given.
+    """
+    cut, factor = operation, 1.0
+    while _is_large(cut):
+        sizes = {size for spec in _specs(cut) for size in spec.shape if size % 2 == 0}
+        if not sizes or max(sizes) < 64 or tree_any(lambda leaf: leaf == max(sizes), _options(cut)):
+            break
+        size = max(sizes)
+        cut = replace(cut, args=_halved(cut.args, size), kwargs=_halved(dict(cut.kwargs), size))
+        shrunk = _product_share(cut, operation)
+        factor = 1 / shrunk
+        cut = replace(cut, flop=operation.flop * shrunk, moved_bytes=round(operation.moved_bytes * shrunk))
+    return cut, factor
+
+
+def _options(operation: Operation) -> Any:
+    """Return the whole numbers that an operator is given beside tensors."""
+    leaves = tree_leaves((operation.args, dict(operation.kwargs)))
+    return [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
+
+
+def _is_large(operation: Operation) -> bool:
+    return operation.flop > MAX_FLOP or sum(spec.num_spanned * spec.dtype.itemsize for spec in _specs(operation)) > (
+        MAX_BYTES
+    )
+
+
+def _product_share(cut: Operation, whole: Operation) -> float:
+    """Return what share of the work is left: of a product the root of the product of its tensors' sizes."""
+    sizes = [
+        [_numel(spec) for spec in _specs(one) if _numel(spec) and len(spec.shape) > 1] for one in (cut, whole)
+    ]
+    if whole.flop and len(sizes[0]) >= 2:
+        # m k and k n are what a product is given; its work m k n goes with the sizes that were halved, each once
+        halvings = np.log2(_sizes_product(whole)) - np.log2(_sizes_product(cut))
+        return float(2.0**-halvings)
+    largest = [max(own, default=1) for own in sizes]
+    return largest[0] / largest[1]
+
+
+def _sizes_product(operation: Operation) -> float:
+    """Return the product of all sizes of a matrix product's operands, each one that they share counted once."""
+    first, second = (spec.shape for spec in itertools.islice((s for s in _specs(operation) if len(s.shape) > 1), 2))
+    return float(np.prod(first, dtype=np.float64) * second[-1])
+
+
+def _numel(spec: TensorSpec) -> int:
+    return int(np.prod(spec.shape, dtype=np.int64))
+
+
+def _halved(given: Any, size: int) -> Any:
+    def halved(value: Any) -> Any:
+        if not isinstance(value, TensorSpec) or size not in value.shape:
+            return value
+        shape = tuple(own // 2 if own == size else own for own in value.shape)
+        order = sorted(range(len(shape)), key=lambda place: (value.strides[place], -place))
+        strides, step = [0] * len(shape), 1
+        for place in order:  # the same order of dimensions in memory, without gaps; what is repeated stays so
+            if value.strides[place]:
+                strides[place] = step
+                step *= shape[place]
+        return TensorSpec(value.dtype, shape, tuple(strides))
+
+    return tree_map(halved, given)
+
+
+def product_operations(precisions: Iterable[str]) -> dict[str, Operation]:
+    """Return one large product of each type, by the type's name, from which the rates are taken."""
+    from tuneoff.training.runtime import COMPUTE_TYPES
+
+    found = {}
+    for precision in precisions:
+        kind = COMPUTE_TYPES[precision]
+        side = TensorSpec(kind, (1024, 1024), (1024, 1))
+        name = str(kind).removeprefix("torch.")
+        found[name] = Operation(f"mm {side}", 2.0 * 1024**3, 0, torch.ops.aten.mm.default, (side, side))
+    return found
+
+
+def copied(num_bytes: int) -> Operation:
+    """Return the operation of adding two tensors of so many bytes into a third."""
+    spec = TensorSpec(torch.float32, (num_bytes // 4,), (1,))
+    return Operation(f"add {spec}", 0.0, 3 * num_bytes, torch.ops.aten.add.Tensor, (spec, spec))
+
+
+def sized(tensor: Tensor) -> TensorSpec:
+    """Return a tensor's form."""
+    return TensorSpec(tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
