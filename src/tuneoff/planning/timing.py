@@ -27,6 +27,10 @@ MAX_FLOP = 8e9
 MIN_TIMED_S = 0.01
 """An operation is repeated until it has taken as long as this, and at least twice: once warm."""
 MAX_REPEATS = 50
+WARM_BYTES = 1 << 20
+"""Of an operation's tensors that are likely still in the cache, as the operation before made them."""
+COLD_BYTES, MAX_COPIES = 64 << 20, 8
+"""Of all tensors that take turns where an operation has more: more than the caches hold."""
 FLOOR_S = 0.5e-6
 """Of any operation, its start alone."""
 
@@ -125,11 +129,23 @@ def time_one(operation: Operation, device: torch.device, clock: Clock = time.per
         return None
     small, factor = _cut(operation)
     try:
-        args, kwargs = _filled((small.args, dict(small.kwargs)), device)
+        given = [_filled((small.args, dict(small.kwargs)), device) for _ in range(_num_copies(small))]
+        turns = itertools.cycle(given)
+
+        def work() -> None:
+            args, kwargs = next(turns)
+            small.func(*args, **kwargs)
+
         with torch.no_grad():
-            return factor * _repeated(lambda: small.func(*args, **kwargs), device, clock)
+            return factor * _repeated(work, device, clock)
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
         return None  # it looks at its numbers, which are not the step's: it goes by rates
+
+
+def _num_copies(operation: Operation) -> int:
+    """Return how many sets of tensors take turns, so that a layer's weights are not found in the cache."""
+    num_bytes = sum(spec.num_spanned * spec.dtype.itemsize for spec in _specs(operation))
+    return 1 if num_bytes < WARM_BYTES else max(1, min(MAX_COPIES, -(-COLD_BYTES // num_bytes)))
 
 
 def _repeated(work: Callable[[], Any], device: torch.device, clock: Clock) -> float:
