@@ -155,7 +155,7 @@ class Loop:
         if resume is not None:
             self._restore(resume)
         while self.step < self.plan.num_steps and not all(member.is_over for member in self.members):
-            self._train_step()
+            self.train_step()
             self.step += 1
             is_last = self.step == self.plan.num_steps
             if is_last or self.step % self.plan.evaluate_every == 0:
@@ -181,7 +181,8 @@ class Loop:
             num_virtual_tokens=self.adapted.num_virtual_tokens,
         )
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
+        """Make one optimizer step, of the effective batch that belongs to `step`."""
         layout = self._micro_batches(self.step)
         num_targets = [sum(int(batch.targets.sum()) for batch in column) for column in zip(*layout, strict=True)]
         num_inputs = [sum(int(batch.lengths.sum()) for batch in column) for column in zip(*layout, strict=True)]
