@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from tuneoff.training.masks import LANES
+
 NOT_WORK = frozenset(
     {"detach", "alias", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
     | {"_local_scalar_dense", "is_same_size", "set_", "resize_", "_unsafe_view", "_reshape_alias", "record_stream"}
@@ -79,44 +81,6 @@ class Operation:
     kwargs: Mapping[str, Any] = field(compare=False, repr=False, default_factory=dict)
 
 
-class Tally(TorchDispatchMode):
-    """Within the context every operation is counted; `counts` is by operation.
-
-    Attributes:
-        counts: how often each distinct operation ran.
-        num_operations: calls in all, of those too that touch no elements.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: dict[Operation, float] = {}
-        self.num_operations = 0.0
-        self._known: dict[Any, Operation | None] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Count, and pass on."""
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        self.num_operations += 1
-        if not (func.is_view or func.overloadpacket.__name__ in NOT_WORK):
-            self._count(func, args, kwargs, out)
-        return out
-
-    def _count(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
-        specs = tree_map(_spec, (args, dict(kwargs)))
-        key = (func, str(specs))
-        operation = self._known.get(key)
-        if operation is None:
-            operation = self._known[key] = _operation(func, specs, args, kwargs, out)
-        self.counts[operation] = self.counts.get(operation, 0) + 1
-
-    def draw(self, num_words: int) -> None:
-        """Count random words of 64 bits that are drawn outside of PyTorch."""
-        operation = random_words(num_words)
-        self.counts[operation] = self.counts.get(operation, 0) + 1
-        self.num_operations += 1
-
-
 @dataclass(frozen=True)
 class Work:
     """Operations and how often each runs, of a step or of several.
@@ -139,9 +103,19 @@ class Work:
         """That all operations read and write."""
         return sum(operation.moved_bytes * count for operation, count in self.counts.items())
 
-    def times(self, factor: float) -> "Work":
-        """Return it so many times."""
-        return Work({one: factor * count for one, count in self.counts.items()}, factor * self.num_operations)
+    def times(self, factor: float, num_calls: float | None = None) -> "Work":
+        """Return it so many times; `num_calls` times as many calls where larger ones do more at once."""
+        calls = factor if num_calls is None else num_calls
+        return Work({one: factor * count for one, count in self.counts.items()}, calls * self.num_operations)
+
+    def beyond(self, other: "Work", share: float) -> "Work":
+        """Return what there would be `share` times as far from this as `other` is."""
+        names = dict.fromkeys((*self.counts, *other.counts))
+        counts = {one: self.counts.get(one, 0) for one in names}
+        return Work(
+            {one: count + share * (other.counts.get(one, 0) - count) for one, count in counts.items()},
+            self.num_operations + share * (other.num_operations - self.num_operations),
+        )
 
 
 def total(works: Iterable[Work]) -> Work:
@@ -153,6 +127,53 @@ def total(works: Iterable[Work]) -> Work:
         for operation, count in work.counts.items():
             counts[operation] = counts.get(operation, 0) + count
     return Work(counts, num_operations)
+
+
+class Counter:
+    """Counts operations: `counts` is by operation, `num_operations` is calls in all that are no views."""
+
+    def __init__(self) -> None:
+        self.counts: dict[Operation, float] = {}
+        self.num_operations = 0.0
+        self._known: dict[Any, Operation] = {}
+
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        """Count a call, whose tensors may have no numbers."""
+        if func.is_view:
+            return
+        self.num_operations += 1
+        if func.overloadpacket.__name__ in NOT_WORK:
+            return
+        specs = tree_map(_spec, (args, dict(kwargs)))
+        key = (func, str(specs))
+        operation = self._known.get(key)
+        if operation is None:
+            operation = self._known[key] = _operation(func, specs, args, kwargs, out)
+        self._add(operation)
+        if func is torch.ops.aten.ge.Scalar and specs[0][0].dtype == torch.int16:
+            # which elements dropout keeps: the words are drawn by NumPy, unseen (`tuneoff.training.masks`)
+            self._add(random_words(-(-math.prod(specs[0][0].shape) // LANES)))
+
+    def _add(self, operation: Operation) -> None:
+        self.counts[operation] = self.counts.get(operation, 0) + 1
+
+    def work(self) -> "Work":
+        """Return what was counted."""
+        return Work(dict(self.counts), self.num_operations)
+
+
+class Watch(TorchDispatchMode):
+    """Within the context every operation of PyTorch is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Pass on, and count."""
+        out = func(*args, **(kwargs or {}))
+        self.counter.note(func, args, kwargs or {}, out)
+        return out
 
 
 def random_words(num_words: int) -> Operation:
@@ -173,7 +194,7 @@ def _operation(func: Any, specs: Any, args: Any, kwargs: Any, out: Any) -> Opera
     return Operation(
         signature=_signature(func, specs),
         flop=_flop(func, args, kwargs, out),
-        moved_bytes=sum(spec.num_bytes for spec in _touched(func, tensors, made)),
+        moved_bytes=sum(spec.num_bytes for spec in (*_touched(func, tensors, made), *_written(func, specs[0], out))),
         func=func,
         args=specs[0],
         kwargs=specs[1],
@@ -191,6 +212,15 @@ def _touched(func: Any, given: list[TensorSpec], made: list[TensorSpec]) -> Iter
     else:
         yield from given
         yield from made
+
+
+def _written(func: Any, specs: tuple[Any, ...], out: Any) -> Iterator[TensorSpec]:
+    """Yield what an operator changes in place and does not give back."""
+    if out is not None:
+        return
+    for argument, value in zip(func._schema.arguments, specs, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, TensorSpec))
 
 
 def _signature(func: Any, specs: Any) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
 from tuneoff.planning.operations import RANDOM_WORDS, Operation, TensorSpec
@@ -27,6 +26,8 @@ MAX_FLOP = 8e9
 MIN_TIMED_S = 0.01
 """An operation is repeated until it has taken as long as this, and at least twice: once warm."""
 MAX_REPEATS = 50
+MAX_LISTED = 8
+"""Tensors that an operation is given as one list and is still timed by itself."""
 WARM_BYTES = 1 << 20
 """Of an operation's tensors that are likely still in the cache, as the operation before made them."""
 COLD_BYTES, MAX_COPIES = 64 << 20, 8
@@ -51,9 +52,14 @@ class Rates:
 
     def estimate_s(self, operation: Operation) -> float:
         """Return how long an operation's kernel takes by its size alone: the longer of computing and moving."""
-        kind = next((str(spec.dtype) for spec in _specs(operation) if spec.dtype.is_floating_point), "float32")
-        rate = self.flop_per_s.get(kind.removeprefix("torch."), self.flop_per_s["float32"])
+        rate = self.flop_per_s.get(operand_type(operation), self.flop_per_s["float32"])
         return max(operation.flop / rate, operation.moved_bytes / self.bytes_per_s, FLOOR_S)
+
+
+def operand_type(operation: Operation) -> str:
+    """Return the type of an operation's first floating-point tensor, such as `float32`."""
+    found = (spec.dtype for spec in _specs(operation) if spec.dtype.is_floating_point)
+    return str(next(found, torch.float32)).removeprefix("torch.")
 
 
 def seconds(counts: Mapping[Operation, float], timed: Mapping[str, float], rates: Rates) -> float:
@@ -95,7 +101,7 @@ def time_operations(
     """
     device = device or torch.device("cpu")
     weighed = sorted(
-        ((count * known.get(one.signature, rates.estimate_s(one)), one) for one, count in counts.items()),
+        ((abs(count) * known.get(one.signature, rates.estimate_s(one)), one) for one, count in counts.items()),
         key=lambda pair: (-pair[0], pair[1].signature),
     )
     left = (1 - share) * sum(cost for cost, _ in weighed)
@@ -125,7 +131,7 @@ def time_one(operation: Operation, device: torch.device, clock: Clock = time.per
     """
     if operation.signature.startswith(RANDOM_WORDS):
         return _repeated(lambda: np.random.SFC64([1, 2, 3]).random_raw(operation.args[0]), device, clock)
-    if operation.func is None:
+    if operation.func is None or _has_many(operation):
         return None
     small, factor = _cut(operation)
     try:
@@ -140,6 +146,12 @@ def time_one(operation: Operation, device: torch.device, clock: Clock = time.per
             return factor * _repeated(work, device, clock)
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
         return None  # it looks at its numbers, which are not the step's: it goes by rates
+
+
+def _has_many(operation: Operation) -> bool:
+    """Whether it takes any number of tensors at once, as an optimizer does: such go by what they move."""
+    lists = [given for given in operation.args if isinstance(given, list | tuple)]
+    return any(len([one for one in given if isinstance(one, TensorSpec)]) > MAX_LISTED for given in lists)
 
 
 def _num_copies(operation: Operation) -> int:
@@ -272,8 +284,3 @@ def copied(num_bytes: int) -> Operation:
     """Return the operation of adding two tensors of so many bytes into a third."""
     spec = TensorSpec(torch.float32, (num_bytes // 4,), (1,))
     return Operation(f"add {spec}", 0.0, 3 * num_bytes, torch.ops.aten.add.Tensor, (spec, spec))
-
-
-def sized(tensor: Tensor) -> TensorSpec:
-    """Return a tensor's form."""
-    return TensorSpec(tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
