@@ -1,7 +1,6 @@
 """The phases of an arm, each run once on tensors without numbers: a training step, a scored batch, texts written."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -9,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tuneoff.data.batching import BatchSequence, micro_batches
+from tuneoff.data.batching import BatchSequence
 from tuneoff.data.tokens import TokenSplit
 from tuneoff.methods.base import AdaptedModel
-from tuneoff.planning.tally import OPTIMIZER, WEIGHTS, Peak, Product, Tally
+from tuneoff.planning.tally import GRADIENTS, OPTIMIZER, WEIGHTS, Peak, Product, Tally
 from tuneoff.planning.traced import TracedModel, follow_layers, logits_are_plain, traced_model
 from tuneoff.study.records import Likelihood
 from tuneoff.study.spec import Arm, Study
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PAD = 0
-NUM_TRACED_BATCHES = 2
-"""Micro-batches of a step that are traced: the first, without gradients, and one that adds to them."""
 
 
 @dataclass(frozen=True)
@@ -154,17 +151,21 @@ def train_phase(setting: Setting, base: "PreTrainedModel", num_layers: int | Non
     tally = _tally(setting, model)
     whole = _split(setting)
     size = min(study.micro_batch or study.budget.batch_size, study.budget.batch_size)
-    order = np.argsort(-whole.lengths, kind="stable")[: NUM_TRACED_BATCHES * size]
+    order = np.argsort(-whole.lengths, kind="stable")[:size]
+    has_more = len(whole) > size  # then gradients are there already where most is alive
     split = synthetic_split(
         whole.lengths[order].tolist(), whole.targets_by_sequence[order].tolist(), has_labels=whole.has_labels
     )
     trained = adapted.trainable_parameters()
     with model.mode, tally, shapes_alone():
         with tally.paused():
-            optimizer = _started_optimizer(study, adapted)
+            optimizer = _started_optimizer(study, adapted, has_gradients=has_more)
         for tensor in optimizer.tensors().values():
             tally.hold(tensor, OPTIMIZER)
         tally.hold_gradients(trained)
+        for parameter in trained.values():
+            if parameter.grad is not None:
+                tally.hold(parameter.grad, GRADIENTS)
         member = Member(0, BatchSequence(len(split), len(split), 0), optimizer)
         plan = LoopPlan(2, 2, 2, size, PAD)
         forward = _forward(setting, adapted, whole)
@@ -172,46 +173,42 @@ def train_phase(setting: Setting, base: "PreTrainedModel", num_layers: int | Non
         loop.step = 1
         tally.place = "begin"
         follow_layers(adapted.module, tally)
-        with _noting_the_step(optimizer, tally):
-            loop.train_step()
-    return _scaled(tally, whole, split, size)
-
-
-@contextmanager
-def _noting_the_step(optimizer: MemberOptimizer, tally: Tally) -> Iterator[None]:
-    """Within the context the optimizer's own work is a stretch of its own."""
-    own = optimizer.step
-
-    def step(number: int) -> tuple[float, bool]:
-        tally.place = "optimizer"
-        return own(number)
-
-    optimizer.step = step  # type: ignore[method-assign]
-    yield
-
-
-def _scaled(tally: Tally, whole: TokenSplit, traced: TokenSplit, micro_batch: int) -> TracedPhase:
-    """Return a training step as traced, with the passes that were left out reckoned by their tokens."""
+        of_passes = _note_the_step(optimizer, tally)
+        loop.train_step()
     phase = _phase("train", tally)
     phase.num_tokens, phase.num_targets = whole.num_input_tokens, whole.num_target_tokens
-    if len(traced) < len(whole):
-        by_tokens = whole.num_input_tokens / traced.num_input_tokens
-        by_passes = -(-len(whole) // micro_batch) / NUM_TRACED_BATCHES
-        phase.moved_bytes *= by_tokens
-        phase.num_operations *= by_passes
+    if has_more:  # the other passes are reckoned by their tokens
+        by_tokens = whole.num_input_tokens / split.num_input_tokens
+        phase.moved_bytes += of_passes["moved_bytes"] * (by_tokens - 1)
+        phase.num_operations += of_passes["num_operations"] * (-(-len(whole) // size) - 1)
         phase.products = {product: number * by_tokens for product, number in phase.products.items()}
     return phase
 
 
-def _started_optimizer(study: Study, adapted: AdaptedModel) -> MemberOptimizer:
-    """Return the optimizer after its first step."""
+def _note_the_step(optimizer: MemberOptimizer, tally: Tally) -> dict[str, float]:
+    """Make the optimizer's own work a stretch of its own; return what is filled with the sums of all before it."""
+    own = optimizer.step
+    before: dict[str, float] = {}
+
+    def step(number: int) -> tuple[float, bool]:
+        before.update(moved_bytes=tally.moved_bytes, num_operations=tally.num_operations)
+        tally.place = "optimizer"
+        return own(number)
+
+    optimizer.step = step  # type: ignore[method-assign]
+    return before
+
+
+def _started_optimizer(study: Study, adapted: AdaptedModel, *, has_gradients: bool) -> MemberOptimizer:
+    """Return the optimizer after its first step; with the gradients of the next step's first micro-batch, or none."""
     trained = adapted.trainable_parameters()
     is_fp16 = study.precision == "fp16"
     optimizer = MemberOptimizer(trained, 1.0, study.optimizer, 2, is_fp16, adapted.rate_factors())
     for parameter in trained.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step(0)
-    optimizer.zero_grad()
+    if not has_gradients:
+        optimizer.zero_grad()
     return optimizer
 
 
