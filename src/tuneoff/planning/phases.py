@@ -11,6 +11,7 @@ from torch import nn
 from tuneoff.data.batching import BatchSequence
 from tuneoff.data.tokens import TokenSplit
 from tuneoff.methods.base import AdaptedModel
+from tuneoff.planning.operations import Work, total
 from tuneoff.planning.tally import GRADIENTS, OPTIMIZER, WEIGHTS, Peak, Product, Tally
 from tuneoff.planning.traced import TracedModel, follow_layers, logits_are_plain, traced_model
 from tuneoff.study.records import Likelihood
@@ -56,6 +57,7 @@ class TracedPhase:
         peaks: highest point of each stretch.
         moved_bytes, num_operations, products: sums over the phase.
         num_tokens, num_targets: that they are of.
+        work: the operations themselves.
     """
 
     phase: Literal["train", "evaluate", "generate"]
@@ -65,6 +67,7 @@ class TracedPhase:
     products: dict[Product, float] = field(default_factory=dict)
     num_tokens: int = 0
     num_targets: int = 0
+    work: Work = field(default_factory=lambda: Work({}, 0))
 
 
 class _Device:
@@ -182,6 +185,8 @@ def train_phase(setting: Setting, base: "PreTrainedModel", num_layers: int | Non
         phase.moved_bytes += of_passes["moved_bytes"] * (by_tokens - 1)
         phase.num_operations += of_passes["num_operations"] * (-(-len(whole) // size) - 1)
         phase.products = {product: number * by_tokens for product, number in phase.products.items()}
+        passes = tally.passes.work().times(by_tokens, -(-len(whole) // size))
+        phase.work = total([passes, tally.once.work()])
     return phase
 
 
@@ -264,4 +269,5 @@ def _phase(name: Literal["train", "evaluate", "generate"], tally: Tally) -> Trac
         moved_bytes=tally.moved_bytes,
         num_operations=tally.num_operations,
         products=dict(tally.products),
+        work=total([tally.passes.work(), tally.once.work()]),
     )

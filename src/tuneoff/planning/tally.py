@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from tuneoff.planning.kernels import product_of, workspace_bytes
+from tuneoff.planning.operations import Counter
 from tuneoff.study.value import Value
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
@@ -79,6 +80,7 @@ class Tally(TorchDispatchMode):
         products: number of calls by what is multiplied.
         answer: what a bool is taken to be where the traced code asks for one.
         place: name of the stretch that is under way.
+        passes, once: the operations themselves, of forward and backward, and of the optimizer.
     """
 
     def __init__(self, vocabulary_size: int, *, is_cuda: bool = False, num_threads: int = 1) -> None:
@@ -94,6 +96,7 @@ class Tally(TorchDispatchMode):
         self.moved_bytes = 0.0
         self.num_operations = 0
         self.products: dict[Product, int] = {}
+        self.passes, self.once = Counter(), Counter()
 
     def hold(self, tensor: Tensor, part: str) -> None:
         """Say what a tensor's storage is; one that was not seen yet is alive from now on."""
@@ -130,6 +133,7 @@ class Tally(TorchDispatchMode):
         for tensor in made:
             self._storage(tensor, self._part(func, args, kwargs, tensor))
         self.num_operations += 1
+        (self.once if self.place == "optimizer" else self.passes).note(func, args, kwargs, out)
         self.moved_bytes += sum(one.numel() * one.element_size() for one in (*given, *made))
         found = product_of(func, args, kwargs)
         if found is not None:

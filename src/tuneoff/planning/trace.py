@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import PrivateAttr
 
+from tuneoff.planning.operations import Work
 from tuneoff.planning.phases import Setting, TracedPhase, evaluate_phase, generate_phase, train_phase
 from tuneoff.planning.tally import Product
 from tuneoff.planning.traced import is_uniform, layers_of, traced_model
@@ -53,6 +55,12 @@ class PhaseTrace(Value):
     """Target tokens among them; of generation the new tokens."""
     products: tuple[Product, ...] = ()
     """The matrix products and calls of attention that `flop` is the sum of."""
+    _work: Work | None = PrivateAttr(default=None)
+
+    @property
+    def work(self) -> Work:
+        """All operations with their shapes, by which the time is foretold; not part of the JSON."""
+        return self._work or Work({}, 0)
 
 
 class Lengths(Value):
@@ -127,6 +135,7 @@ class _Stretches:
     moved_bytes: float = 0.0
     num_operations: float = 0.0
     products: dict[Product, float] = field(default_factory=dict)
+    work: Work = field(default_factory=lambda: Work({}, 0))
 
     def of_phase(self) -> PhaseTrace:
         """Return the phase with the highest of the stretches."""
@@ -135,7 +144,7 @@ class _Stretches:
         products = tuple(
             product.model_copy(update={"num_calls": number}) for product, number in self.products.items() if number
         )
-        return PhaseTrace(
+        found = PhaseTrace(
             phase=self.phase.phase,
             peak_bytes=sum(whole.values()),
             parts=whole,
@@ -146,11 +155,13 @@ class _Stretches:
             num_targets=self.phase.num_targets,
             products=products,
         )
+        found._work = self.work
+        return found
 
 
 def _whole(phase: TracedPhase) -> _Stretches:
     peaks = {place: {name: float(size) for name, size in peak.parts.items()} for place, peak in phase.peaks.items()}
-    return _Stretches(phase, peaks, phase.moved_bytes, phase.num_operations, dict(phase.products))
+    return _Stretches(phase, peaks, phase.moved_bytes, phase.num_operations, dict(phase.products), phase.work)
 
 
 def _cut(phase: TracedPhase, num_layers: int) -> _Stretches:
@@ -186,4 +197,5 @@ def _reckoned(few: _Stretches, more: _Stretches, share: float) -> _Stretches:
         moved_bytes=beyond(few.moved_bytes, more.moved_bytes),
         num_operations=beyond(few.num_operations, more.num_operations),
         products={name: beyond(few.products.get(name, 0), more.products.get(name, 0)) for name in names},
+        work=few.work.beyond(more.work, share),
     )
