@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from tuneoff.data.batching import BatchSequence
+from tuneoff.data.batching import BatchSequence, evaluation_batches
 from tuneoff.data.tokens import TokenSplit
+from tuneoff.evaluation.likelihood import EVALUATION_TOKENS, packs, score_batch
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.planning.operations import Work, total
 from tuneoff.planning.tally import GRADIENTS, OPTIMIZER, WEIGHTS, Peak, Product, Tally
@@ -21,7 +22,7 @@ from tuneoff.training.masks import shapes_alone
 from tuneoff.training.meter import Meter
 from tuneoff.training.optim import MemberOptimizer
 from tuneoff.training.runtime import COMPUTE_TYPES, Runtime
-from tuneoff.training.steps import MIN_PACKED_TOKENS, Forward, looks_everywhere
+from tuneoff.training.steps import MIN_PACKED_TOKENS, Forward, looks_everywhere, to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -218,8 +219,36 @@ def _started_optimizer(study: Study, adapted: AdaptedModel, *, has_gradients: bo
 
 
 def evaluate_phase(setting: Setting, base: "PreTrainedModel", num_layers: int | None) -> TracedPhase:
-    """Trace a batch of a validation: the optimizer's state is there."""
-    raise NotImplementedError
+    """Trace a batch of a validation: of the longest sequences, with the optimizer's state there."""
+    study = setting.study
+    model = traced_model(study, setting.arm, base, setting.device, num_layers)
+    runtime, module, tally = _runtime(setting), model.adapted.module, _tally(setting, model)
+    whole = _split(setting)
+    forward = _forward(setting, model.adapted, whole)
+    is_packed = packs(forward, runtime)
+    split = _filling(whole, EVALUATION_TOKENS)
+    batch = next(evaluation_batches(split, None, PAD, EVALUATION_TOKENS, is_packed=is_packed))
+    follow_layers(module, tally)
+    with model.mode, tally, shapes_alone():
+        if setting.arm.is_trained:
+            with tally.paused():
+                optimizer = _started_optimizer(study, model.adapted, has_gradients=False)
+            for tensor in optimizer.tensors().values():
+                tally.hold(tensor, OPTIMIZER)
+        module.eval()
+        tally.place = "begin"
+        placed = to_device([batch], runtime.device, PAD, is_packed=is_packed)
+        score_batch(forward, placed, runtime, has_classes=split.has_labels)
+    phase = _phase("evaluate", tally)
+    phase.num_tokens, phase.num_targets = int(batch.lengths.sum()), batch.num_target_tokens
+    return phase
+
+
+def _filling(split: TokenSplit, num_tokens: int) -> TokenSplit:
+    """Return the sequences of a split as many times as gives so many tokens."""
+    times = -(-num_tokens // split.num_input_tokens)
+    lengths, targets = split.lengths.tolist() * times, split.targets_by_sequence.tolist() * times
+    return synthetic_split(lengths, targets, has_labels=split.has_labels)
 
 
 def generate_phase(setting: Setting, base: "PreTrainedModel", num_layers: int | None) -> TracedPhase:
@@ -244,9 +273,7 @@ def _tally(setting: Setting, model: TracedModel) -> Tally:
 
 def _split(setting: Setting) -> TokenSplit:
     lengths = setting.lengths
-    return synthetic_split(
-        lengths.train, lengths.targets, has_labels=setting.study.task.kind == "classification"
-    )
+    return synthetic_split(lengths.train, lengths.targets, has_labels=setting.study.task.kind == "classification")
 
 
 def _forward(setting: Setting, adapted: AdaptedModel, split: TokenSplit) -> Forward:

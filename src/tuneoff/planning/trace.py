@@ -121,7 +121,7 @@ def _phases(setting: Setting, base: "PreTrainedModel", num_layers: int | None) -
     if setting.arm.is_trained:
         steps.append(train_phase)
     steps.append(evaluate_phase)
-    if setting.lengths.prompts:
+    if setting.lengths.prompts and setting.study.task.generates:
         steps.append(generate_phase)
     return [step(setting, base, num_layers) for step in steps]
 

@@ -205,5 +205,3 @@ def follow_layers(model: nn.Module, tally: Tally) -> None:
     for number, layer in enumerate(layers):
         layer.register_forward_pre_hook(lambda *_, number=number: enter(number))
         layer.register_forward_hook(lambda _module, _args, out, number=number: leave(number, out))
-
-
