@@ -10,15 +10,18 @@ head, the optimizer) what is alive grows with the number of layers by one amount
 stretch's highest point is linear in it, and exact; the highest of all stretches is taken after that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from tuneoff.planning.phases import Setting, TracedPhase, evaluate_phase, generate_phase, train_phase
+from tuneoff.planning.phases import evaluate_phase, train_phase
+from tuneoff.planning.setting import Lengths as Lengths
+from tuneoff.planning.setting import Setting, TracedPhase
 from tuneoff.planning.tally import Product
 from tuneoff.planning.traced import is_uniform, layers_of, traced_model
+from tuneoff.planning.writing import generate_phase
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
 
@@ -55,17 +58,6 @@ class PhaseTrace(Value):
     """The matrix products and calls of attention that `flop` is the sum of."""
 
 
-class Lengths(Value):
-    """What a step sees: of the data where they were read, else the longest that there may be."""
-
-    train: tuple[int, ...]
-    """Tokens of each sequence of one effective batch."""
-    targets: tuple[int, ...]
-    """Target tokens of each."""
-    prompts: tuple[int, ...] = ()
-    """Tokens of each prompt of a generation batch; empty where nothing is generated."""
-
-
 def trace_arm(
     study: Study,
     arm: Arm,
@@ -83,7 +75,8 @@ def trace_arm(
         arm: one of its arms.
         base: its base on the meta device (`planning.plan.study_shape`); it is not changed.
         lengths: what a step sees.
-        device: `cpu`, or `cuda`, which needs a PyTorch that was built for it and no GPU.
+        device: `cpu`, or `cuda`; of a GPU all is as it runs there where PyTorch was built for one, else as on a CPU
+            that multiplies bf16 numbers itself.
         num_threads: of the CPU, whose kernels hold some memory for each; none is what PyTorch would take.
         num_layers: how many layers are traced: two numbers that the rest is reckoned from; empty traces them all, none
             chooses.
@@ -96,7 +89,7 @@ def trace_arm(
     depth = len(found[1]) if found else 0
     if num_layers is None:
         num_layers = TRACED_LAYERS if depth > max(TRACED_LAYERS) and is_uniform(own, arm, base) else ()
-    setting = Setting(own, arm, lengths, torch.device(device), num_threads or torch.get_num_threads())
+    setting = Setting(own, arm, lengths, device == "cuda", num_threads or torch.get_num_threads())
     if not num_layers:
         return tuple(_whole(phase).of_phase() for phase in _phases(setting, base, None))
     traced = [_phases(setting, base, number) for number in num_layers]
@@ -109,13 +102,12 @@ def trace_arm(
 
 def _phases(setting: Setting, base: "PreTrainedModel", num_layers: int | None) -> list[TracedPhase]:
     """Trace the phases of an arm, on a model of some layers."""
-    steps: list[Callable[[Setting, "PreTrainedModel", int | None], TracedPhase]] = []
-    if setting.arm.is_trained:
-        steps.append(train_phase)
+    model = traced_model(setting.study, setting.arm, base, setting.device, num_layers)
+    steps = [train_phase] if setting.arm.is_trained else []
     steps.append(evaluate_phase)
     if setting.lengths.prompts and setting.study.task.generates:
         steps.append(generate_phase)
-    return [step(setting, base, num_layers) for step in steps]
+    return [step(setting, model) for step in steps]
 
 
 @dataclass
