@@ -30,8 +30,6 @@ NEVER = 1 << 62
 EVALUATIONS_PER_RUN = 10
 CURVE_ROW_BYTES, PREDICTION_ROW_BYTES, RECORD_BYTES = 220, 130, 6000
 """On disk: of a step in the learning curve, of a test sequence, of a run's records."""
-SAME_TOKENS = 0.02
-"""Share by which the largest batch may differ from a typical one to stand for it."""
 
 Tracer = Callable[[Study, Arm, Lengths], tuple[PhaseTrace, ...]]
 
@@ -162,16 +160,7 @@ class Forecast:
         )
         if self.basis.speed is None:
             return found
-        typical = largest
-        if _differ(sizes):
-            typical = self.traces(self.study, arm, sizes.typical, sizes.typical_prompts)
-        return found.model_copy(update=_times(own, arm, planned, sizes, typical, self.basis.speed))
-
-
-def _differ(sizes: Sizes) -> bool:
-    """Whether a typical step is another than the one that needs most."""
-    one, other = sum(sizes.typical.lengths), sum(sizes.largest.lengths)
-    return abs(one - other) > SAME_TOKENS * other or sizes.prompts != sizes.typical_prompts
+        return found.model_copy(update=_times(own, arm, planned, sizes, largest, self.basis.speed))
 
 
 def _shortened(sizes: Sizes, length: int) -> Sizes:
@@ -196,9 +185,11 @@ def _times(
 ) -> dict[str, object]:
     """Return the times of an arm, by field of `Predicted`."""
     by_phase = {one.phase: one for one in traces}
-    step_s = speed.seconds(by_phase["train"].work) if "train" in by_phase else None
+    # tokens go through one after another, so a step with fewer takes their share but for attention's square
+    share = sum(sizes.typical.lengths) / sum(sizes.largest.lengths)
+    step_s = speed.seconds(by_phase["train"].work(share)) if "train" in by_phase else None
     evaluate = by_phase["evaluate"]
-    token_s = speed.seconds(evaluate.work) / evaluate.num_tokens
+    token_s = speed.seconds(evaluate.work()) / evaluate.num_tokens
     validate_s = token_s * sizes.num_tokens["validation"] if sizes.is_read else None
     test_s = token_s * sizes.num_tokens["test"] if sizes.is_read else None
     generate_s = _generate_s(own, sizes, by_phase.get("generate"), speed)
@@ -248,8 +239,7 @@ def _generate_s(own: Study, sizes: Sizes, trace: PhaseTrace | None, speed: Speed
     """Return what one reading of the test split takes to write: between texts of one token and of all allowed."""
     if trace is None or sizes.num_prompts is None:
         return None
-    num_texts = sizes.num_prompts * sum(one.samples * (one.beams or 1) for one in own.testing.decoding)
-    most = speed.seconds(trace.work) * num_texts / max(1, len(sizes.typical_prompts))
+    most = speed.seconds(trace.work()) * sizes.num_prompts / max(1, len(sizes.prompts))
     return Seconds(fewest=most / own.generate.max_new_tokens, most=most)
 
 

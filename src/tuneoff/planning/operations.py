@@ -118,6 +118,9 @@ class Work:
         )
 
 
+NO_WORK = Work({}, 0.0)
+
+
 def total(works: Iterable[Work]) -> Work:
     """Return several pieces of work as one."""
     counts: dict[Operation, float] = {}
@@ -160,6 +163,12 @@ class Counter:
     def work(self) -> "Work":
         """Return what was counted."""
         return Work(dict(self.counts), self.num_operations)
+
+    def take(self) -> "Work":
+        """Return what was counted, and begin anew."""
+        found = self.work()
+        self.counts, self.num_operations = {}, 0.0
+        return found
 
 
 class Watch(TorchDispatchMode):

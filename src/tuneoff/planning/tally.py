@@ -79,6 +79,7 @@ class Tally(TorchDispatchMode):
         moved_bytes, num_operations: of all operations that are no views.
         products: number of calls by what is multiplied.
         answer: what a bool is taken to be where the traced code asks for one.
+        has_cache: whether keys and values are kept, so that what they are kept in can be told.
         place: name of the stretch that is under way.
         passes, once: the operations themselves, of forward and backward, and of the optimizer.
     """
@@ -92,6 +93,7 @@ class Tally(TorchDispatchMode):
         self._events: list[tuple[str, int, _Storage]] = []
         self.is_logging = True
         self.answer = True
+        self.has_cache = False
         self.place = ""
         self.moved_bytes = 0.0
         self.num_operations = 0
@@ -102,10 +104,15 @@ class Tally(TorchDispatchMode):
         """Say what a tensor's storage is; one that was not seen yet is alive from now on."""
         self._storage(tensor, part).part = part
 
-    def hold_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Know the gradients of parameters as such when they are there."""
-        for parameter in parameters.values():
-            parameter.register_post_accumulate_grad_hook(self._hold_gradient)
+    @contextmanager
+    def holding_gradients(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Within the context the gradients of parameters are known as such when they are there."""
+        handles = [one.register_post_accumulate_grad_hook(self._hold_gradient) for one in parameters.values()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _hold_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -144,9 +151,10 @@ class Tally(TorchDispatchMode):
     def _part(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> str:
         if self._is_logits([tensor]):
             return LOGITS
-        # a cache grows along its columns: keys and values (R, H, C, D)
-        if func is _aten.cat.default and tensor.dim() == 4 and (args[1] if len(args) > 1 else 0) in (2, -2):
-            return KEY_VALUES
+        if self.has_cache and tensor.dim() == 4:  # keys and values (R, H, C, D)
+            grows = func is _aten.cat.default and (args[1] if len(args) > 1 else 0) in (2, -2)
+            if grows or func in (_aten.new_zeros.default, _aten.index_select.default):
+                return KEY_VALUES
         return ACTIVATIONS
 
     def _is_logits(self, tensors: list[Tensor]) -> bool:

@@ -10,17 +10,20 @@ head, the optimizer) what is alive grows with the number of layers by one amount
 stretch's highest point is linear in it, and exact; the highest of all stretches is taken after that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import PrivateAttr
 
-from tuneoff.planning.operations import Work
-from tuneoff.planning.phases import Setting, TracedPhase, evaluate_phase, generate_phase, train_phase
+from tuneoff.planning.operations import NO_WORK, Work, total
+from tuneoff.planning.phases import evaluate_phase, train_phase
+from tuneoff.planning.setting import Lengths as Lengths
+from tuneoff.planning.setting import Setting, TracedPhase
 from tuneoff.planning.tally import Product
 from tuneoff.planning.traced import is_uniform, layers_of, traced_model
+from tuneoff.planning.writing import generate_phase
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
 
@@ -55,23 +58,16 @@ class PhaseTrace(Value):
     """Target tokens among them; of generation the new tokens."""
     products: tuple[Product, ...] = ()
     """The matrix products and calls of attention that `flop` is the sum of."""
-    _work: Work | None = PrivateAttr(default=None)
+    _passes: Work = PrivateAttr(default=NO_WORK)
+    _once: Work = PrivateAttr(default=NO_WORK)
 
-    @property
-    def work(self) -> Work:
-        """All operations with their shapes, by which the time is foretold; not part of the JSON."""
-        return self._work or Work({}, 0)
+    def work(self, share: float = 1.0) -> Work:
+        """Return all operations with their shapes, by which the time is foretold; no part of the JSON.
 
-
-class Lengths(Value):
-    """What a step sees: of the data where they were read, else the longest that there may be."""
-
-    train: tuple[int, ...]
-    """Tokens of each sequence of one effective batch."""
-    targets: tuple[int, ...]
-    """Target tokens of each."""
-    prompts: tuple[int, ...] = ()
-    """Tokens of each prompt of a generation batch; empty where nothing is generated."""
+        Args:
+            share: of the tokens, for a step that is like this one with fewer; the optimizer's work stays.
+        """
+        return total([self._passes.times(share, 1.0), self._once])
 
 
 def trace_arm(
@@ -91,7 +87,8 @@ def trace_arm(
         arm: one of its arms.
         base: its base on the meta device (`planning.plan.study_shape`); it is not changed.
         lengths: what a step sees.
-        device: `cpu`, or `cuda`, which needs a PyTorch that was built for it and no GPU.
+        device: `cpu`, or `cuda`; of a GPU all is as it runs there where PyTorch was built for one, else as on a CPU
+            that multiplies bf16 numbers itself.
         num_threads: of the CPU, whose kernels hold some memory for each; none is what PyTorch would take.
         num_layers: how many layers are traced: two numbers that the rest is reckoned from; empty traces them all, none
             chooses.
@@ -104,7 +101,7 @@ def trace_arm(
     depth = len(found[1]) if found else 0
     if num_layers is None:
         num_layers = TRACED_LAYERS if depth > max(TRACED_LAYERS) and is_uniform(own, arm, base) else ()
-    setting = Setting(own, arm, lengths, torch.device(device), num_threads or torch.get_num_threads())
+    setting = Setting(own, arm, lengths, device == "cuda", num_threads or torch.get_num_threads())
     if not num_layers:
         return tuple(_whole(phase).of_phase() for phase in _phases(setting, base, None))
     traced = [_phases(setting, base, number) for number in num_layers]
@@ -117,13 +114,12 @@ def trace_arm(
 
 def _phases(setting: Setting, base: "PreTrainedModel", num_layers: int | None) -> list[TracedPhase]:
     """Trace the phases of an arm, on a model of some layers."""
-    steps: list[Callable[[Setting, "PreTrainedModel", int | None], TracedPhase]] = []
-    if setting.arm.is_trained:
-        steps.append(train_phase)
+    model = traced_model(setting.study, setting.arm, base, setting.device, num_layers)
+    steps = [train_phase] if setting.arm.is_trained else []
     steps.append(evaluate_phase)
     if setting.lengths.prompts and setting.study.task.generates:
         steps.append(generate_phase)
-    return [step(setting, base, num_layers) for step in steps]
+    return [step(setting, model) for step in steps]
 
 
 @dataclass
@@ -135,7 +131,8 @@ class _Stretches:
     moved_bytes: float = 0.0
     num_operations: float = 0.0
     products: dict[Product, float] = field(default_factory=dict)
-    work: Work = field(default_factory=lambda: Work({}, 0))
+    passes: Work = NO_WORK
+    once: Work = NO_WORK
 
     def of_phase(self) -> PhaseTrace:
         """Return the phase with the highest of the stretches."""
@@ -155,13 +152,14 @@ class _Stretches:
             num_targets=self.phase.num_targets,
             products=products,
         )
-        found._work = self.work
+        found._passes, found._once = self.passes, self.once
         return found
 
 
 def _whole(phase: TracedPhase) -> _Stretches:
     peaks = {place: {name: float(size) for name, size in peak.parts.items()} for place, peak in phase.peaks.items()}
-    return _Stretches(phase, peaks, phase.moved_bytes, phase.num_operations, dict(phase.products), phase.work)
+    sums = (phase.moved_bytes, phase.num_operations, dict(phase.products))
+    return _Stretches(phase, peaks, *sums, phase.passes, phase.once)
 
 
 def _cut(phase: TracedPhase, num_layers: int) -> _Stretches:
@@ -197,5 +195,6 @@ def _reckoned(few: _Stretches, more: _Stretches, share: float) -> _Stretches:
         moved_bytes=beyond(few.moved_bytes, more.moved_bytes),
         num_operations=beyond(few.num_operations, more.num_operations),
         products={name: beyond(few.products.get(name, 0), more.products.get(name, 0)) for name in names},
-        work=few.work.beyond(more.work, share),
+        passes=few.passes.beyond(more.passes, share),
+        once=few.once.beyond(more.once, share),
     )

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -66,7 +67,7 @@ def shortened(base: "PreTrainedModel", num_layers: int) -> "PreTrainedModel":
     found = layers_of(base)
     if found is None or num_layers >= len(found[1]):
         return copy.deepcopy(base)
-    name, layers = found
+    _, layers = found
     memo: dict[int, Any] = {}
     kept = [copy.deepcopy(layer, memo) for layer in layers[:num_layers]]
     memo[id(layers)] = nn.ModuleList(kept)
@@ -168,8 +169,9 @@ def logits_are_plain(config: Any) -> bool:
     return all(getattr(own, name, None) in (None, 1, 1.0) for name in _SCALED_LOGITS)
 
 
-def follow_layers(model: nn.Module, tally: Tally) -> None:
-    """Name the stretches of a forward and backward pass by the layer that is at work.
+@contextmanager
+def following_layers(model: nn.Module, tally: Tally) -> Iterator[None]:
+    """Within the context the stretches of a forward and backward pass are named by the layer that is at work.
 
     Args:
         model: an adapted model.
@@ -178,30 +180,44 @@ def follow_layers(model: nn.Module, tally: Tally) -> None:
     """
     found = layers_of(model)
     if found is None:
+        yield
         return
-    layers = found[1]
-    state = {"pass": 0, "is_backward": False}
+    follower = _Follower(tally, len(found[1]))
+    handles = [find_stack(model).register_forward_pre_hook(follower.begin)]
+    for number, layer in enumerate(found[1]):
+        handles.append(layer.register_forward_pre_hook(partial(follower.enter, number)))
+        handles.append(layer.register_forward_hook(partial(follower.leave, number)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
-    def begin(*_: Any) -> None:
-        state["pass"], state["is_backward"] = state["pass"] + 1, False
-        tally.place = f"{state['pass']}/start"
 
-    def enter(number: int) -> None:
-        if not state["is_backward"]:
-            tally.place = f"{state['pass']}/forward/{number}"
+class _Follower:
+    """Names where a pass is, told by hooks."""
 
-    def leave(number: int, out: Any) -> None:
+    def __init__(self, tally: Tally, num_layers: int) -> None:
+        self._tally = tally
+        self._num_layers = num_layers
+        self._pass = 0
+        self._is_backward = False
+
+    def begin(self, *_: Any) -> None:
+        self._pass, self._is_backward = self._pass + 1, False
+        self._tally.place = f"{self._pass}/start"
+
+    def enter(self, number: int, *_: Any) -> None:
+        if not self._is_backward:  # where activations are worked out again it is
+            self._tally.place = f"{self._pass}/forward/{number}"
+
+    def leave(self, number: int, _module: Any, _given: Any, out: Any) -> None:
         hidden = out[0] if isinstance(out, tuple) else out
         if isinstance(hidden, Tensor) and hidden.requires_grad:
-            hidden.register_hook(lambda _: go_back(number))
-        if number == len(layers) - 1 and not state["is_backward"]:
-            tally.place = f"{state['pass']}/head"
+            hidden.register_hook(partial(self._go_back, number))
+        if number == self._num_layers - 1 and not self._is_backward:
+            self._tally.place = f"{self._pass}/head"
 
-    def go_back(number: int) -> None:
-        state["is_backward"] = True
-        tally.place = f"{state['pass']}/backward/{number}"
-
-    find_stack(model).register_forward_pre_hook(begin)
-    for number, layer in enumerate(layers):
-        layer.register_forward_pre_hook(lambda *_, number=number: enter(number))
-        layer.register_forward_hook(lambda _module, _args, out, number=number: leave(number, out))
+    def _go_back(self, number: int, _gradient: Any) -> None:
+        self._is_backward = True
+        self._tally.place = f"{self._pass}/backward/{number}"
