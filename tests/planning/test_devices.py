@@ -3,13 +3,12 @@
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tuneoff.errors import StudyError
 from tuneoff.planning.devices import DEVICES, GIB, find_device, parse_bytes
-from tuneoff.planning.room import CONTEXT_BYTES, USABLE_SHARE, cgroup_limits, cpu_rooms, device_room, memory_room
+from tuneoff.planning.room import CONTEXT_BYTES, USABLE_SHARE, device_room, machine_room, memory_room
 
 
 @pytest.mark.parametrize(
@@ -87,37 +86,10 @@ def test_the_room_of_a_gpu_leaves_what_is_not_for_tensors() -> None:
     assert memory_room(6 * 10**9).where == "a device of 6 GB"
 
 
-def test_limits_of_control_groups_are_read_at_every_level(tmp_path: Path) -> None:
-    groups, membership = tmp_path / "cgroup", tmp_path / "membership"
-    inner = groups / "user" / "job"
-    inner.mkdir(parents=True)
-    membership.write_text("0::/user/job\n")
-    (groups / "user" / "memory.max").write_text("8000000\n")
-    (groups / "user" / "memory.current").write_text("3000000\n")
-    (groups / "user" / "memory.stat").write_text("anon 1000000\ninactive_file 1500000\nactive_file 500000\n")
-    (inner / "memory.max").write_text("max\n")
-    assert list(cgroup_limits(groups, membership)) == [("/user", 7_000_000)]
-    (inner / "memory.max").write_text("2000\n")
-    (inner / "memory.current").write_text("5000\n")
-    assert list(cgroup_limits(groups, membership)) == [("/user/job", 0), ("/user", 7_000_000)]
-
-
-def test_limits_of_version_1_and_of_a_container_are_read(tmp_path: Path) -> None:
-    groups, membership = tmp_path / "cgroup", tmp_path / "membership"
-    (groups / "memory").mkdir(parents=True)
-    membership.write_text("3:cpu,cpuacct:/x\n2:memory:/docker/of-the-host\n")
-    (groups / "memory" / "memory.limit_in_bytes").write_text("5000\n")
-    (groups / "memory" / "memory.usage_in_bytes").write_text("1000\n")
-    assert list(cgroup_limits(groups, membership)) == [("/", 4000)]
-    (groups / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # what version 1 calls no limit
-    assert list(cgroup_limits(groups, membership)) == []
-    assert list(cgroup_limits(groups, tmp_path / "nothing")) == []
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v and /proc")
 def test_ulimit_v_counts_address_space() -> None:
-    code = "from tuneoff.planning.room import cpu_rooms; print(*(f'{r.where}={r.tensor_bytes}' for r in cpu_rooms()))"
-    limit = 3 * 10**9
+    code = "from tuneoff.planning.room import machine_room as room; print(room().where, room().tensor_bytes)"
+    limit = 6 * 10**9
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -125,6 +97,7 @@ def test_ulimit_v_counts_address_space() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, preexec_fn=limited
     )
-    found = int(done.stdout.split("ulimit -v=")[1].split()[0])
-    assert 0 < found < limit
-    assert "ulimit" not in {room.where for room in cpu_rooms()}
+    where, _, found = done.stdout.strip().rpartition(" ")
+    assert where == "this machine (ulimit -v)"
+    assert 0 < int(found) < limit
+    assert machine_room().where != where
