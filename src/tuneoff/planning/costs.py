@@ -5,14 +5,14 @@ operations (`planning.calibration`), of a batch that is like the mean, times how
 loading and saving, starting processes, reading and tokenising data, and what is worked out of trained weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tuneoff.errors import TuneoffError
 from tuneoff.planning.calibration import DeviceSpeed, Speed, calibrate
 from tuneoff.planning.devices import Device
-from tuneoff.planning.fit import ALL_KINDS, Fit, Kind, find_fit
+from tuneoff.planning.fit import ALL_KINDS, Change, Fit, Kind, find_fit, fitted
 from tuneoff.planning.plan import FP32_BYTES, NUM_MOMENTS, ArmPlan, Plan, plan, study_shape
 from tuneoff.planning.room import Room, device_room, machine_room, memory_room
 from tuneoff.planning.sizes import Sizes, Step, study_sizes
@@ -128,10 +128,10 @@ class Forecast:
             return NEVER
         return max(phase.peak_bytes for phase in found)
 
-    def fit(self, arm: Arm, kinds: tuple[Kind, ...] = ALL_KINDS) -> Fit:
+    def fit(self, study: Study, arm: Arm, kinds: tuple[Kind, ...] = ALL_KINDS) -> Fit:
         """Return whether an arm fits, and the nearest change with which it does."""
         return find_fit(
-            self.study,
+            study,
             arm,
             self.basis.room.tensor_bytes,
             self.needed_bytes,
@@ -140,15 +140,47 @@ class Forecast:
             has_checkpointing=bool(getattr(self.base, "supports_gradient_checkpointing", False)),
         )
 
-    def predicted(self, arm: Arm, planned: ArmPlan) -> Predicted:
+    def plan(self, study: Study, num_classes: int | None, kinds: tuple[Kind, ...]) -> Plan:
+        """Return the plan of the study, as it is or as it was changed, with what each arm costs.
+
+        Args:
+            study: the study.
+            num_classes: of a classification, where the data have been read.
+            kinds: changes that may be proposed.
+        """
+        planned = plan(study, num_classes)
+        arms, notes = [], []
+        for arm, own in zip(study.arms, planned.arms, strict=True):
+            changes: dict[str, object] = {}
+            if not own.problem:
+                try:
+                    changes = {"predicted": self.predicted(study, arm, own), "fit": self.fit(study, arm, kinds)}
+                except TuneoffError:
+                    raise
+                except Exception as error:  # the code of any architecture runs in a trace, on tensors without numbers
+                    notes.append(f"{arm.name}: its step could not be traced ({type(error).__name__}: {error})")
+            arms.append(own.model_copy(update=changes))
+        speed, lengths = self.basis.speed, {sizes.note: None for sizes in self.known_sizes.values()}
+        return planned.model_copy(
+            update={
+                "arms": tuple(arms),
+                "room": self.basis.room,
+                "device": speed.name if speed is not None else self.basis.room.where,
+                "speed_basis": speed.basis if speed is not None else "",
+                "notes": (*lengths, *notes),
+            }
+        )
+
+    def predicted(self, study: Study, arm: Arm, planned: ArmPlan) -> Predicted:
         """Return what an arm costs.
 
         Args:
-            arm: the arm.
+            study: the study.
+            arm: one of its arms.
             planned: its counts.
         """
-        own, sizes = self.study.for_arm(arm), self.sizes(self.study, arm)
-        largest = self.traces(self.study, arm, sizes.largest, sizes.prompts)
+        own, sizes = study.for_arm(arm), self.sizes(study, arm)
+        largest = self.traces(study, arm, sizes.largest, sizes.prompts)
         phases = {
             one.phase: PredictedPhase(peak_bytes=one.peak_bytes, parts=one.parts, flop=one.flop) for one in largest
         }
@@ -261,13 +293,13 @@ def _disk(own: Study, arm: Arm, planned: ArmPlan, sizes: Sizes) -> dict[str, int
     }
 
 
-def costed_plan(
+def foretell(
     study: Study,
     basis: Basis,
     *,
     num_classes: int | None = None,
     kinds: tuple[Kind, ...] = ALL_KINDS,
-    sizes: Mapping[str, Sizes] | None = None,
+    is_fitted: bool = False,
 ) -> Plan:
     """Work out the plan of a study with what each arm costs, and what makes those fit that do not.
 
@@ -276,33 +308,21 @@ def costed_plan(
         basis: what it is made for.
         num_classes: of a classification, where the data have been read.
         kinds: changes that may be proposed.
-        sizes: of data that were read already, by the key of `Forecast.known_sizes`.
+        is_fitted: give the plan after the changes.
 
     Raises:
         TuneoffError: as `plan` does.
     """
-    planned = plan(study, num_classes)
-    forecast = Forecast(study, study_shape(study, num_classes), basis, known_sizes=dict(sizes or {}))
-    arms, notes = [], []
-    for arm, own in zip(study.arms, planned.arms, strict=True):
-        if own.problem:
-            arms.append(own)
-            continue
-        try:
-            changes = {"predicted": forecast.predicted(arm, own), "fit": forecast.fit(arm, kinds)}
-        except TuneoffError:
-            raise
-        except Exception as error:  # the code of any architecture runs in a trace, on tensors without numbers
-            notes.append(f"{arm.name}: its step could not be traced ({type(error).__name__}: {error})")
-            changes = {}
-        arms.append(own.model_copy(update=changes))
-    found = {note.note: None for note in forecast.known_sizes.values()}
-    return planned.model_copy(
-        update={
-            "arms": tuple(arms),
-            "room": basis.room,
-            "device": basis.speed.name if basis.speed is not None else basis.room.where,
-            "speed_basis": basis.speed.basis if basis.speed is not None else "",
-            "notes": (*found, *notes),
-        }
-    )
+    forecast = Forecast(study, study_shape(study, num_classes), basis)
+    found = forecast.plan(study, num_classes, kinds)
+    changes = changes_of(found)
+    if not is_fitted or not changes:
+        return found
+    after = forecast.plan(fitted(study, changes), num_classes, kinds)
+    arms = tuple(arm.model_copy(update={"changed": changes.get(arm.name)}) for arm in after.arms)
+    return after.model_copy(update={"arms": arms})
+
+
+def changes_of(found: Plan) -> dict[str, Change]:
+    """Return the changes with which the arms of a plan fit, by name, of those that do not fit as they are."""
+    return {arm.name: arm.fit.change for arm in found.arms if arm.fit is not None and arm.fit.change is not None}

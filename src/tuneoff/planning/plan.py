@@ -21,7 +21,7 @@ from tuneoff.methods.heads import train_head
 from tuneoff.methods.interchange import is_adapter_folder, read_peft
 from tuneoff.methods.lora import LoRA
 from tuneoff.methods.surgery import AdaptableLayer, adaptable_layers, features, match_targets
-from tuneoff.planning.fit import Fit
+from tuneoff.planning.fit import Change, Fit
 from tuneoff.planning.groups import ModuleGroup, group_modules
 from tuneoff.planning.power import Power, study_power
 from tuneoff.planning.room import Room
@@ -89,6 +89,8 @@ class ArmPlan(Value):
     """Memory, time and disk; none where they were not asked for, or the step could not be traced."""
     fit: Fit | None = None
     """Whether the arm fits into the memory there is, and what makes it."""
+    changed: Change | None = None
+    """What was changed so that it fits; none where it is as in the study file."""
 
     @property
     def num_steps(self) -> int | None:

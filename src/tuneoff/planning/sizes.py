@@ -1,4 +1,4 @@
-"""How much data there is and how long its sequences are: of the data where they are at hand, else the longest there may be.
+"""How much data there is and how long its sequences are: of the data where at hand, else the longest that there may be.
 
 Data are at hand where reading them needs neither the hub nor much time: local files (or the demo's) with a tokenizer on
 this machine, if they were tokenised before or are small. Memory is foretold of the step that needs most, time of one that
@@ -6,11 +6,13 @@ is like the mean.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from tuneoff.data.batching import BatchSequence, num_steps
 from tuneoff.data.prepare import PreparedData, TokenSplit, is_prepared, prepare
@@ -48,9 +50,9 @@ class Sizes(Value):
     prompts: tuple[int, ...] = ()
     """Of a batch of texts, the longest ones; empty where nothing is generated."""
     typical_prompts: tuple[int, ...] = ()
-    num_tokens: dict[str, int] = {}
+    num_tokens: Mapping[str, int] = Field(default_factory=dict)
     """Input tokens of each split; empty where the data were not read."""
-    num_sequences: dict[str, int] = {}
+    num_sequences: Mapping[str, int] = Field(default_factory=dict)
     num_prompts: int | None = None
     """After which text is generated; none where the data were not read."""
     num_steps: int | None = None

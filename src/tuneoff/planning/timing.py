@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_any, tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tuneoff.planning.operations import RANDOM_WORDS, Operation, TensorSpec
 
@@ -23,6 +23,8 @@ MAX_BYTES = 192 << 20
 """Of an operation's tensors; larger ones are timed in a smaller form."""
 MAX_FLOP = 8e9
 """Of a product, likewise: from here on its rate does not rise any more."""
+SMALLEST_CUT = 64
+"""Size of a tensor that is not halved any more."""
 MIN_TIMED_S = 0.01
 """An operation is repeated until it has taken as long as this, and at least twice: once warm."""
 MAX_REPEATS = 50
@@ -205,10 +207,9 @@ def _cut(operation: Operation) -> tuple[Operation, float]:
     """
     cut, factor = operation, 1.0
     while _is_large(cut):
-        sizes = {size for spec in _specs(cut) for size in spec.shape if size % 2 == 0}
-        if not sizes or max(sizes) < 64 or tree_any(lambda leaf: leaf == max(sizes), _options(cut)):
+        size = max((size for spec in _specs(cut) for size in spec.shape if size % 2 == 0), default=0)
+        if size < SMALLEST_CUT or size in _options(cut):
             break
-        size = max(sizes)
         cut = replace(cut, args=_halved(cut.args, size), kwargs=_halved(dict(cut.kwargs), size))
         shrunk = _product_share(cut, operation)
         factor = 1 / shrunk
@@ -216,7 +217,7 @@ def _cut(operation: Operation) -> tuple[Operation, float]:
     return cut, factor
 
 
-def _options(operation: Operation) -> Any:
+def _options(operation: Operation) -> list[int]:
     """Return the whole numbers that an operator is given beside tensors."""
     leaves = tree_leaves((operation.args, dict(operation.kwargs)))
     return [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
@@ -230,9 +231,7 @@ def _is_large(operation: Operation) -> bool:
 
 def _product_share(cut: Operation, whole: Operation) -> float:
     """Return what share of the work is left: of a product the root of the product of its tensors' sizes."""
-    sizes = [
-        [_numel(spec) for spec in _specs(one) if _numel(spec) and len(spec.shape) > 1] for one in (cut, whole)
-    ]
+    sizes = [[_numel(spec) for spec in _specs(one) if _numel(spec) and len(spec.shape) > 1] for one in (cut, whole)]
     if whole.flop and len(sizes[0]) >= 2:
         # m k and k n are what a product is given; its work m k n goes with the sizes that were halved, each once
         halvings = np.log2(_sizes_product(whole)) - np.log2(_sizes_product(cut))
