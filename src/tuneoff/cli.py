@@ -108,7 +108,7 @@ def plan(
     recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Measure this machine's speed again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what each arm would train and cost, before anything is trained: counts, memory, time, disk, and what fits."""
+    """Show what each arm would train and cost, before anything is trained: counts, memory, time, disk, what fits."""
     from tuneoff import api
     from tuneoff.planning.render import render
 

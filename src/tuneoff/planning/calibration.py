@@ -1,8 +1,8 @@
 """How fast this machine is: rates, and the seconds of the operations that plans asked for, kept on disk.
 
-What is kept depends on the machine (processor or GPU, threads), on PyTorch and on how products of bf16 numbers are taken,
-so the file is named by a hash of these; another machine, or another version, starts anew. A file that cannot be read is
-measured again; a folder that cannot be written costs time only.
+What is kept depends on the machine (processor or GPU, threads), on PyTorch and on how products of bf16 numbers are
+taken, so the file is named by a hash of these; another machine, or another version, starts anew. A file that cannot be
+read is measured again; a folder that cannot be written costs time only.
 
 A named device has not been measured: each operation goes by the vendor's peak rates times a stated efficiency, as the
 longer of computing and moving (the roofline of Williams et al., 2009, doi:10.1145/1498765.1498785), and a step takes

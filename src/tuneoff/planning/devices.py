@@ -1,8 +1,8 @@
 """Accelerators by name: memory, bandwidth and peak rates of matrix products, as their vendors state them.
 
-Rates are of dense matrices, without structured sparsity, summed in fp32 (consumer boards take such sums at half the rate
-of sums in 16 bits). `fp32` is the rate of TF32 where there are tensor cores for it, or that of plain fp32; PyTorch takes
-plain fp32 unless told otherwise, so both are kept. Memory is in GiB, as boards are built, whatever the box says.
+Rates are of dense matrices, without structured sparsity, summed in fp32 (consumer boards take such sums at half the
+rate of sums in 16 bits). `fp32` is plain fp32 without TF32, as PyTorch multiplies unless told otherwise. Memory is in
+GiB, as boards are built, whatever the box says.
 
 Sources, all NVIDIA: data sheets of T4, V100, A10, L4, L40S, RTX A6000, A100, H100 and H200; architecture white papers
 "Turing" (2018), "Ampere GA102" (2021), "Ada GPU Architecture" (2023), "RTX Blackwell" (2025), appendices.

@@ -2,14 +2,14 @@
 
 In this order, each rung on top of the one before:
 
-1. fewer sequences in one forward (`micro_batch`), halved until it fits: the effective batch, and so its gradient, stays;
-2. activations worked out again in the backward pass (`gradient_checkpointing`): the same gradient, about a third more time;
+1. fewer sequences in one forward (`micro_batch`), halved until it fits: the effective batch and its gradient stay;
+2. activations worked out again in the backward pass (`gradient_checkpointing`): the same gradient, a third more time;
 3. bf16: half the activations and the frozen base, other rounding;
 4. a base quantised to 4 bits (QLoRA), of LoRA alone: other numbers;
 5. shorter sequences, halved: other data.
 
-The first two are what an out-of-memory would come to as well, and `run --fit` takes them of itself. The others change what
-is learnt or measured, so they must be named.
+The first two keep the gradient but for rounding, and `run --fit` takes them of itself. The others change what is learnt or
+measured, so they must be named.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -186,11 +186,8 @@ def _rungs(
     own: Study, arm: Arm, kinds: tuple[Kind, ...], *, has_bf16: bool, has_checkpointing: bool, has_nf4: bool
 ) -> Iterator[Change]:
     """Yield the changes beside the micro-batch, nearest first."""
-    recompute = (
-        {"gradient_checkpointing": True}
-        if "gradient_checkpointing" in kinds and has_checkpointing and arm.is_trained and not own.gradient_checkpointing
-        else {}
-    )
+    is_free = arm.is_trained and not own.gradient_checkpointing
+    can_recompute = "gradient_checkpointing" in kinds and has_checkpointing and is_free
     stages: list[dict[str, Any]] = [{}]
     if "bf16" in kinds and has_bf16 and own.precision == "fp32":
         stages.append({"precision": "bf16"})
@@ -204,8 +201,8 @@ def _rungs(
         stages.append(most | {"max_length": length})
     for stage in stages:
         yield Change(**stage)
-        if recompute:
-            yield Change(**stage, **recompute)
+        if can_recompute:
+            yield Change(**stage, gradient_checkpointing=True)
 
 
 def fitted(study: Study, changes: Mapping[str, Change]) -> Study:

@@ -1,8 +1,7 @@
 """What a step is made of: each distinct operation of PyTorch with the shapes that it is given, and how often it runs.
 
-A mode that watches: operations go on to whatever carries them out, real tensors or fake ones. Of two calls with the same
-operator, types, shapes and strides one stands for both, so the hundreds of operations of a deep model are a few dozen
-distinct ones, each of which can be timed once (`tuneoff.planning.timing`).
+Of two calls with the same operator, types, shapes and strides one stands for both, so the hundreds of operations of a
+deep model are a few dozen distinct ones, each of which can be timed once (`tuneoff.planning.timing`).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How much memory a run's tensors may take: of a GPU, or of this machine under the limits that hold for its processes."""
+"""How much memory a run's tensors may take: of a GPU, or of this machine under the limits on its processes."""
 
 from tuneoff.planning.devices import Device
 from tuneoff.study.value import Value

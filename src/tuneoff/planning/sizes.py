@@ -1,8 +1,8 @@
 """How much data there is and how long its sequences are: of the data where at hand, else the longest that there may be.
 
 Data are at hand where reading them needs neither the hub nor much time: local files (or the demo's) with a tokenizer on
-this machine, if they were tokenised before or are small. Memory is foretold of the step that needs most, time of one that
-is like the mean.
+this machine, if they were tokenised before or are small. Memory is foretold of the step that needs most, time of one
+that is like the mean.
 """
 
 import logging
