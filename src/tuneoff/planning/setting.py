@@ -1,5 +1,6 @@
 """What a trace is of, and what stands in for a run's surroundings where nothing runs."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -62,8 +63,14 @@ class Setting:
     def entered(self, model: TracedModel, tally: Tally) -> Iterator[None]:
         """Within the context code runs on tensors without numbers, and is followed."""
         products = own_bf16_products() if self.is_cuda else nullcontext()
-        with products, shapes_alone(), model.mode, tally:
-            yield
+        was_enabled = gc.isenabled()
+        gc.disable()  # else what a cycle of references keeps would die at another moment each time
+        try:
+            with products, shapes_alone(), model.mode, tally:
+                yield
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 @dataclass
