@@ -201,7 +201,7 @@ def _operation(func: Any, specs: Any, args: Any, kwargs: Any, out: Any) -> Opera
     made = [leaf for leaf in tree_leaves(tree_map(_spec, out)) if isinstance(leaf, TensorSpec)]
     return Operation(
         signature=_signature(func, specs),
-        flop=_flop(func, args, kwargs, out),
+        flop=flop_of(func, args, kwargs, out),
         moved_bytes=sum(spec.num_bytes for spec in (*_touched(func, tensors, made), *_written(func, specs[0], out))),
         func=func,
         args=specs[0],
@@ -242,6 +242,7 @@ def _signature(func: Any, specs: Any) -> str:
     return f"{func.name().removeprefix('aten::')}{shown(specs[0])}{shown(specs[1])}"
 
 
-def _flop(func: Any, args: Any, kwargs: Any, out: Any) -> float:
+def flop_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:
+    """Return the floating-point operations of a matrix product or of attention; 0 of everything else."""
     count: Callable[..., Any] | None = flop_registry.get(func.overloadpacket)
     return 0.0 if count is None else float(count(*args, **kwargs, out_val=out))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tuneoff.planning.operations import RANDOM_WORDS, Operation, TensorSpec
+from tuneoff.planning.operations import RANDOM_WORDS, Operation, TensorSpec, flop_of
 
 Clock = Callable[[], float]
 
@@ -211,7 +211,7 @@ def _cut(operation: Operation) -> tuple[Operation, float]:
         if size < SMALLEST_CUT or size in _options(cut):
             break
         cut = replace(cut, args=_halved(cut.args, size), kwargs=_halved(dict(cut.kwargs), size))
-        shrunk = _product_share(cut, operation)
+        shrunk = _share(cut, operation)
         factor = 1 / shrunk
         cut = replace(cut, flop=operation.flop * shrunk, moved_bytes=round(operation.moved_bytes * shrunk))
     return cut, factor
@@ -229,21 +229,13 @@ def _is_large(operation: Operation) -> bool:
     )
 
 
-def _product_share(cut: Operation, whole: Operation) -> float:
-    """Return what share of the work is left: of a product the root of the product of its tensors' sizes."""
-    sizes = [[_numel(spec) for spec in _specs(one) if _numel(spec) and len(spec.shape) > 1] for one in (cut, whole)]
-    if whole.flop and len(sizes[0]) >= 2:
-        # m k and k n are what a product is given; its work m k n goes with the sizes that were halved, each once
-        halvings = np.log2(_sizes_product(whole)) - np.log2(_sizes_product(cut))
-        return float(2.0**-halvings)
-    largest = [max(own, default=1) for own in sizes]
+def _share(cut: Operation, whole: Operation) -> float:
+    """Return what share of the work is left: of its floating-point operations, else of its largest tensor."""
+    if whole.flop:
+        args, kwargs = _filled((cut.args, dict(cut.kwargs)), torch.device("meta"))
+        return flop_of(cut.func, args, kwargs, None) / whole.flop
+    largest = [max((_numel(spec) for spec in _specs(one)), default=1) for one in (cut, whole)]
     return largest[0] / largest[1]
-
-
-def _sizes_product(operation: Operation) -> float:
-    """Return the product of all sizes of a matrix product's operands, each one that they share counted once."""
-    first, second = (spec.shape for spec in itertools.islice((s for s in _specs(operation) if len(s.shape) > 1), 2))
-    return float(np.prod(first, dtype=np.float64) * second[-1])
 
 
 def _numel(spec: TensorSpec) -> int:
