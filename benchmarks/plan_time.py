@@ -1,8 +1,9 @@
 """Prints predicted beside measured time: of a training step, of scoring, of generation, over methods and shapes.
 
 Run from the repository's root: `.venv/bin/python -m benchmarks.plan_time [--small | --only WORDS ...] [--rounds N]
-[--threads N] [--clock wall|cpu] [--json FILE]`. Predicted is what `tuneoff.planning` says of a trace without weights and
-a calibration of this machine; measured is the same phase on random weights, once warm (`benchmarks.memory` builds it).
+[--threads N] [--clock wall|cpu] [--json FILE]`. Predicted is what `tuneoff.planning` says of a trace without weights
+and a calibration of this machine; measured is the same phase on random weights, once warm (`benchmarks.memory` builds
+it).
 
 Each case has a process of its own, in which a round measures, calibrates anew and measures again, so that other work on
 the machine falls on both alike; the ratio is of the calibrated time to the mean of the two. Several rounds give the

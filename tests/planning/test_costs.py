@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-
 from tests.cli.shell import tuneoff
+
 from tuneoff.errors import StudyError
 from tuneoff.planning.costs import Basis, Forecast, basis_of, foretell, num_evaluations, total_s
 from tuneoff.planning.devices import find_device
@@ -191,7 +191,7 @@ def test_a_fitted_study_is_written_and_runs_as_written(study_file: Path, tmp_pat
     assert out.read_text().startswith(
         f"# Made from {study_file}, so that every arm fits. Changed:\n#   full: micro_batch 2"
     )
-    with pytest.raises(StudyError, match="--write: .* cannot be written"):
+    with pytest.raises(StudyError, match=r"--write: .* cannot be written"):
         write_study(tmp_path / "no" / "such" / "folder.yaml", study_file, [], changes)
 
 

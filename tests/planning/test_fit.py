@@ -55,9 +55,8 @@ def brute_force(study: Study, arm: Arm, room: int, kinds: tuple[Kind, ...]) -> i
     for size, recompute, precision, quantize, length in itertools.product(
         sizes, recomputes, precisions, quantized, lengths
     ):
-        change = Change(
-            micro_batch=size, gradient_checkpointing=recompute, precision=precision, quantize=quantize, max_length=length
-        )
+        values = {"micro_batch": size, "gradient_checkpointing": recompute, "precision": precision}
+        change = Change(**values, quantize=quantize, max_length=length)  # type: ignore[arg-type]
         changed = fitted(study, {arm.name: change})
         found.append(needs(changed, next(one for one in changed.arms if one.name == arm.name)))
     return min(found) if min(found) <= room else None

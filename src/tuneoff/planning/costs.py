@@ -1,8 +1,8 @@
 """What each arm of a study costs in memory, time and disk, from a trace of its steps and the speed of a device.
 
 Memory is the highest point of the traced step (`planning.trace`), of the batch that needs most. Time is that of the
-traced operations (`planning.calibration`), of a batch that is like the mean, times how often `run` makes it. What is left
-out: loading and saving, starting processes, reading and tokenising data, and what is worked out of trained weights.
+traced operations (`planning.calibration`), of a batch that is like the mean, times how often `run` makes it. Left out
+are loading and saving, starting processes, reading and tokenising data, and what is worked out of trained weights.
 """
 
 from collections.abc import Callable

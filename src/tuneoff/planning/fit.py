@@ -8,8 +8,8 @@ In this order, each rung on top of the one before:
 4. a base quantised to 4 bits (QLoRA), of LoRA alone: other numbers;
 5. shorter sequences, halved: other data.
 
-The first two keep the gradient but for rounding, and `run --fit` takes them of itself. The others change what is learnt or
-measured, so they must be named.
+The first two keep the gradient but for rounding, and `run --fit` takes them of itself. The others change what is learnt
+or measured, so they must be named.
 """
 
 from collections.abc import Callable, Iterator, Mapping

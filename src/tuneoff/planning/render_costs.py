@@ -1,4 +1,4 @@
-"""The costs of a plan as text for the terminal: what each arm needs and takes, what its memory is made of, what fits."""
+"""The costs of a plan as text for the terminal: what each arm needs and takes, of what its memory is, what fits."""
 
 from collections.abc import Iterator
 
