@@ -164,9 +164,10 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = Fal
 
 def open_result(study: Study, out: Path = DEFAULT_OUT) -> Result:
     """Return what is there of a study's results under `out`."""
+    from tuneoff.running.fitting import as_last_run
     from tuneoff.running.store import Store
 
-    return Result(study, Store(out / study.name))
+    return Result(as_last_run(study, out / study.name), Store(out / study.name))
 
 
 def check(study: Study) -> "Preflight":
@@ -214,6 +215,7 @@ def run(
     """
     from tuneoff.running.begin import begin
     from tuneoff.running.cohorts import asked_size
+    from tuneoff.running.fitting import write_plan
     from tuneoff.running.full_disk import full_disk_is_told
     from tuneoff.running.run import StudyRunner, select_arms
     from tuneoff.running.sitting import Sitting
@@ -223,6 +225,7 @@ def run(
     select_arms(study, only)  # refused before anything is read or written
     size = asked_size(cohort)
     found = checked or check(study)
+    write_plan(study, store.folder)
     options = begin(
         study,
         store,
@@ -251,11 +254,84 @@ def seconds_of(text: str) -> float:
     return parse(text)
 
 
-def plan(study: Study) -> "Plan":
-    """Return what the study will train and keep: matched modules and exact counts, without loading weights."""
-    from tuneoff.planning.plan import plan as make_plan
+def plan(
+    study: Study,
+    *,
+    device: str | None = None,
+    device_memory: str | None = None,
+    fit: str | None = None,
+    recalibrate: bool = False,
+) -> "Plan":
+    """Return what the study will train, keep and cost, and which arms fit, without loading weights.
 
-    return make_plan(study)
+    Args:
+        study: the study.
+        device: name of a GPU, such as `RTX 4090`; none is this machine.
+        device_memory: such as `6GB`, of a GPU that nothing else is known of, or in place of the device's own.
+        fit: changes with which arms may be made to fit (see `planning.fit.parse_kinds`); the plan is then the one after
+            them. None shows the study as it is, and the nearest change of any kind.
+        recalibrate: measure this machine's speed again.
+
+    Raises:
+        StudyError: a device, a size or a change that is not known.
+    """
+    from tuneoff.planning.costs import basis_of, foretell
+    from tuneoff.planning.devices import find_device, parse_bytes
+    from tuneoff.planning.fit import ALL_KINDS, parse_kinds
+
+    kinds = ALL_KINDS if fit is None else parse_kinds(fit)
+    named = None if device is None else find_device(device)
+    memory = None if device_memory is None else parse_bytes(device_memory)
+    return foretell(study, basis_of(named, memory, anew=recalibrate), kinds=kinds, is_fitted=fit is not None)
+
+
+def write_fitted(
+    found: "Plan",
+    fit: str | None,
+    source: str | Path,
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    smoke: bool = False,
+) -> None:
+    """Write the study file of a plan that was made to fit.
+
+    Args:
+        found: the plan, after its changes.
+        fit: what was asked for.
+        source: study file or recipe that was planned.
+        path: where to.
+        overrides: that it was planned with.
+        smoke: whether it was the small form.
+
+    Raises:
+        StudyError: nothing was to be made to fit, or the file cannot be written.
+    """
+    from tuneoff.planning.fitted_file import write_study
+
+    if fit is None:
+        raise StudyError("--write: only a study that was made to fit is written; add --fit")
+    changes = {arm.name: arm.changed for arm in found.arms if arm.changed is not None}
+    write_study(path, source, overrides, changes, smoke=smoke)
+
+
+def fit(study: Study, out: Path = DEFAULT_OUT, kinds: str | None = None) -> tuple[Study, list[str]]:
+    """Return a study with what makes its arms fit into this machine's memory, and a line for each arm changed.
+
+    What was changed is kept in the study's folder, so that the same command goes on with the same runs whatever memory
+    is free then, and `status` and `report` follow it. Without `kinds` what is kept is dropped and the study stays.
+
+    Args:
+        study: the study.
+        out: folder of all studies' results.
+        kinds: changes that may be made (see `planning.fit.parse_kinds`); none makes none.
+
+    Raises:
+        StudyError: a change that is not known.
+    """
+    from tuneoff.running import fitting
+
+    return fitting.fit(study, out / study.name, kinds)
 
 
 def modules(

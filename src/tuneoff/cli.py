@@ -34,6 +34,15 @@ SetOption = Annotated[
 SmokeOption = Annotated[
     bool, typer.Option("--smoke", help="A recipe's small form, on the demo base and demo data: seconds on a CPU.")
 ]
+FitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        metavar="[=FIT]",
+        help="Change what does not fit so that it does: a smaller micro-batch and gradient checkpointing, which keep "
+        "the effective batch and its gradient. --fit=all also takes bf16, QLoRA and shorter sequences.",
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results of all studies lie.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="STUDY/ARM, or the id of a run (`tuneoff status`).")]
 DEFAULT_OUT = Path("runs")
@@ -81,19 +90,37 @@ def demo(
     _run("demo", overrides, out, only=(), num_jobs=min(4, num_processors()))
 
 
-@app.command(epilog="Example: `tuneoff plan dolly-llama3`")
+@app.command(
+    epilog="Examples: `tuneoff plan dolly-llama3 --device 'RTX 4090'`, `tuneoff plan study.yaml --device-memory 6GB "
+    "--fit -o small.yaml`. FIT is which changes may be made so that an arm fits, with commas: micro_batch and "
+    "gradient_checkpointing (tried always, they move no number), bf16, qlora, length, or all."
+)
 @_uncollected()
 def plan(
     study: StudyArgument,
     overrides: SetOption = None,
     smoke: SmokeOption = False,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Plan for a GPU by its name, such as 'RTX 4090'.")
+    ] = None,
+    device_memory: Annotated[
+        str | None, typer.Option("--device-memory", metavar="SIZE", help="Plan for so much memory, such as 6GB.")
+    ] = None,
+    fit: FitOption = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", "-o", metavar="FILE", help="With --fit: write the changed study there.")
+    ] = None,
+    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Measure this machine's speed again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what each arm would train, before anything is trained: matched modules and exact parameter counts."""
+    """Show what each arm would train and cost, before anything is trained: counts, memory, time, disk, what fits."""
     from tuneoff import api
     from tuneoff.planning.render import render
 
-    found = api.plan(api.load(study, overrides or (), smoke=smoke))
+    loaded = api.load(study, overrides or (), smoke=smoke)
+    found = api.plan(loaded, device=device, device_memory=device_memory, fit=fit, recalibrate=recalibrate)
+    if write is not None:
+        api.write_fitted(found, fit, study, write, overrides or (), smoke=smoke)
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
@@ -117,6 +144,7 @@ def run(
             help="LoRA runs that one process trains in one pass over the frozen base, at most; auto: on a GPU alone.",
         ),
     ] = "auto",
+    fit: FitOption = None,
     time: Annotated[
         str | None,
         typer.Option("--time", metavar="8h", help="Stop after so long (90m, 1h30m, 3600 s), with a report; resumable."),
@@ -124,7 +152,7 @@ def run(
     out: OutOption = DEFAULT_OUT,
 ) -> None:
     """Train what is missing and nothing that is done. The same command resumes."""
-    _run(study, overrides, out, tuple(only or ()), jobs, smoke=smoke, cohort=cohort, time=time)
+    _run(study, overrides, out, tuple(only or ()), jobs, smoke=smoke, cohort=cohort, fit=fit, time=time)
 
 
 @app.command()
@@ -335,6 +363,7 @@ def _run(
     smoke: bool = False,
     cohort: str = "auto",
     time: str | None = None,
+    fit: str | None = None,
 ) -> None:
     from tuneoff.running import fork_server
 
@@ -347,6 +376,9 @@ def _run(
     ends_at = None if time is None else monotonic() + api.seconds_of(time)
     console = Console()
     study = api.load(source, overrides or (), smoke=smoke)
+    study, changed = api.fit(study, out, fit)
+    for line in changed:
+        console.print(Text(line))
     checked = api.check(study)
     for line in checked.lines():
         console.print(Text(line))
@@ -374,6 +406,8 @@ def _say_report(paths: list[Path]) -> None:
 
 def main() -> None:
     """Run the command line; a `TuneoffError` is one message on stderr and its own exit code."""
+    # an option whose value may be left out, which Typer does not know
+    sys.argv = [f"{argument}=same" if argument == "--fit" else argument for argument in sys.argv]
     try:
         app()
     except TuneoffError as error:

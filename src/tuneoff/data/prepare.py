@@ -79,6 +79,29 @@ def prepare(
     return data
 
 
+def is_prepared(
+    task: TaskSpec,
+    tokenizer: "PreTrainedTokenizerBase",
+    root: Path,
+    trust_remote_code: bool = False,
+    cache: Path | None = None,
+) -> bool:
+    """Whether the task's splits are on the disk, tokenised; the data are hashed and not read.
+
+    Args:
+        task: what is learnt and from which data.
+        tokenizer: the base model's fast tokenizer.
+        root: folder that relative paths start from.
+        trust_remote_code: as in `prepare`.
+        cache: likewise.
+
+    Raises:
+        DataError: no such data.
+    """
+    key = _key(task, tokenizer, find_sources(task, root, trust_remote_code))
+    return (cache_folder(cache) / f"{key}.safetensors").is_file()
+
+
 def _key(task: TaskSpec, tokenizer: "PreTrainedTokenizerBase", sources: Sources) -> str:
     content = {name: source.digest() for name, source in sources.official().items()}
     asked = plain(task)

@@ -110,7 +110,7 @@ class Chooser:
             scores = _cut_nucleus(scores, self._nucleus)
         values, tokens = scores.topk(min(NUM_LIKELIEST, scores.shape[1]), dim=-1)
         totals = values.double() + _gumbel(_fractions(keys[:, None] + (tokens + 1) * GOLDEN))
-        if values.shape[1] < scores.shape[1] and not bool((values[:, -1] == float("-inf")).all()):
+        if values.shape[1] < scores.shape[1] and bool((values[:, -1] != float("-inf")).any()):
             others, own = _others(scores, tokens, keys, totals.amax(dim=-1) - values[:, -1])
             tokens, totals = torch.cat([tokens, others], dim=1), torch.cat([totals, own], dim=1)
         best, places = totals.topk(2, dim=-1)

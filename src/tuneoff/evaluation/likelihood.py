@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from tuneoff.data.batching import evaluation_batches
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.errors import NotFiniteError
 from tuneoff.study.records import Likelihood
 from tuneoff.training.runtime import Runtime
-from tuneoff.training.steps import Forward, to_device
+from tuneoff.training.steps import DeviceBatch, Forward, to_device
 
 EVALUATION_TOKENS = 4096
 """Tokens of one forward, padding included: enough to fill a processor, few enough that hidden states stay small."""
@@ -65,8 +65,7 @@ def score_split(
         stride_tokens: reported with the result, for text that was cut into windows.
     """
     module.eval()
-    # Sorted by length, short sequences too are quickest end to end: equal ones are attended to as one product.
-    is_packed = forward.is_packed or (forward.can_pack and runtime.device.type == "cpu")
+    is_packed = packs(forward, runtime)
     nll = np.zeros(len(split))
     counts = np.zeros(len(split), dtype=np.int64)
     predictions = np.zeros(len(split), dtype=np.int64) if split.has_labels else None
@@ -74,17 +73,40 @@ def score_split(
     for batch in evaluation_batches(split, batch_size, pad_id, max_tokens, is_packed=is_packed):
         placed = to_device([batch], runtime.device, pad_id, is_packed=is_packed)
         sequences = batch.slots[placed.sequences.cpu().numpy()]
-        with runtime.autocast():
-            if predictions is None:
-                found = forward.target_nll(placed)
-            else:
-                logits = forward.target_logits(placed)
-                found = F.cross_entropy(logits, placed.labels, reduction="none")
-                predictions[sequences] = logits.argmax(dim=-1).cpu().numpy()
-                size = logits.shape[-1]
+        found, logits = score_batch(forward, placed, runtime, has_classes=predictions is not None)
+        if predictions is not None and logits is not None:
+            predictions[sequences] = logits.argmax(dim=-1).cpu().numpy()
+            size = logits.shape[-1]
         np.add.at(nll, sequences, found.double().cpu().numpy())
         np.add.at(counts, sequences, 1)
     return Scores(nll, sum_up(nll, counts, split, size, stride_tokens), predictions)
+
+
+@torch.no_grad()
+def score_batch(
+    forward: Forward, batch: DeviceBatch, runtime: Runtime, *, has_classes: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the NLL of each target of a batch (N,), and of classes their logits (N, classes).
+
+    Args:
+        forward: way through the model, in evaluation mode.
+        batch: on the device.
+        runtime: device and compute type.
+        has_classes: whether the targets are classes.
+    """
+    with runtime.autocast():
+        if not has_classes:
+            return forward.target_nll(batch), None
+        logits = forward.target_logits(batch)
+        return F.cross_entropy(logits, batch.labels, reduction="none"), logits
+
+
+def packs(forward: Forward, runtime: Runtime) -> bool:
+    """Whether a split is scored end to end.
+
+    Sorted by length, short sequences too are quickest so: equal ones are attended to as one product.
+    """
+    return forward.is_packed or (forward.can_pack and runtime.device.type == "cpu")
 
 
 def sum_up(

@@ -59,22 +59,30 @@ class RefilledWriter:
         self._eos_id = eos_id
         self.seconds = [0.0] * len(choosers)
         """That each strategy took (see `tuneoff.study.records.Generated`)."""
+        self.live: list[Text] = []
+        """Texts in the making, in the order of their slots."""
+        self.lengths: list[int] = []
+        """Columns that each of them has in its slot."""
 
     def write(self, prompts: Prompts) -> list[Text]:
         """Return the texts of all strategies, in any order."""
+        self.begin(prompts)
+        while self.live:
+            self.step()
+        return self._done
+
+    def begin(self, prompts: Prompts) -> None:
+        """Read as many prompts as fill the slots."""
         self._prompts = prompts
         self._done: list[Text] = []
         self._waiting: deque[tuple[Text, Read]] = deque()
         num_prompts = min(self._num_slots, max(MIN_READ, self._num_slots // READ_SHARE))
         self._unread: Iterator[list[Group]] = batches(prompts, num_prompts)
-        self._live: list[Text] = []
-        self._lengths: list[int] = []
+        self.live = []
+        self.lengths = []
         self._slots: SlotCache | None = None
         with self._shared_equally():
             self._fill()
-        while self._live:
-            self._step()
-        return self._done
 
     @contextmanager
     def _shared_equally(self) -> Iterator[None]:
@@ -84,20 +92,20 @@ class RefilledWriter:
         taken = time.perf_counter() - start - (sum(self.seconds) - charged)
         self.seconds = [own + taken / len(self.seconds) for own in self.seconds]
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """Write one more token of each live text; what ends makes room."""
         start = time.perf_counter()
         assert self._slots is not None
-        logits = decode(self._forward, self._slots, [text.ids[-1] for text in self._live], self._lengths)
+        logits = decode(self._forward, self._slots, [text.ids[-1] for text in self.live], self.lengths)
         self._synchronize(logits)
-        by_text = (time.perf_counter() - start) / len(self._live)
-        for text in self._live:
+        by_text = (time.perf_counter() - start) / len(self.live)
+        for text in self.live:
             self.seconds[text.strategy] += by_text
-        going = self._choose(logits, self._live)
-        self._lengths = [length + 1 for length in self._lengths]
+        going = self._choose(logits, self.live)
+        self.lengths = [length + 1 for length in self.lengths]
         with self._shared_equally():
             for place in reversed([place for place, goes_on in enumerate(going) if not goes_on]):
-                self._done.append(self._live[place])
+                self._done.append(self.live[place])
                 self._leave(place)
 
     def _choose(self, logits: Tensor, texts: Sequence[Text]) -> list[bool]:
@@ -118,10 +126,10 @@ class RefilledWriter:
 
     def _fill(self) -> None:
         """Let waiting texts into the slots that no text has had yet."""
-        while len(self._live) < self._num_slots and (found := self._next()):
-            self._live.append(found[0])
-            self._lengths.append(0)
-            self._enter(len(self._live) - 1, *found)
+        while len(self.live) < self._num_slots and (found := self._next()):
+            self.live.append(found[0])
+            self.lengths.append(0)
+            self._enter(len(self.live) - 1, *found)
 
     def _leave(self, place: int) -> None:
         """Give a slot to the next text; where none is left, to the last live one."""
@@ -129,11 +137,11 @@ class RefilledWriter:
         if found:
             self._enter(place, *found)
             return
-        last, length = self._live.pop(), self._lengths.pop()
-        if place < len(self._live):
+        last, length = self.live.pop(), self.lengths.pop()
+        if place < len(self.live):
             assert self._slots is not None
-            self._slots.move(len(self._live), place, length)
-            self._live[place], self._lengths[place] = last, length
+            self._slots.move(len(self.live), place, length)
+            self.live[place], self.lengths[place] = last, length
 
     def _enter(self, place: int, text: Text, own: Read) -> None:
         if self._slots is None:
@@ -142,7 +150,7 @@ class RefilledWriter:
             capacity = own.num_virtual + longest + self._max_new_tokens
             self._slots = SlotCache(own, min(self._num_slots, num_texts), capacity)
         self._slots.enter(place, own)
-        self._live[place], self._lengths[place] = text, own.length
+        self.live[place], self.lengths[place] = text, own.length
 
     def _next(self) -> tuple[Text, Read] | None:
         """Return a text that waits for a slot, reading more prompts if need be; none where all are done or live."""

@@ -180,6 +180,14 @@ def unique_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(module.named_parameters(remove_duplicate=True))
 
 
+def empty_linear(num_in: int, num_out: int, device: torch.device) -> nn.Linear:
+    """Return a linear layer whose weights are not drawn yet, so that PyTorch's own generator is left alone."""
+    layer = nn.Linear(num_in, num_out, device="meta")
+    layer.weight = nn.Parameter(torch.empty_like(layer.weight, device=device))
+    layer.bias = nn.Parameter(torch.empty_like(layer.bias, device=device))
+    return layer
+
+
 def is_quantised(layer: nn.Module) -> bool:
     """Whether a linear layer's weight is held in integers of few bits: nothing can be added to it exactly."""
     return isinstance(layer, nn.Linear) and not layer.weight.is_floating_point()

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tuneoff.methods.base import AdaptedModel, one_generator
+from tuneoff.methods.base import AdaptedModel, empty_linear, one_generator
 from tuneoff.methods.structure import ATTENTION, FEED_FORWARD, find_sublayers, text_config
 
 CHILD = "bottleneck"
@@ -51,8 +51,8 @@ class BottleneckLayer(nn.Module):
 
     def __init__(self, width: int, method: "Bottleneck", generator: torch.Generator, device: torch.device) -> None:
         super().__init__()
-        self.down = nn.Linear(width, method.size, device="meta").to_empty(device=device)
-        self.up = nn.Linear(method.size, width, device="meta").to_empty(device=device)
+        self.down = empty_linear(width, method.size, device)
+        self.up = empty_linear(method.size, width, device)
         self.activation = ACTIVATIONS[method.activation]
         self.dropout = nn.Dropout(method.dropout)
         for parameter in (self.down.bias, self.up.weight, self.up.bias):

@@ -74,7 +74,9 @@ class Full:
 
     def adapt(self, model: nn.Module, generator: torch.Generator | Sequence[torch.Generator]) -> FullModel:
         """Make every parameter of `model` trainable, in fp32 (in bf16 most Adam steps round to nothing)."""
-        model.to(torch.float32)
+        tensors = (*model.parameters(), *model.buffers())
+        if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors):
+            model.to(torch.float32)  # tensors without numbers, of which a plan is made, cannot be converted in place
         model.requires_grad_(True)
         return FullModel(model)
 

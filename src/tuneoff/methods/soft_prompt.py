@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from tuneoff.errors import MethodError, UnsupportedError
-from tuneoff.methods.base import AdaptedModel, one_generator
+from tuneoff.methods.base import AdaptedModel, empty_linear, one_generator
 from tuneoff.methods.structure import find_stack, text_config
 
 PROMPT_NAME, PREFIX_NAME = "prompt_embeddings", "prefix"
@@ -237,8 +237,8 @@ class PrefixEncoder(nn.Module):
             return
         device = weight.device
         self.embedding = nn.Parameter(weight)
-        narrow = nn.Linear(shape.width, projection, device="meta").to_empty(device=device)
-        wide = nn.Linear(projection, 2 * shape.num_layers * shape.width, device="meta").to_empty(device=device)
+        narrow = empty_linear(shape.width, projection, device)
+        wide = empty_linear(projection, 2 * shape.num_layers * shape.width, device)
         self.transform = nn.Sequential(narrow, nn.Tanh(), wide)
         if device.type != "meta":
             for layer in (narrow, wide):

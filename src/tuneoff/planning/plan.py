@@ -21,11 +21,14 @@ from tuneoff.methods.heads import train_head
 from tuneoff.methods.interchange import is_adapter_folder, read_peft
 from tuneoff.methods.lora import LoRA
 from tuneoff.methods.surgery import AdaptableLayer, adaptable_layers, features, match_targets
+from tuneoff.planning.fit import Change, Fit
 from tuneoff.planning.groups import ModuleGroup, group_modules
 from tuneoff.planning.power import Power, study_power
+from tuneoff.planning.room import Room
 from tuneoff.study.expand import num_runs
 from tuneoff.study.identity import canonical_json
 from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, MethodSpec
+from tuneoff.study.predicted import Predicted, Seconds
 from tuneoff.study.records import Parameters
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value, plain
@@ -82,6 +85,12 @@ class ArmPlan(Value):
     """Positions that the method puts before every sequence."""
     problem: str = ""
     """Why this model cannot take the method: the arm becomes an infeasible row. Empty where it can."""
+    predicted: Predicted | None = None
+    """Memory, time and disk; none where they were not asked for, or the step could not be traced."""
+    fit: Fit | None = None
+    """Whether the arm fits into the memory there is, and what makes it."""
+    changed: Change | None = None
+    """What was changed so that it fits; none where it is as in the study file."""
 
     @property
     def least_bytes(self) -> int:
@@ -112,6 +121,14 @@ class Plan(Value):
     """How rates are searched; `halving` stops trials, so that the steps are the most that there can be."""
     power: Power | None = None
     """How often an equivalence would be found; none where there is no pair of arms to compare, or none is trained."""
+    device: str = ""
+    """What the costs are of; empty where they were not asked for."""
+    room: Room | None = None
+    """Memory that there is."""
+    speed_basis: str = ""
+    """How the times are known; empty where there are none."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the costs should know."""
 
     @property
     def num_runs(self) -> int:
@@ -128,6 +145,18 @@ class Plan(Value):
         """Optimizer steps of all runs, without those that the search may add; none where the data decide."""
         steps = [arm.num_steps for arm in self.arms]
         return None if None in steps else sum(step for step in steps if step is not None)
+
+    @property
+    def total_s(self) -> Seconds | None:
+        """Time of all runs, one after another; none where an arm's is not known."""
+        found = [arm.predicted.total_s if arm.predicted is not None else None for arm in self.arms if not arm.problem]
+        known = [one for one in found if one is not None]
+        return sum(known, Seconds(fewest=0.0, most=0.0)) if found and len(known) == len(found) else None
+
+    @property
+    def store_bytes(self) -> int:
+        """That all finished runs leave on disk."""
+        return sum(arm.predicted.store_bytes for arm in self.arms if arm.predicted is not None)
 
 
 def plan(study: Study, num_classes: int | None = None) -> Plan:

@@ -1,7 +1,6 @@
-"""A plan as text for the terminal: two tables, and below them what the target patterns matched."""
+"""A plan as text for the terminal: counts, costs, and below them what the target patterns matched."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -9,13 +8,11 @@ from rich.text import Text
 
 from tuneoff.planning.plan import ArmPlan, Plan, TargetMatch
 from tuneoff.planning.power import power_text
+from tuneoff.planning.render_costs import cost_parts
+from tuneoff.planning.words import NOTHING, empty_table, shared
+from tuneoff.planning.words import bytes_text as bytes_text
 from tuneoff.study.labels import bias_label, lora_name
 from tuneoff.study.methods import BottleneckMethod, LoadMethod, LoraMethod, PeftMethod, PrefixMethod, PromptMethod
-
-NOTHING = "-"
-V = TypeVar("V")
-UNITS = ("B", "kB", "MB", "GB", "TB")
-UNIT_STEP = 1000
 
 
 def render(plan: Plan) -> RenderableType:
@@ -25,6 +22,7 @@ def render(plan: Plan) -> RenderableType:
         Text(head, style="bold"),
         parameter_table(plan),
         cost_table(plan),
+        *cost_parts(plan),
         Text(totals(plan)),
     ]
     if plan.power is not None:
@@ -44,7 +42,7 @@ def _spaced(parts: Sequence[RenderableType]) -> Iterator[RenderableType]:
 
 def parameter_table(plan: Plan) -> Table:
     """Return what each arm trains."""
-    table = _table("arm", "method", numbers=("trainable", "all", "share", "reduction"))
+    table = empty_table("arm", "method", numbers=("trainable", "all", "share", "reduction"))
     for arm in plan.arms:
         parameters = arm.parameters
         table.add_row(
@@ -60,7 +58,7 @@ def parameter_table(plan: Plan) -> Table:
 
 def cost_table(plan: Plan) -> Table:
     """Return at which rates and how often each arm runs, and the bytes that are known before anything is trained."""
-    table = _table("arm", "rate", numbers=("runs", "steps", "model in memory", "Adam state", "saved per run"))
+    table = empty_table("arm", "rate", numbers=("runs", "steps", "model in memory", "Adam state", "saved per run"))
     for arm in plan.arms:
         table.add_row(
             arm.name,
@@ -71,16 +69,6 @@ def cost_table(plan: Plan) -> Table:
             bytes_text(arm.optimizer_bytes),
             bytes_text(arm.saved_bytes),
         )
-    return table
-
-
-def _table(*texts: str, numbers: Sequence[str]) -> Table:
-    """Return an empty table whose numbers stay whole where the terminal is narrow; the texts are folded instead."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in texts:
-        table.add_column(name, overflow="fold")
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -115,9 +103,9 @@ def totals(plan: Plan) -> str:
         lines.append("how many depends on where the best rates lie: grids are extended while one lies at an edge")
     if plan.search == "halving":
         lines.append("fewer steps, as trials that fall behind are stopped (successive halving)")
-    for what, names in _shared((arm.name, arm.problem) for arm in plan.arms if arm.problem):
+    for what, names in shared((arm.name, arm.problem) for arm in plan.arms if arm.problem):
         lines.append(f"cannot be trained here: {', '.join(names)}: {what}")
-    for what, names in _shared((arm.name, ", ".join(arm.assumed)) for arm in plan.arms if arm.assumed):
+    for what, names in shared((arm.name, ", ".join(arm.assumed)) for arm in plan.arms if arm.assumed):
         lines.append(f"assumed, not published: {what} ({', '.join(names)})")
     return "\n".join(lines)
 
@@ -135,7 +123,7 @@ def module_listing(plan: Plan) -> str:
     """Return what each target pattern matched; arms that match the same are listed once."""
     lines: list[str] = []
     listed = (arm for arm in plan.arms if arm.targets)
-    for targets, names in _shared((arm.name, arm.targets) for arm in listed):
+    for targets, names in shared((arm.name, arm.targets) for arm in listed):
         modules = {name for arm in plan.arms if arm.name in names for name in arm.parameters.modules}
         lines.append(f"{', '.join(names)}: {len(modules)} modules adapted")
         lines += [line for target in targets for line in _target_lines(target)]
@@ -148,21 +136,3 @@ def _target_lines(target: TargetMatch) -> Iterator[str]:
     for group in target.groups:
         size = f"{group.num_modules} x {group.kind} {group.in_features}->{group.out_features}"
         yield f"    {group.names} ({size}): {group.trainable:,} trainable"
-
-
-def _shared(pairs: Iterable[tuple[str, V]]) -> list[tuple[V, list[str]]]:
-    """Return each value once, with the names that have it."""
-    found: dict[V, list[str]] = {}
-    for key, value in pairs:
-        found.setdefault(value, []).append(key)
-    return list(found.items())
-
-
-def bytes_text(num_bytes: int) -> str:
-    """Return a size in decimal units with three digits: 1769472 gives `1.77 MB`."""
-    if num_bytes == 0:
-        return NOTHING
-    value, unit = float(num_bytes), 0
-    while value >= UNIT_STEP - 0.5 and unit < len(UNITS) - 1:
-        value, unit = value / UNIT_STEP, unit + 1
-    return f"{value:.3g} {UNITS[unit]}"

@@ -28,13 +28,8 @@ from tuneoff.training.memory_limits import Available
 from tuneoff.training.meter import Meter
 from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
 from tuneoff.training.runtime import Runtime, open_runtime
+from tuneoff.training.steps import MIN_PACKED_TOKENS as MIN_PACKED_TOKENS
 from tuneoff.training.steps import Forward
-
-MIN_PACKED_TOKENS = 100
-"""Mean length from which sequences are trained end to end. Shorter ones are quicker padded there: attention goes
-through packed ones one at a time, and small products do not fill a processor (`docs/performance.md`). Scoring sorts all
-of a split by length and drops nothing, so it always packs on a CPU.
-"""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

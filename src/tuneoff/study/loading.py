@@ -67,6 +67,16 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool
         StudyError: no such file or recipe, not YAML, an unknown key, an impossible value, an empty grid, or no small
             form.
     """
+    return study_from(*read_raw(source, overrides, smoke=smoke))
+
+
+def read_raw(
+    source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False
+) -> tuple[dict[str, Any], Path, str]:
+    """Return a study file's mapping with overrides in place, where its paths start, and what errors call it.
+
+    Arguments and errors are those of `load_study`, but for what is found out by validating.
+    """
     raw, root, label = _read(source)
     if smoke:
         for key, value in _smoke_form(source).items():
@@ -74,7 +84,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool
         raw["name"] = f"{raw['name']}-smoke"
     for override in overrides:
         _apply(raw, override)
-    return study_from(raw, root, label)
+    return raw, root, label
 
 
 def _is_recipe(source: str | Path) -> bool:

@@ -172,7 +172,7 @@ class Loop:
             self._restore(resume)
         must_leave = False
         while not (self.is_over or must_leave):
-            self._train_step()
+            self.train_step()
             self.step += 1
             is_last = self.step == self.plan.num_steps
             if is_last or self.step % self.plan.evaluate_every == 0:
@@ -199,7 +199,8 @@ class Loop:
             num_virtual_tokens=self.adapted.num_virtual_tokens,
         )
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
+        """Make one optimizer step, of the effective batch that belongs to `step`."""
         layout = self._micro_batches(self.step)
         num_targets = [sum(int(batch.targets.sum()) for batch in column) for column in zip(*layout, strict=True)]
         num_inputs = [sum(int(batch.lengths.sum()) for batch in column) for column in zip(*layout, strict=True)]

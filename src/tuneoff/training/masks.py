@@ -32,8 +32,23 @@ LEVELS = 1 << 16
 LARGEST_SEED = (1 << 63) - 1
 
 
+_HAS_NUMBERS: ContextVar[bool] = ContextVar("has_numbers", default=True)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Within the context random words have a shape and no values, as a plan traces a step whose tensors have none."""
+    token = _HAS_NUMBERS.set(False)
+    try:
+        yield
+    finally:
+        _HAS_NUMBERS.reset(token)
+
+
 def draw_words(parts: tuple[int, ...], num_words: int, device: torch.device) -> Tensor:
     """Return random int64 words (num_words,) that depend on `parts` (not negative) and the kind of device alone."""
+    if not _HAS_NUMBERS.get():
+        return torch.empty(num_words, dtype=torch.int64, device=device)
     if device.type == "cpu":
         return torch.from_numpy(np.random.SFC64(list(parts)).random_raw(num_words).view(np.int64))
     generator = torch.Generator(device).manual_seed(mixed(*parts) & LARGEST_SEED)

@@ -6,8 +6,8 @@ so operands that are widened on the way give the same result but for the order o
 are used: what is kept for the backward pass stays bf16.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
@@ -24,9 +24,26 @@ AUTOCAST_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2")
 
 
-@cache
+_IS_ANOTHER: ContextVar[bool] = ContextVar("is_another", default=False)
+
+
+@contextmanager
+def own_bf16_products() -> Iterator[None]:
+    """Within the context this processor is taken to multiply bf16 numbers itself, as a plan for another device does."""
+    token = _IS_ANOTHER.set(True)
+    try:
+        yield
+    finally:
+        _IS_ANOTHER.reset(token)
+
+
 def has_bf16_products() -> bool:
     """Whether this processor multiplies bf16 numbers itself; one that is not of the x86 family is taken to."""
+    return _has_instructions() or _IS_ANOTHER.get()
+
+
+@cache
+def _has_instructions() -> bool:
     able: Mapping[str, Any] = torch.cpu.get_capabilities()
     return able.get("architecture") != "x86_64" or any(able.get(name) for name in INSTRUCTIONS)
 

@@ -31,6 +31,12 @@ LARGEST_SHARE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, 
 """Of the largest logit: how far a packed sequence's logits may lie from those of the sequence alone. Rounding stays far
 below; a model that looks across sequences, or takes other positions, lies far above."""
 
+MIN_PACKED_TOKENS = 100
+"""Mean length from which sequences are trained end to end. Shorter ones are quicker padded there: attention goes
+through packed ones one at a time, and small products do not fill a processor (`docs/performance.md`). Scoring sorts all
+of a split by length and drops nothing, so it always packs on a CPU.
+"""
+
 
 @dataclass(frozen=True)
 class DeviceBatch:

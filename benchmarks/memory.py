@@ -1,0 +1,378 @@
+"""Prints predicted beside measured peak memory: of a training step, of scoring, of generation, over methods and shapes.
+
+Run from the repository's root: `.venv/bin/python -m benchmarks.memory [--small | --only WORDS ...] [--json FILE]`.
+Predicted is what `tuneoff.planning.trace` says without weights. Measured is a process of its own on random weights: the
+training loop's second step, scoring, or the writing of texts, one CPU thread.
+
+Tensor bytes are measured by the allocator's own events (torch.profiler, profile_memory): what is alive before, by a walk
+over all tensors of the process, and the peak of the running sum of what was allocated and freed. The tracer has no part
+in it. Resident memory is the kernel's peak (VmHWM, started anew before the phase) without the profiler; the
+interpreter's share is what the process holds after its imports, before a model is built. Predicted resident memory is
+that share, the predicted tensors, and what else is systematic (`tuneoff.planning.resident`).
+
+It ends with 1 where fewer than 22 of 24 cases lie within 10 % of the tensor bytes, or fewer than that within 20 % of
+resident memory.
+"""
+
+import argparse
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+LARGEST_ERROR, LARGEST_RESIDENT_ERROR = 0.10, 0.20
+NEEDED_SHARE = 22 / 24
+LIMIT_S = 3600
+NEW_TOKENS = 16
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-200m": {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "hidden_size": 1024,
+        "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "head_dim": 64, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+"""Beside GPT-2 small's and the demo base's: 201M parameters, grouped queries, a head of its own."""
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full", "lr": 1e-5},
+    "lora": {"method": "lora", "rank": 8, "alpha": 16, "targets": ["all-linear"], "dropout": 0.1, "lr": 1e-4},
+    "bottleneck": {"method": "bottleneck", "size": 64, "lr": 1e-4},
+    "prompt": {"method": "prompt", "num_virtual_tokens": 20, "lr": 1e-2},
+}
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """What is predicted and measured.
+
+    Attributes:
+        model, method: keys of the tables above, `gpt2` or `demo`.
+        batch_size, length: sequences of a step (of generation texts) and tokens of each (of generation of a prompt).
+        precision: fp32 or bf16.
+        phase: train, evaluate or generate.
+        micro_batch: sequences in one forward; none takes them all.
+        recompute: gradient checkpointing.
+    """
+
+    model: str
+    method: str
+    batch_size: int
+    length: int
+    precision: str
+    phase: str = "train"
+    micro_batch: int | None = None
+    recompute: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in the table, and by `--only`."""
+        more = f" in {self.micro_batch}s" if self.micro_batch else ""
+        more += ", recomputed" if self.recompute else ""
+        sizes = f"{self.batch_size} x {self.length}{more}"
+        return f"{self.model} {self.method} {sizes} {self.precision} {self.phase}"
+
+
+CASES = (
+    MemoryCase("demo", "full", 16, 128, "fp32"),
+    MemoryCase("demo", "full", 4, 256, "bf16"),
+    MemoryCase("demo", "lora", 16, 256, "bf16"),
+    MemoryCase("demo", "bottleneck", 4, 256, "fp32"),
+    MemoryCase("demo", "prompt", 8, 128, "bf16"),
+    MemoryCase("demo", "lora", 16, 128, "fp32", "evaluate"),
+    MemoryCase("demo", "prompt", 4, 256, "bf16", "evaluate"),
+    MemoryCase("demo", "lora", 16, 128, "fp32", "generate"),
+    MemoryCase("demo", "full", 4, 256, "bf16", "generate"),
+    MemoryCase("gpt2", "full", 1, 128, "fp32"),
+    MemoryCase("gpt2", "bottleneck", 4, 128, "bf16"),
+    MemoryCase("gpt2", "prompt", 2, 128, "fp32"),
+    MemoryCase("gpt2", "lora", 2, 256, "fp32"),
+    MemoryCase("gpt2", "full", 4, 128, "bf16", micro_batch=2),
+    MemoryCase("gpt2", "lora", 4, 256, "fp32", recompute=True),
+    MemoryCase("gpt2", "lora", 1, 1024, "bf16"),
+    MemoryCase("gpt2", "lora", 1, 512, "bf16", "evaluate"),
+    MemoryCase("gpt2", "full", 8, 128, "fp32", "evaluate"),
+    MemoryCase("gpt2", "lora", 16, 128, "fp32", "generate"),
+    MemoryCase("gpt2", "prompt", 2, 256, "bf16", "generate"),
+    MemoryCase("llama-200m", "full", 1, 128, "fp32"),
+    MemoryCase("llama-200m", "lora", 2, 256, "bf16"),
+    MemoryCase("llama-200m", "bottleneck", 1, 512, "fp32"),
+    MemoryCase("llama-200m", "prompt", 1, 256, "bf16"),
+    MemoryCase("llama-200m", "lora", 4, 128, "bf16", "evaluate"),
+    MemoryCase("llama-200m", "full", 1, 1024, "fp32", "evaluate"),
+    MemoryCase("llama-200m", "lora", 8, 128, "bf16", "generate"),
+    MemoryCase("llama-200m", "bottleneck", 1, 1024, "fp32", "generate"),
+)
+NUM_SMALL = 9
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What came out, in bytes."""
+
+    tensors: int
+    predicted_tensors: int
+    resident: int
+    predicted_resident: int
+    interpreter: int
+    built: int
+    parts: dict[str, int]
+
+    @property
+    def error(self) -> float:
+        """Of the predicted tensors, as a share of the measured ones."""
+        return self.predicted_tensors / self.tensors - 1
+
+    @property
+    def resident_error(self) -> float:
+        """Of the predicted resident memory, as a share of the measured one."""
+        return self.predicted_resident / self.resident - 1
+
+
+def study_of(case: MemoryCase, folder: Path) -> Any:
+    """Return a study of one arm; a shape of the table above is written into the folder."""
+    from tuneoff.study.loading import study_from
+
+    model = case.model
+    if model in SHAPES:
+        model = str(folder / model)
+        Path(model).mkdir(exist_ok=True)
+        (Path(model) / "config.json").write_text(json.dumps(SHAPES[case.model]), encoding="utf-8")
+    raw: dict[str, Any] = {
+        "name": "memory",
+        "model": model,
+        "task": {"kind": "instruction", "data": "demo", "max_length": case.length, "metrics": ["rouge1"]},
+        "budget": {"steps": 3, "batch_size": case.batch_size},
+        "precision": case.precision,
+        "gradient_checkpointing": case.recompute,
+        "generate": {"max_new_tokens": NEW_TOKENS, "batch_size": case.batch_size},
+        "decoding": ["greedy", {"top_p": 0.9}],
+        "arms": {"arm": METHODS[case.method]},
+    }
+    if case.micro_batch:
+        raw["micro_batch"] = case.micro_batch
+    return study_from(raw, folder)
+
+
+def prompts_of(case: MemoryCase) -> list[list[int]]:
+    """Return prompts that share no beginning, as many as there are texts in the making."""
+    return [[1 + index] + [0] * (case.length - 1) for index in range(max(1, case.batch_size // 2))]
+
+
+def predict(case: MemoryCase, folder: Path) -> Any:
+    """Return the trace of the case's phase."""
+    from tuneoff.planning.plan import study_shape
+    from tuneoff.planning.trace import Lengths, trace_arm
+
+    study = study_of(case, folder)
+    lengths = Lengths(
+        train=(case.length,) * case.batch_size,
+        targets=(case.length - 1,) * case.batch_size,
+        prompts=tuple(map(len, prompts_of(case))),
+    )
+    traces = trace_arm(study, study.arms[0], study_shape(study), lengths, num_threads=1)
+    return next(trace for trace in traces if trace.phase == case.phase)
+
+
+def build(case: MemoryCase, folder: Path) -> Callable[[], Any]:
+    """Build the model with random weights, train one step, and return what runs the phase once."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tuneoff.data.batching import BatchSequence
+    from tuneoff.methods import method_from_spec
+    from tuneoff.planning.setting import PAD, synthetic_split
+    from tuneoff.training.activations import fuse_activations
+    from tuneoff.training.loop import Loop, LoopPlan, Member
+    from tuneoff.training.meter import Meter
+    from tuneoff.training.models import load_config
+    from tuneoff.training.optim import MemberOptimizer
+    from tuneoff.training.recompute import recompute_activations
+    from tuneoff.training.runtime import open_runtime
+    from tuneoff.training.steps import MIN_PACKED_TOKENS, Forward
+
+    study = study_of(case, folder)
+    method = method_from_spec(study.arms[0].method)
+    runtime = open_runtime(study.precision, 1)
+    dtype = torch.float32 if method.trains_base else runtime.compute_dtype
+    config = load_config(study.model, study.root, allow_shape=True)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    fuse_activations(model)
+    if study.gradient_checkpointing:
+        recompute_activations(model)
+    adapted = method.adapt(model, torch.Generator().manual_seed(0))
+    forward = Forward(adapted.module)
+    with runtime.autocast():
+        forward.check(torch.zeros(1, 5, dtype=torch.int64))
+        if adapted.can_pack:
+            forward.check_packing([torch.zeros(length, dtype=torch.int64) for length in (5, 7, 6)])
+    split = synthetic_split([case.length] * case.batch_size, [case.length - 1] * case.batch_size)
+    forward.is_packed = forward.can_pack and case.length >= MIN_PACKED_TOKENS
+    optimizer = MemberOptimizer(adapted.trainable_parameters(), 1e-5, study.optimizer, 3, False, adapted.rate_factors())
+    member = Member(0, BatchSequence(len(split), len(split), 0), optimizer)
+    plan = LoopPlan(3, 3, 3, study.micro_batch or case.batch_size, PAD)
+    loop = Loop(adapted, forward, [member], split, plan, _Quiet(), Meter(runtime))
+    loop.train_step()
+    loop.step = 1
+    return _phase(case, study, loop)
+
+
+def _phase(case: MemoryCase, study: Any, loop: Any) -> Callable[[], Any]:
+    """Return what runs the phase once."""
+    from tuneoff.evaluation.generation import generate_each
+    from tuneoff.evaluation.likelihood import EVALUATION_TOKENS, score_split
+    from tuneoff.planning.setting import PAD, synthetic_split
+
+    if case.phase == "train":
+        return loop.train_step
+    module, forward, runtime = loop.adapted.module, loop.forward, loop.runtime
+    if case.phase == "evaluate":
+        number = math.ceil(EVALUATION_TOKENS / case.length)
+        split = synthetic_split([case.length] * number, [case.length - 1] * number)
+        return lambda: (score_split(module, forward, split, runtime, PAD), loop)
+    options = {"pad_id": PAD, "eos_id": None, "seed": 0, "context_length": None, "autocast": runtime.autocast}
+    options["num_virtual_tokens"] = loop.adapted.num_virtual_tokens
+    return lambda: generate_each(module, prompts_of(case), study.decoding, study.generate, **options)
+
+
+class _Quiet:
+    """Takes what the loop tells, and does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+def alive_bytes() -> int:
+    """Return the bytes of all tensors of the process, storage that is shared once."""
+    import torch
+
+    gc.collect()
+    found: dict[int, int] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for one in gc.get_objects():
+            if issubclass(type(one), torch.Tensor):
+                storage = one.untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def tensor_peak(phase: Callable[[], Any]) -> int:
+    """Return the most bytes of tensors alive while a phase runs, by the allocator's events."""
+    from torch.profiler import ProfilerActivity, profile
+
+    before = alive_bytes()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        phase()
+    assert found.profiler is not None
+    assert found.profiler.kineto_results is not None
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    running = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        running += event.nbytes()
+        highest = max(highest, running)
+    return before + highest
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def measure(case: MemoryCase) -> dict[str, int]:
+    """Measure one case, in this process."""
+    import tuneoff.running.trial  # noqa: F401  # all that a child of a study imports
+    from tuneoff.planning.resident import resident_bytes
+    from tuneoff.training.meter import CLEAR_PEAK, resident_peak_bytes
+
+    interpreter = resident_bytes()
+    with _folder() as folder:
+        phase = build(case, folder)
+        built = resident_bytes()
+        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
+        phase()
+        resident = resident_peak_bytes()
+        return {"interpreter": interpreter, "built": built, "resident": resident, "tensors": tensor_peak(phase)}
+
+
+def run_case(case: MemoryCase) -> Memory:
+    """Predict a case, and measure it in a process of its own."""
+    from tuneoff.planning.resident import predicted_resident_bytes
+
+    with _folder() as folder:
+        trace = predict(case, folder)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KINETO_LOG_LEVEL": "5"}
+    command = [sys.executable, "-m", "benchmarks.memory", "--measure", json.dumps(asdict(case))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=LIMIT_S)
+    if done.returncode:
+        raise RuntimeError(f"{case.name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return Memory(
+        tensors=found["tensors"],
+        predicted_tensors=trace.peak_bytes,
+        resident=found["resident"],
+        predicted_resident=predicted_resident_bytes(trace, found["interpreter"]),
+        interpreter=found["interpreter"],
+        built=found["built"],
+        parts=trace.parts,
+    )
+
+
+def table_of(found: dict[str, Memory]) -> Table:
+    """Return the table of cases."""
+    table = Table(box=None, header_style="bold", title="peak memory, MB")
+    table.add_column("case", overflow="fold")
+    for name in ("tensors", "predicted", "error", "resident", "predicted", "error", "interpreter"):
+        table.add_column(name, justify="right")
+    for name, one in found.items():
+        sizes = [one.tensors, one.predicted_tensors, one.resident, one.predicted_resident, one.interpreter]
+        tensors, predicted, resident, predicted_resident, interpreter = (f"{size / 1e6:,.1f}" for size in sizes)
+        errors = [f"{100 * error:+.2f} %" for error in (one.error, one.resident_error)]
+        table.add_row(name, tensors, predicted, errors[0], resident, predicted_resident, errors[1], interpreter)
+    return table
+
+
+def main() -> int:
+    """Run the cases, print the table, and say how many lie within the bounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="the demo base's cases alone")
+    parser.add_argument("--only", nargs="+", default=[], help="cases whose names hold all of these words")
+    parser.add_argument("--json", type=Path, help="a file that results are written to, and kept from")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(MemoryCase(**json.loads(options.measure)))))
+        return 0
+    kept = json.loads(options.json.read_text("utf-8")) if options.json and options.json.exists() else {}
+    found = {}
+    for case in CASES[: NUM_SMALL if options.small else None]:
+        if not all(word in case.name.split() for word in options.only):
+            continue
+        found[case.name] = Memory(**kept[case.name]) if case.name in kept else run_case(case)
+        print(f"{case.name}: {found[case.name].error:+.4f} {found[case.name].resident_error:+.4f}", flush=True)
+        if options.json:
+            kept[case.name] = asdict(found[case.name])
+            options.json.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    Console(width=160).print(table_of(found))
+    num_tensors = sum(abs(one.error) <= LARGEST_ERROR for one in found.values())
+    num_resident = sum(abs(one.resident_error) <= LARGEST_RESIDENT_ERROR for one in found.values())
+    print(f"{num_tensors} of {len(found)} within {LARGEST_ERROR:.0%} of the tensors' bytes")
+    print(f"{num_resident} of {len(found)} within {LARGEST_RESIDENT_ERROR:.0%} of resident memory")
+    return int(min(num_tensors, num_resident) < NEEDED_SHARE * len(found))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

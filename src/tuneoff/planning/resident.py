@@ -1,0 +1,32 @@
+"""From tensors to a process's resident memory on a CPU."""
+
+from pathlib import Path
+
+from tuneoff.planning.trace import PhaseTrace
+
+
+FIRST_USE_BYTES = 45_000_000
+"""What the first step of the smallest model leaves beside its tensors: pages of the libraries' code that are read when
+they are first used, modules that are imported then, and the kernels' own tables (40 MB in fp32, 50 MB in bf16; `python
+-m benchmarks.memory --first-use`)."""
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now; 0 where the system does not say (Linux alone does)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def predicted_resident_bytes(trace: PhaseTrace, interpreter_bytes: int) -> int:
+    """Return the resident memory that a phase should reach on a CPU.
+
+    Args:
+        trace: of the phase.
+        interpreter_bytes: what a process holds that has loaded the libraries and built nothing.
+    """
+    return interpreter_bytes + FIRST_USE_BYTES + trace.peak_bytes

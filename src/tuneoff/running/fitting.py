@@ -1,0 +1,106 @@
+"""Makes a study fit into this machine's memory before it starts, and keeps what was foretold of it beside its runs.
+
+runs/STUDY/fit.json     the changes under which it was last run with --fit
+runs/STUDY/plan.json    what its arms were foretold to need and take
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneoff.errors import TuneoffError
+from tuneoff.files import write_synced
+from tuneoff.running.executors import in_child
+from tuneoff.study.identity import digest
+from tuneoff.study.predicted import PLAN_FILE
+from tuneoff.study.spec import Study
+from tuneoff.study.value import plain
+
+if TYPE_CHECKING:
+    from tuneoff.planning.fit import Change, Kind
+
+FIT_FILE = "fit.json"
+RUN_BUDGET_S = 2.0
+"""Seconds that measuring this machine may take before a study starts, beside two where nothing was measured before."""
+
+
+def fit(study: Study, folder: Path, kinds: str | None) -> tuple[Study, list[str]]:
+    """Return a study with what makes its arms fit, and a line for each arm; see `tuneoff.api.fit`.
+
+    Args:
+        study: the study.
+        folder: where its results are, or will be.
+        kinds: changes that may be made; none makes none, and drops those that were kept.
+    """
+    from tuneoff.planning.fit import fitted, parse_kinds
+
+    if kinds is None:
+        (folder / FIT_FILE).unlink(missing_ok=True)
+        return study, []
+    allowed = parse_kinds(kinds)
+    kept = _kept(study, folder)
+    if kept is None or not set().union(*(change.kinds for change in kept.values())) <= set(allowed):
+        found: dict[str, Change] = in_child(_changes, study, allowed)
+        folder.mkdir(parents=True, exist_ok=True)
+        body = {"study": _key(study), "changes": {name: plain(change) for name, change in found.items()}}
+        write_synced(folder / FIT_FILE, json.dumps(body, sort_keys=True).encode())
+        kept = found
+    return fitted(study, kept), [f"changed to fit: {name}: {change.text()}" for name, change in kept.items()]
+
+
+def _changes(study: Study, allowed: "tuple[Kind, ...]") -> "dict[str, Change]":
+    from tuneoff.planning.costs import Basis, changes_of, foretell
+    from tuneoff.planning.room import machine_room
+    from tuneoff.training.runtime import device_bytes
+
+    basis = Basis(machine_room(), None, "cuda" if device_bytes() else "cpu")
+    return changes_of(foretell(study, basis, kinds=allowed))
+
+
+def as_last_run(study: Study, folder: Path) -> Study:
+    """Return a study with the changes under which it was last run; itself where there are none."""
+    if not (folder / FIT_FILE).exists():
+        return study
+    from tuneoff.planning.fit import fitted
+
+    kept = _kept(study, folder)
+    return fitted(study, kept) if kept else study
+
+
+def _kept(study: Study, folder: Path) -> "dict[str, Change] | None":
+    """Return the changes that are kept of this very study; none where there are none that can be read."""
+    from tuneoff.planning.fit import Change
+
+    try:
+        body = json.loads((folder / FIT_FILE).read_bytes())
+        if body["study"] != _key(study):
+            return None
+        return {str(name): Change.model_validate(change) for name, change in body["changes"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _key(study: Study) -> str:
+    return digest(plain(study))
+
+
+def write_plan(study: Study, folder: Path) -> None:
+    """Write down what the arms are foretold to need and take, unless that is there; without it nothing is lost."""
+    path = folder / PLAN_FILE
+    key = _key(study)
+    try:
+        if json.loads(path.read_bytes())["study_sha256"] == key:
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        body = in_child(_foretold, study)
+    except TuneoffError:
+        return
+    write_synced(path, json.dumps({"study_sha256": key, "plan": body}).encode())
+
+
+def _foretold(study: Study) -> dict[str, object]:
+    from tuneoff.planning.costs import basis_of, foretell
+
+    return foretell(study, basis_of(budget_s=RUN_BUDGET_S)).model_dump(mode="json")
