@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tuneoff.running.preflight import Preflight
     from tuneoff.running.reading import Reading
     from tuneoff.running.store import Store
+    from tuneoff.starting.init import Started
 
 DEFAULT_OUT = Path("runs")
 
@@ -153,6 +154,35 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = Fal
         StudyError: the file cannot be used; the message names the key.
     """
     return load_study(source, overrides, smoke=smoke)
+
+
+def init(
+    data: str,
+    model: str,
+    out: Path = Path("study.yaml"),
+    *,
+    kind: str | None = None,
+    columns: Sequence[str] = (),
+    force: bool = False,
+) -> "Started":
+    """Look at data and at this machine, and write a commented study file that fits both and runs as it is.
+
+    Args:
+        data: a file, a folder, a hub id, or `demo`.
+        model: hub id, folder, or `demo`.
+        out: the file to write.
+        kind: text, instruction, qa or classification; none tells it from the data.
+        columns: `PART=NAME` each, such as `text=body`: which column holds a part; none tells it from the data.
+        force: write over a file that is there.
+
+    Raises:
+        TuneoffError: the file is there already, the data or the model cannot be used, or the data do not tell which
+            task they are for; the message says which options decide.
+    """
+    from tuneoff.starting.init import init as begin
+    from tuneoff.starting.init import parse_columns, parse_kind
+
+    return begin(data, model, out, kind=parse_kind(kind), columns=parse_columns(columns), force=force)
 
 
 def open_result(study: Study, out: Path = DEFAULT_OUT) -> Result:

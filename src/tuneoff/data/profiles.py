@@ -20,7 +20,7 @@ NAME_CHARS = 40
 NAMES: Mapping[str, frozenset[str]] = {
     "label": frozenset(
         "label labels class category sentiment rating stars star score topic intent polarity tag spam stance emotion"
-        " genre target grade y".split()
+        " genre target grade urgency priority severity y".split()
     ),
     "text": frozenset(
         "text sentence content review comment tweet body message post utterance document headline description abstract"

@@ -16,8 +16,9 @@ from tuneoff.data.guessing import Layout, guess_layout
 from tuneoff.data.locating import Located, locate, source_of
 from tuneoff.data.profiles import looks_headless
 from tuneoff.data.sources import DEMO, Source
+from tuneoff.data.splits import cut, cut_document, keep_apart
 from tuneoff.errors import DataError
-from tuneoff.study.spec import ColumnsSpec
+from tuneoff.study.spec import ColumnsSpec, TaskSpec
 from tuneoff.study.testing import TaskKind
 from tuneoff.study.value import Value
 
@@ -131,6 +132,29 @@ def survey_data(
         notes=(*located.notes, *headless, *found.notes, *filter(None, [source.note])),
     )
     return Surveyed(survey, found.examples)
+
+
+def check_splits(task: TaskSpec, examples: Mapping[str, Sequence[Any]]) -> None:
+    """Cut the splits as a run cuts them, and throw them away: what cannot be cut is said before a study is written.
+
+    Args:
+        task: the study's.
+        examples: of train and of each split that has a source of its own.
+
+    Raises:
+        DataError: too few units to go round, a split whose examples are all in another, or a class that train lacks.
+    """
+    shares = {name: share for name in ("validation", "test") if isinstance(share := getattr(task.splits, name), float)}
+    parts: dict[str, list[Any]] = {name: list(found) for name, found in examples.items()}
+    shares = {name: share for name, share in shares.items() if name not in parts}
+    if shares and task.kind == "text" and len(parts["train"]) == 1:
+        parts |= cut_document(parts["train"][0], shares)
+    elif shares:
+        parts |= cut(parts["train"], shares)
+    apart, _ = keep_apart(parts)
+    if task.kind == "classification":
+        classes, number = classification.number_classes(parts, None)
+        classification.check_classes(apart, classes, number)
 
 
 def _read(data: str, root: Path, kind: TaskKind | None, named: Mapping[str, str]) -> tuple[list[Row], Source]:
