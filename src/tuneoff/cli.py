@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tuneoff import __version__
+from tuneoff import __version__, cli_start
 from tuneoff.errors import TuneoffError
 
 app = typer.Typer(
@@ -76,35 +76,7 @@ def demo(
     _run("demo", overrides, out, only=(), num_jobs=min(4, os.cpu_count() or 1))
 
 
-@app.command(
-    epilog="Examples: `tuneoff init train.csv --model gpt2`, "
-    "`tuneoff init rows.csv --model gpt2 --kind classification --column text=body --column label=stars`"
-)
-@_uncollected()
-def init(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder, a hub id, or demo.")],
-    model: Annotated[str, typer.Option("--model", metavar="M", help="Hub id, folder, or demo.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The study file to write.")] = Path("study.yaml"),
-    kind: Annotated[
-        str | None,
-        typer.Option("--kind", metavar="KIND", help="text, instruction, qa or classification; else told from the data."),
-    ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--column", metavar="PART=NAME", help="Which column holds a part, as text=body. Can be repeated."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
-) -> None:
-    """Look at data and at this machine, and write a commented study file that fits both."""
-    from tuneoff import api
-    from tuneoff.starting.render import started_table
-
-    found = api.init(data, model, out, kind=kind, columns=columns or (), force=force)
-    if as_json:
-        print(found.model_dump_json(indent=2, exclude={"text", "study"}))
-    else:
-        _print(started_table(found))
+cli_start.add_init(app)
 
 
 @app.command(epilog="Example: `tuneoff plan dolly-llama3`")
@@ -316,6 +288,9 @@ def modules(
     # A pipe has no width, so nothing is folded there; a terminal's lines are folded within the tree.
     console = console if console.is_terminal else Console(width=PIPE_WIDTH)
     console.print(architecture_tree(found))
+
+
+cli_start.add_doctor(app)
 
 
 @contextmanager

@@ -124,7 +124,9 @@ def _read_json_lines(path: Path, file: str, problems: Problems) -> Iterator[Row]
 
 def _torn(last: bytes) -> str:
     """Say where a line without an end cannot be read: the file was cut off there."""
-    return "" if last.endswith(b"\n") else "; the file ends within this line, so it may have been cut off: copy it again"
+    return (
+        "" if last.endswith(b"\n") else "; the file ends within this line, so it may have been cut off: copy it again"
+    )
 
 
 def _why(error: Exception) -> str:

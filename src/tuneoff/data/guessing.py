@@ -1,4 +1,4 @@
-"""Which task some rows are for, and which column holds which part; said with a reason, and refused where it is a toss-up.
+"""Which task some rows are for, and which column holds which part: said with a reason, refused where it is a toss-up.
 
 Names that the readers recognise come first. Then what the columns hold decides (`tuneoff.data.profiles`), and words in
 their names; never their order alone.
@@ -87,8 +87,16 @@ def _recognised(rows: Sequence[Row], profiles: Mapping[str, Profile], kind: Task
         ("instruction", bool(has & set(tasks.MESSAGES)), "chats, by the column of messages"),
         ("qa", all(has & set(names) for names in (qa.CONTEXT, qa.QUESTION, qa.ANSWERS)), "questions on a context"),
         ("instruction", bool(has & set(tasks.PROMPT) and has & set(tasks.RESPONSE)), "prompts and replies"),
-        ("classification", bool(has & set(classification.TEXTS) and has & set(classification.LABELS)), "texts and classes"),
-        ("text", tasks.TEXT in has and (kind == "text" or not has_classes), "documents: a column `text` and none of classes"),
+        (
+            "classification",
+            bool(has & set(classification.TEXTS) and has & set(classification.LABELS)),
+            "texts and classes",
+        ),
+        (
+            "text",
+            tasks.TEXT in has and (kind == "text" or not has_classes),
+            "documents: a column `text` and none of classes",
+        ),
     ]
     for one, fits, what in known:
         if fits and kind in (None, one):
@@ -151,7 +159,7 @@ class _Guesser:
                 (share, outer, inner)
                 for outer in ([context[0]] if context else self._texts)
                 for inner in ([answers[0]] if answers else self._profiles)
-                if len({outer, inner, questions[0]}) == 3 and not self._profiles[inner].kind == "number"
+                if len({outer, inner, questions[0]}) == 3 and self._profiles[inner].kind != "number"
                 if (share := holds_share(self._rows, inner, outer)) >= MIN_HELD
             ]
             if len(held) != 1 and not (context or answers):
@@ -177,7 +185,10 @@ class _Guesser:
             return None  # a prompt and its reply; the classes beside them are about the row
         label = self._given("label")
         if label is None and len(self._classes) == 1:
-            label = (self._classes[0], f"its {self._profiles[self._classes[0]].num_distinct} values come again and again")
+            label = (
+                self._classes[0],
+                f"its {self._profiles[self._classes[0]].num_distinct} values come again and again",
+            )
         label = label or self._by_name("label", self._classes)
         return self._layout("classification", {"text": self._main_text(but=label), "label": label})
 
@@ -207,7 +218,10 @@ class _Guesser:
         response = self._given("response") or self._by_name("response", self._texts)
         if len(self._texts) == 2 and (prompt is None) != (response is None):
             other = next(name for name in self._texts if name != (prompt or response or ("", ""))[0])
-            prompt, response = prompt or (other, "the other column of text"), response or (other, "the other column of text")
+            prompt, response = (
+                prompt or (other, "the other column of text"),
+                response or (other, "the other column of text"),
+            )
         if prompt is None or response is None:
             return None
         columns = {"prompt": prompt, "response": response}
@@ -248,8 +262,6 @@ def _choice(kind: TaskKind, parts: Mapping[str, str]) -> str:
     return " ".join([f"--kind {kind}", *(f"--column {shlex.quote(f'{part}={name}')}" for part, name in parts.items())])
 
 
-
-
 def _separator_hint(profiles: Sequence[Profile]) -> str:
     """Say where a table seems to have another separator than its suffix says."""
     if len(profiles) != 1:
@@ -257,5 +269,6 @@ def _separator_hint(profiles: Sequence[Profile]) -> str:
     for mark, what in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "commas")):
         if mark in profiles[0].name:
             end = "name it .tsv" if mark == "\t" else "name it .csv" if mark == "," else "save it with commas (.csv)"
-            return f" Its one column is called {shown(profiles[0].name)}: the values seem to be separated by {what}; {end}."
+            name = shown(profiles[0].name)
+            return f" Its one column is called {name}: the values seem to be separated by {what}; {end}."
     return ""

@@ -53,8 +53,8 @@ class SplitLengths(Value):
     """The `max_length` that keeps an example whole: of questions with room for the answer."""
     targets: Lengths
     """Tokens that carry loss; of classification one each."""
-    num_over_context: int = 0
-    """Examples that are longer than the model's context, of those measured."""
+    over_context_share: float = 0.0
+    """Share of the examples that are longer than the model's context."""
 
 
 def measure(
@@ -88,7 +88,7 @@ def measure(
         whole=_lengths(whole, num_even, num_all),
         needed=_lengths(needed, num_even, num_all),
         targets=_lengths(targets, num_even, num_all),
-        num_over_context=0 if context is None else int((whole > context).sum()),
+        over_context_share=_share_over(whole[:num_even], context),
     )
 
 
@@ -98,8 +98,11 @@ def _by_rate(examples: Sequence[Any], sizes: Tokens, encoder: Encoder, context: 
     rate = sum(map(len, encoder.encode(heads))) / sum(map(len, heads))
     tokens = np.rint(rate * sizes).astype(np.int64) + len(encoder.eos)
     found = _lengths(tokens, len(tokens), len(tokens)).model_copy(update={"num_measured": 0})
-    num_over = 0 if context is None else int((tokens > context).sum())
-    return SplitLengths(whole=found, needed=found, targets=found, num_over_context=num_over)
+    return SplitLengths(whole=found, needed=found, targets=found, over_context_share=_share_over(tokens, context))
+
+
+def _share_over(tokens: Tokens, context: int | None) -> float:
+    return 0.0 if context is None else float((tokens > context).mean())
 
 
 def _sample(sizes: Tokens) -> tuple[list[int], list[int]]:

@@ -103,9 +103,7 @@ def source_of(data: str, root: Path, kind: TaskKind, columns: dict[str, str], sp
     Raises:
         DataError: nothing is found.
     """
-    task = TaskSpec(
-        kind=kind, data=data, columns=ColumnsSpec.model_validate(columns), splits=SplitsSpec(train=split)
-    )
+    task = TaskSpec(kind=kind, data=data, columns=ColumnsSpec.model_validate(columns), splits=SplitsSpec(train=split))
     return find_sources(task, root).train
 
 

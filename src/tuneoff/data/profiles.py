@@ -17,25 +17,27 @@ MIN_REPEATS = 4
 NAME_CHARS = 40
 """A name of a column that is longer is a value: the file has no header."""
 
+
+def _all(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 NAMES: Mapping[str, frozenset[str]] = {
-    "label": frozenset(
+    "label": _all(
         "label labels class category sentiment rating stars star score topic intent polarity tag spam stance emotion"
-        " genre target grade urgency priority severity y".split()
+        " genre target grade urgency priority severity y"
     ),
-    "text": frozenset(
+    "text": _all(
         "text sentence content review comment tweet body message post utterance document headline description abstract"
-        " email sms snippet phrase paragraph story article".split()
+        " email sms snippet phrase paragraph story article"
     ),
-    "prompt": frozenset(
-        "instruction prompt question query user human task request source src problem ask asked input".split()
+    "prompt": _all("instruction prompt question query user human task request source src problem ask asked input"),
+    "response": _all(
+        "response output completion reply answer assistant bot target solution summary translation chosen tgt replied"
     ),
-    "response": frozenset(
-        "response output completion reply answer assistant bot target solution summary translation chosen tgt"
-        " replied".split()
-    ),
-    "context": frozenset("context passage paragraph background article document evidence".split()),
-    "question": frozenset("question query ask asked".split()),
-    "answers": frozenset("answers answer gold reference references".split()),
+    "context": _all("context passage paragraph background article document evidence"),
+    "question": _all("question query ask asked"),
+    "answers": _all("answers answer gold reference references"),
 }
 """Words in a column's name that speak for a part; beyond the names that are recognised without `task.columns`."""
 
@@ -108,7 +110,7 @@ def profile(rows: Sequence[Row], column: str) -> Profile:
         mean_chars=sum(map(len, texts)) / len(texts),
         mean_words=sum(len(text.split()) for text in texts) / len(texts),
         longest=max(map(len, texts)),
-        question_share=sum(text.rstrip().endswith(("?", "？")) for text in texts) / len(texts),
+        question_share=sum(text.rstrip().endswith(("?", "\uff1f")) for text in texts) / len(texts),
         has_fractions=kind == "number" and any(not float(value).is_integer() for value in filled),
     )
 
@@ -136,7 +138,9 @@ def _is_chat(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(one, dict) and {"role", "from"} & set(one) and {"content", "value"} & set(one) for one in value)
+        and all(
+            isinstance(one, dict) and {"role", "from"} & set(one) and {"content", "value"} & set(one) for one in value
+        )
     )
 
 
@@ -167,7 +171,9 @@ def holds_share(rows: Sequence[Row], inner: str, outer: str) -> float:
     pairs = [(found, around) for found, around in looked if found and isinstance(around, str)]
     if not pairs:
         return 0.0
-    return sum(any(one in around and 2 * len(one) < len(around) for one in found) for found, around in pairs) / len(pairs)
+    return sum(any(one in around and 2 * len(one) < len(around) for one in found) for found, around in pairs) / len(
+        pairs
+    )
 
 
 def texts(value: Any) -> list[str]:

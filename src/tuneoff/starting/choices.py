@@ -27,6 +27,8 @@ ANSWER_STEP = 8
 
 EPOCHS = ((500, 10), (2_000, 5), (20_000, 3), (math.inf, 1))
 """Passes over the data for up to so many sequences: rules of thumb, as few data need more of them."""
+TEXT_EPOCHS = 3
+"""Of running text, which is learnt by heart after a few."""
 MAX_STEPS = {True: 3000, False: 600}
 MIN_STEPS = 20
 BATCH, SMALL_BATCH = 16, 8
@@ -137,10 +139,11 @@ def num_sequences(survey: Survey, lengths: SplitLengths, max_length: int) -> int
     return max(1, round(lengths.whole.total / (max_length - 1) + counts.num_examples / 2))
 
 
-def choose_budget(num_sequences: int, *, has_gpu: bool) -> Choice[tuple[int, int]]:
+def choose_budget(kind: TaskKind, num_sequences: int, *, has_gpu: bool) -> Choice[tuple[int, int]]:
     """Return the steps and the effective batch."""
     batch = SMALL_BATCH if num_sequences < SMALL_DATA else BATCH
     epochs = next(value for most, value in EPOCHS if num_sequences <= most)
+    epochs = min(epochs, TEXT_EPOCHS) if kind == "text" else epochs
     wished = math.ceil(epochs * num_sequences / batch)
     steps = max(MIN_STEPS, min(MAX_STEPS[has_gpu], wished))
     passes = steps * batch / num_sequences
@@ -163,7 +166,9 @@ def choose_rates(width: int, model_type: str, steps: int) -> dict[str, Choice[tu
     ratio = SHORT_RATIO if steps < SHORT_RUN else LORA_RATIO
     short = f", as runs are shorter than {SHORT_RUN} steps" if ratio == SHORT_RATIO else ""
     full = Choice(_around(centre), f"around {centre:.1e}, a rule for models {width} wide; large steps forget more")
-    lora = Choice(_around(ratio * centre), f"{ratio} times those of full{short}; the best one hardly depends on the rank")
+    lora = Choice(
+        _around(ratio * centre), f"{ratio} times those of full{short}; the best one hardly depends on the rank"
+    )
     return {
         "full": full,
         "lora": lora,
@@ -184,8 +189,8 @@ def choose_ranks(num_target_tokens: int, widths: Sequence[int]) -> Choice[tuple[
     ranks = tuple(sorted({min(rank, most) for rank in wished}))
     return Choice(
         ranks,
-        f"a small one, and four times that, to see whether capacity limits: train has about {num_target_tokens:,} target"
-        " tokens, and a rule asks for as many parameters; `tuneoff plan` says how many each rank has",
+        f"a small one, and four times that, to see whether capacity limits: train has about {num_target_tokens:,}"
+        " target tokens, and a rule asks for as many parameters; `tuneoff plan` says how many each rank has",
     )
 
 

@@ -100,7 +100,9 @@ def init(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_synced(out, text.encode())
     except OSError as error:
-        raise StoreError(f"{out}: cannot be written: {error.strerror or error}. Name another file with --out.") from None
+        raise StoreError(
+            f"{out}: cannot be written: {error.strerror or error}. Name another file with --out."
+        ) from None
     assert draft.fit is not None
     left_out = {name: why for name in draft.arms() if (why := draft.left_out(name))}
     return Started(
@@ -175,9 +177,7 @@ def _from(folder: Path, name: str, here: Path) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) and path != folder else str(path)
 
 
-def _draft(
-    surveyed: Surveyed, tokenizer: "PreTrainedTokenizerBase", config: Any, names: tuple[str, str, str]
-) -> Draft:
+def _draft(surveyed: Surveyed, tokenizer: "PreTrainedTokenizerBase", config: Any, names: tuple[str, str, str]) -> Draft:
     survey = surveyed.survey
     machine = look_at_machine()
     has_gpu = bool(machine.gpus)
@@ -190,7 +190,7 @@ def _draft(
     number = num_sequences(survey, lengths, length.value)
     splits = choose_shares(survey, number, has_gpu=has_gpu)
     left = 1 - sum(value for value in splits.value.values() if not isinstance(value, str))
-    budget = choose_budget(max(1, round(number * left)), has_gpu=has_gpu)
+    budget = choose_budget(survey.kind, max(1, round(number * left)), has_gpu=has_gpu)
     return Draft(
         *names,
         survey=survey,
@@ -209,7 +209,7 @@ def _draft(
 
 
 def _labels(survey: Survey, tokenizer: "PreTrainedTokenizerBase") -> tuple[Choice[tuple[str, ...] | None], int]:
-    """Return the words that zero-shot scores, and how many tokens the longest has; none where the classes are numbers."""
+    """Return the words that zero-shot scores, and how many tokens the longest has; none for classes that are numbers."""
     if survey.kind != "classification":
         return Choice(None, ""), 0
     if any(name.lstrip("+-").isdecimal() for name in survey.classes):

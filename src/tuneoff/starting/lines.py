@@ -66,7 +66,7 @@ class Lines:
 
 
 def flow(value: Any) -> str:
-    """Return a value as YAML on one line, as study files are read: 1e-4 is a number, and text that is none is quoted."""
+    """Return a value as YAML on one line, as study files are read: 1e-4 is a number, and text like it is quoted."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, int):

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tuneoff.data.survey import SplitCount, Survey
 from tuneoff.planning.render import bytes_text
 from tuneoff.starting.init import Started
 from tuneoff.starting.write import class_shares
@@ -33,27 +34,23 @@ def _rows(started: Started) -> Iterator[tuple[str, str]]:
     yield "columns", ", ".join(survey.present[:MAX_COLUMNS]) + more
     yield "kind", f"{survey.kind}: {'; '.join(survey.reasons) or 'the demo data'}"
     for name, counts in survey.splits.items():
-        yield (
-            name,
-            f"{counts.num_rows:,} rows, {counts.num_examples:,} examples, {counts.num_units:,} independent;"
-            f" {counts.num_copies:,} copies" + (f"; {counts.num_shared:,} in other splits too" if counts.num_shared else ""),
-        )
+        yield name, _count(survey, counts)
         if counts.labels:
             yield "", f"classes: {class_shares(counts.labels)}"
         if counts.num_contradictions:
             yield "", f"{counts.num_contradictions:,} texts with more than one class"
-        if survey.kind == "text":
-            yield "", f"{counts.num_chars:,} characters"
     needed = started.lengths.needed
-    yield (
-        "tokens",
-        f"median {needed.median:,}, 95 % {needed.p95:,}, 99 % {needed.p99:,}, longest {needed.longest:,};"
-        f" about {started.lengths.whole.total:,} in train",
-    )
+    about = "" if started.lengths.whole.num_measured == survey.splits["train"].num_examples else "about "
+    total = f"{about}{started.lengths.whole.total:,} in train"
+    if survey.splits["train"].num_examples > 1:
+        total += f"; median {needed.median:,}, 95 % {needed.p95:,}, 99 % {needed.p99:,}, longest {needed.longest:,}"
+    yield "tokens", total
     if started.context:
-        over = started.lengths.num_over_context
-        yield "model", f"{study.model}, sees {started.context:,} tokens" + (
-            f"; {over:,} examples have more" if over and survey.kind != "text" else ""
+        over = started.lengths.over_context_share
+        yield (
+            "model",
+            f"{study.model}, sees {started.context:,} tokens"
+            + (f"; {100 * over:.2g} % of the examples have more" if over and survey.kind != "text" else ""),
         )
     machine = started.machine
     yield "machine", f"{machine.device}, {bytes_text(machine.room_bytes)} free, {study.precision}"
@@ -65,3 +62,14 @@ def _rows(started: Started) -> Iterator[tuple[str, str]]:
     for name, why in started.left_out.items():
         if why != "an option":
             yield "left out", f"{name}: {why}"
+
+
+def _count(survey: Survey, counts: SplitCount) -> str:
+    """Return how much a split holds."""
+    if survey.kind == "text":
+        text = f"{counts.num_examples:,} document{'s' * (counts.num_examples != 1)}, {counts.num_chars:,} characters"
+        text += f"; {counts.num_rows - counts.num_examples:,} rows are empty" * (counts.num_rows > counts.num_examples)
+    else:
+        text = f"{counts.num_rows:,} rows, {counts.num_examples:,} examples, {counts.num_units:,} independent"
+    text += f"; {counts.num_copies:,} copies" if counts.num_copies else "; no copies"
+    return text + (f"; {counts.num_shared:,} stand in other splits too" if counts.num_shared else "")

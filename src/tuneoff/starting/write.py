@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tuneoff.data.survey import Survey
+from tuneoff.data.survey import SplitCount, Survey
 from tuneoff.planning.render import bytes_text
 from tuneoff.starting.choices import LORA_ALPHA, PROMPT_TOKENS, unit_name
 from tuneoff.starting.draft import SEEDS, Draft
@@ -42,8 +42,8 @@ def study_text(draft: Draft, file: str) -> str:
 def _head(lines: Lines, draft: Draft, file: str) -> None:
     survey = draft.survey
     lines.say(
-        f"Which way of fine-tuning {Path(draft.model).name} pays on {Path(draft.data).name}? Written by `tuneoff init` from what the data and"
-        " this machine are; change whatever you know better. A key that is left out has its default."
+        f"Which way of fine-tuning {Path(draft.model).name} pays on {Path(draft.data).name}? Written by `tuneoff init`"
+        " from what the data and this machine are; change whatever you know better. A key that is left out has its default."
     )
     width = max(len(file) + 16, 30)
     for verb, what in (
@@ -77,26 +77,35 @@ def facts(draft: Draft) -> list[str]:
     survey, needed = draft.survey, draft.lengths.needed
     found = [f"{survey.format}, read as kind: {survey.kind} ({'; '.join(survey.reasons) or 'the demo data'})."]
     for name, counts in survey.splits.items():
-        unit = unit_name(survey.kind)
-        found.append(
-            f"{name} ({counts.source}): {counts.num_rows:,} rows, {counts.num_examples:,} examples of"
-            f" {counts.num_units:,} {unit}."
-        )
+        found.append(f"{name} ({counts.source}): {_count(survey, counts)}.")
         found += counts.notes
-    found.append(
-        f"Tokens of an example in train: median {needed.median:,}, 95 % have {needed.p95:,} or fewer, 99 %"
-        f" {needed.p99:,}, the longest {needed.longest:,}{_sampled(draft)}."
-    )
-    if draft.context and needed.longest > draft.context and survey.kind != "text":
-        found.append(f"The model sees {draft.context:,} tokens; {draft.lengths.num_over_context:,} examples have more.")
+    tokens = f"Tokens of train: {draft.lengths.whole.total:,}{_sampled(draft)}"
+    if survey.splits["train"].num_examples > 1:
+        tokens += (
+            f"; of an example: median {needed.median:,}, 95 % have {needed.p95:,} or fewer, 99 % {needed.p99:,}, the"
+            f" longest {needed.longest:,}"
+        )
+    found.append(f"{tokens}.")
+    over = draft.lengths.over_context_share
+    if draft.context and over and survey.kind != "text":
+        found.append(f"The model sees {draft.context:,} tokens; {100 * over:.2g} % of the examples have more.")
     return found + list(_doubts(survey))
+
+
+def _count(survey: Survey, counts: SplitCount) -> str:
+    """Return how much a split holds."""
+    if survey.kind == "text":
+        return f"{counts.num_examples:,} document{'s' * (counts.num_examples != 1)}, {counts.num_chars:,} characters"
+    return (
+        f"{counts.num_rows:,} rows, {counts.num_examples:,} examples of {counts.num_units:,} {unit_name(survey.kind)}"
+    )
 
 
 def _sampled(draft: Draft) -> str:
     measured, num_all = draft.lengths.needed.num_measured, draft.survey.splits["train"].num_examples
     if measured == 0:
-        return " (from the tokens of their beginnings)"
-    return f" (of {measured:,} of them)" if measured < num_all else ""
+        return ", by the beginnings of the documents"
+    return f", by {measured:,} of the examples" if measured < num_all else ""
 
 
 def _doubts(survey: Survey) -> list[str]:
@@ -144,7 +153,8 @@ def _task(lines: Lines, draft: Draft) -> None:
     if survey.kind == "classification":
         _labels(lines, draft)
     splits = ", ".join(
-        f"{name}: {flow(value) if isinstance(value, str) else f'{value:g}'}" for name, value in draft.splits.value.items()
+        f"{name}: {flow(value) if isinstance(value, str) else f'{value:g}'}"
+        for name, value in draft.splits.value.items()
     )
     lines.key(f"splits: {{{splits}}}", draft.splits.reason, indent=2)
     if survey.kind == "instruction":

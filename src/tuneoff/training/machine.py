@@ -74,7 +74,10 @@ class Machine(Value):
     def _precision(self) -> tuple[Precision, str]:
         if self.gpus:
             if self.gpus[0].capability >= BF16_CAPABILITY:
-                return "bf16", "this GPU multiplies bf16 numbers, at twice the speed of fp32 or more and in half the memory"
+                return (
+                    "bf16",
+                    "this GPU multiplies bf16 numbers, at twice the speed of fp32 or more and in half the memory",
+                )
             if self.gpus[0].capability >= FP16_CAPABILITY:
                 return "fp16", "this GPU is fast in fp16 and has no bf16"
             return "fp32", "this GPU is not faster in 16 bits"
