@@ -30,7 +30,7 @@ class Lines:
 
     def say(self, comment: str, indent: int = 0, bullet: str = "") -> None:
         """Add a comment, folded."""
-        space, text = " " * indent, " ".join(comment.split())
+        space, text = " " * indent, printable(comment)
         self._lines += textwrap.wrap(
             text,
             WIDTH,
@@ -54,7 +54,7 @@ class Lines:
             is_off: whether it is a comment itself, to be switched on.
         """
         whole = f"{' ' * indent}{'# ' if is_off else ''}{line}"
-        reason = " ".join(reason.split())
+        reason = printable(reason)
         behind = f"{whole:<{BEHIND - 1}} # {reason}"
         if not reason:
             self._lines.append(whole)
@@ -81,11 +81,18 @@ def flow(value: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number as people write it: 0.001 as 1e-3, 0.1 as it is."""
+    """Return a number as people write it: 0.001 as 1e-3, 0.1 as it is; all its digits where it has many."""
     if value == 0 or 0.01 <= abs(value) < 10_000:
-        return f"{value:g}"
-    digits, _, power = f"{value:e}".partition("e")
-    return f"{float(digits):g}e{int(power)}"
+        text = f"{value:g}"
+    else:
+        digits, _, power = f"{value:e}".partition("e")
+        text = f"{float(digits):g}e{int(power)}"
+    return text if float(text) == value else repr(value)
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without what neither YAML nor a terminal can show: data may hold anything."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
 
 
 def _text(value: str) -> str:

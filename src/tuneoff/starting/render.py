@@ -9,6 +9,7 @@ from rich.text import Text
 from tuneoff.data.survey import SplitCount, Survey
 from tuneoff.planning.render import bytes_text
 from tuneoff.starting.init import Started
+from tuneoff.starting.lines import printable
 from tuneoff.starting.write import class_shares
 
 MAX_COLUMNS = 12
@@ -21,7 +22,7 @@ def started_table(started: Started) -> RenderableType:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, text in _rows(started):
-        table.add_row(name, Text(" ".join(text.split())))
+        table.add_row(name, Text(printable(text)))
     path = started.path
     end = Text.assemble("Written: ", (str(path), "bold"), ", with the reason for every choice.")
     return Group(table, Text(), end, Text(f"Next: tuneoff plan {path}, then tuneoff run {path}"))
