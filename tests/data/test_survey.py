@@ -82,21 +82,25 @@ def test_a_folder_of_text_and_one_without_a_choice(tmp_path: Path) -> None:
 def test_splits_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"train": pairs(9), "validation": pairs(2), "unsupervised": pairs(2)}
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: list(held))
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, config, split: datasets.Dataset.from_list(held[split])
-    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: datasets.Dataset.from_list(held[split]))
     found = survey_data("owner/name", tmp_path).survey
     assert (found.kind, found.split_sources) == ("instruction", {"test": "validation"})
     assert found.format == "data set of the hub"
 
 
 BROKEN: dict[str, tuple[bytes, str]] = {
-    "torn.json": (json.dumps(pairs(9)).encode()[:-30], r"torn.json, line 1, column \d+: expected one JSON value.*cut off"),
+    "torn.json": (
+        json.dumps(pairs(9)).encode()[:-30],
+        r"torn.json, line 1, column \d+: expected one JSON value.*cut off",
+    ),
     "torn.jsonl": (
         b"".join(json.dumps(row).encode() + b"\n" for row in pairs(3))[:-20],
         r"torn.jsonl, line 3, column \d+: expected a JSON object on one line.*cut off: copy it again",
     ),
-    "latin.csv": ("text,label\nun café,1\n".encode("latin-1"), r"latin.csv, line 2, column 7: expected UTF-8.*save the"),
+    "latin.csv": (
+        "text,label\nun café,1\n".encode("latin-1"),
+        r"latin.csv, line 2, column 7: expected UTF-8.*save the",
+    ),
     "wide.csv": ("text,label\na,1\n".encode("utf-16-le"), r"wide.csv, line 1.*zero byte.*UTF-16; save it as UTF-8"),
     "empty.jsonl": (b"", "empty.jsonl: is empty: expected at least one row"),
     "blank.txt": (b" \n\n", "blank.txt: is empty"),
@@ -105,7 +109,10 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "rows.parquet": (b"PAR1 not really", "rows.parquet: expected a Parquet file"),
     "rows.xlsx": (b"PK\x03\x04", r"rows.xlsx: files of kind '.xlsx' are not read; allowed: .jsonl"),
     "ragged.csv": (b"text,label\na,1,2\n", r"ragged.csv, line 2: expected 2 columns .text, label., found 3"),
-    "numbers.csv": (b"a,b\n" + b"".join(b"%d,%d\n" % (n, n * 7) for n in range(9)), "expected a column of running text"),
+    "numbers.csv": (
+        b"a,b\n" + b"".join(b"%d,%d\n" % (n, n * 7) for n in range(9)),
+        "expected a column of running text",
+    ),
     "hole.jsonl": (
         b'{"instruction": "Say a.", "response": "a"}\n{"instruction": "Say b.", "response": ""}\n',
         r"hole.jsonl, line 2, column response: expected text, found ''",

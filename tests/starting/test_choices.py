@@ -89,7 +89,12 @@ def test_windows_are_counted() -> None:
 
 @pytest.mark.parametrize(
     ("width", "kind", "power", "full"),
-    [(4096, "llama", 0.781, 3e-5), (2048, "llama", 0.781, 5e-5), (768, "gpt2", 0.781, 1e-4), (4096, "qwen3", 0.0775, 5e-5)],
+    [
+        (4096, "llama", 0.781, 3e-5),
+        (2048, "llama", 0.781, 5e-5),
+        (768, "gpt2", 0.781, 1e-4),
+        (4096, "qwen3", 0.0775, 5e-5),
+    ],
 )
 def test_rates_follow_the_rule(width: int, kind: str, power: float, full: float) -> None:
     """5e-5 (2000 / width)^0.781, for Qwen ^0.0775, and ten times that for LoRA, to one digit."""
@@ -113,9 +118,11 @@ def test_ranks_fit_the_layers() -> None:
     assert choose_ranks(1000, [4]).value == (4,)
 
 
-TEXT = st.text() | st.sampled_from(["1e-4", "yes", "null", "~", "0", "a: b", "# c", "\u2028", "\U0001f600", "- x", "{a}"])
+TEXT = st.text() | st.sampled_from(
+    ["1e-4", "yes", "null", "~", "0", "a: b", "# c", "\u2028", "\U0001f600", "- x", "{a}"]
+)
 VALUES = st.recursive(
-    st.booleans() | st.none() | st.integers(-10**6, 10**6) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    st.booleans() | st.none() | st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )

@@ -5,7 +5,6 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,9 @@ def test_the_tested_versions_are_those_of_the_constraints() -> None:
     if not path.exists():
         pytest.skip("the source distribution leaves it out")
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", path.read_text("utf-8"), re.MULTILINE))
-    assert {name: pinned[name.replace("-", "_") if name not in pinned else name] for name in checks.TESTED} == checks.TESTED
+    assert {
+        name: pinned[name.replace("-", "_") if name not in pinned else name] for name in checks.TESTED
+    } == checks.TESTED
 
 
 @pytest.mark.parametrize(
@@ -94,11 +95,11 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def online(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No variable that forbids the network or leads around it; the hub is what a test says."""
     for name in (*checks.OFFLINE, "HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    yield monkeypatch
+    return monkeypatch
 
 
 def test_the_hub_answers(online: pytest.MonkeyPatch) -> None:

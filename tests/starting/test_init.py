@@ -72,7 +72,9 @@ def test_what_is_switched_off_can_be_switched_on(place: Path, name: str) -> None
     begin(place, name)
     path = Path("study.yaml")
     text = path.read_text("utf-8").replace("[word0, word1, word2]", "[one, two, none of them]")
-    switched = re.sub(r"^( *)# (bottleneck|prompt|margin|retention|metrics|labels|template):", r"\1\2:", text, flags=re.M)
+    switched = re.sub(
+        r"^( *)# (bottleneck|prompt|margin|retention|metrics|labels|template):", r"\1\2:", text, flags=re.M
+    )
     path.write_text(switched, encoding="utf-8")
     study = load_study(path)
     assert {arm.family for arm in study.arms} == {"zero-shot", "full", "lora", "bottleneck", "prompt"}
@@ -110,7 +112,7 @@ def test_nothing_is_written_where_something_is_wrong(place: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
         init("rows.jsonl", "./bases", Path("study.yaml"))
     (place / "torn.jsonl").write_text('{"text": "a"}\n{"text": "b')
-    with pytest.raises(DataError, match="torn.jsonl, line 2, column 10"):
+    with pytest.raises(DataError, match=r"torn\.jsonl, line 2, column 10"):
         init("torn.jsonl", "base", Path("study.yaml"))
     assert not (place / "study.yaml").exists()
 
@@ -154,7 +156,7 @@ def test_the_precision_that_pays(found: Machine, precision: str) -> None:
 
 def test_this_machine_is_one() -> None:
     found = look_at_machine()
-    assert 0 < found.available.num_bytes
+    assert found.available.num_bytes > 0
     assert found.num_cores >= 1
     assert found.memory_bytes > GIGABYTE // 4
     assert found.precision in ("fp32", "bf16", "fp16")

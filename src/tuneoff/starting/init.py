@@ -209,7 +209,7 @@ def _draft(surveyed: Surveyed, tokenizer: "PreTrainedTokenizerBase", config: Any
 
 
 def _labels(survey: Survey, tokenizer: "PreTrainedTokenizerBase") -> tuple[Choice[tuple[str, ...] | None], int]:
-    """Return the words that zero-shot scores, and how many tokens the longest has; none for classes that are numbers."""
+    """Return the words that zero-shot scores, if any, and how many tokens the longest has."""
     if survey.kind != "classification":
         return Choice(None, ""), 0
     if any(name.lstrip("+-").isdecimal() for name in survey.classes):

@@ -41,9 +41,10 @@ def study_text(draft: Draft, file: str) -> str:
 
 def _head(lines: Lines, draft: Draft, file: str) -> None:
     survey = draft.survey
+    base, data = Path(draft.model).name, Path(draft.data).name
     lines.say(
-        f"Which way of fine-tuning {Path(draft.model).name} pays on {Path(draft.data).name}? Written by `tuneoff init`"
-        " from what the data and this machine are; change whatever you know better. A key that is left out has its default."
+        f"Which way of fine-tuning {base} pays on {data}? Written by `tuneoff init` from what the data and this machine"
+        " are; change whatever you know better. A key that is left out has its default."
     )
     width = max(len(file) + 16, 30)
     for verb, what in (
