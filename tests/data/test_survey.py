@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from tests.data.helpers import chat_like, gpt2_like, llama_like, pairs, run_prepare, write_jsonl
 
+from tuneoff.data.encoding import Encoder
 from tuneoff.data.lengths import measure
 from tuneoff.data.locating import locate
+from tuneoff.data.qa import QuestionFitter, QuestionTemplate
 from tuneoff.data.survey import check_splits, survey_data
 from tuneoff.errors import DataError
 from tuneoff.study.spec import TaskSpec
@@ -180,6 +182,28 @@ def test_lengths_are_those_that_are_trained_on(tmp_path: Path, kind: Any, tokeni
     assert lengths.whole.total == trained.sum()
     assert lengths.whole.median == np.ceil(np.median(trained))
     assert lengths.over_context_share == np.mean(trained > 40)
+
+
+@pytest.mark.parametrize("num_chars", range(1, 9))
+def test_short_questions_need_a_third_more_than_their_prompt(tmp_path: Path, num_chars: int) -> None:
+    """Below 128 tokens the room for the answer is a quarter of `max_length`: the least length that the fitter takes."""
+    rows = [{"context": "x" * num_chars, "question": "y?", "answers": ["z"]} for _ in range(3)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    examples: Any = survey_data("rows.jsonl", tmp_path).examples["train"]
+    tokenizer = gpt2_like()
+    needed = measure("qa", examples, tokenizer).needed.longest
+    template = QuestionTemplate(None, tokenizer)
+
+    def is_whole(length: int) -> bool:
+        try:
+            _, cuts = QuestionFitter(Encoder(tokenizer), template, length, "error").build(examples)
+        except DataError:
+            return False
+        return not cuts.num_long
+
+    assert needed < 128
+    assert is_whole(needed)
+    assert not is_whole(needed - 1)
 
 
 @pytest.mark.parametrize("kind", ["instruction", "qa", "classification"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cli.shell import tuneoff
 from tests.running.world import write_rows
 from transformers import LlamaConfig
 
@@ -215,6 +216,43 @@ def test_json_holds_what_was_found(place: Path) -> None:
     found = json.loads(started.model_dump_json(exclude={"text", "study"}))
     assert found["survey"]["splits"]["train"]["num_examples"] == 40
     assert found["lengths"]["needed"]["longest"] > 0
+
+
+def test_the_verb_says_what_it_found_and_what_comes_next(place: Path) -> None:
+    write_rows(place / "rows.jsonl", DATA["classification"][0])
+    found = tuneoff("init", "rows.jsonl", "--model", "base")
+    assert (found.code, found.errors) == (0, "")
+    for part in ("classes: good 50.0 %, bad 50.0 %", "mood", "Written: study.yaml", "Next: tuneoff plan study.yaml"):
+        assert part in found.text
+    tuneoff("init", "rows.jsonl", "--model", "base").is_one_error("study.yaml is there already")
+    as_json = tuneoff("init", "rows.jsonl", "--model", "base", "--force", "--json")
+    assert json.loads(as_json.text)["survey"]["columns"] == {"text": "body text", "label": "mood"}
+    options = ("--kind", "text", "--column", "text=body text", "--out", "other.yaml")
+    assert tuneoff("init", "rows.jsonl", "--model", "base", *options).code == 0
+    assert load_study("other.yaml").task.kind == "text"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("torn.json", b'[{"text": "a", "label": 1}, {"text"', r"torn.json, line 1, column 36.*copy it again"),
+        (
+            "latin.csv",
+            b"text,label\ncaf\xe9,1\n",
+            r"latin.csv, line 2, column 4: expected UTF-8.*save the file as UTF-8",
+        ),
+        ("empty.csv", b"", "empty.csv: is empty"),
+        (
+            "two.csv",
+            b"a,b\nOne ship came,Two ships left\nOne ship sank,Two ships rose\n",
+            r"--kind instruction --column prompt=a",
+        ),
+    ],
+)
+def test_a_broken_file_is_one_error(place: Path, name: str, content: bytes, message: str) -> None:
+    (place / name).write_bytes(content)
+    tuneoff("init", name, "--model", "base").is_one_error(message)
+    assert not (place / "study.yaml").exists()
 
 
 def test_the_demo_data_of_every_kind(place: Path) -> None:

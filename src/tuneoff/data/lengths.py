@@ -109,8 +109,8 @@ def _sample(sizes: Tokens) -> tuple[list[int], list[int]]:
     """Return the places of evenly spread examples, and of the longest of the others."""
     step = max(1, -(-int(sizes.sum()) // MAX_CHARS))
     evenly = list(range(0, len(sizes), step))
-    longest = np.argsort(-sizes, kind="stable")[:NUM_LONGEST] if step > 1 else []
-    return evenly, [int(place) for place in longest if place % step]
+    longest = np.argsort(-sizes, kind="stable")[:NUM_LONGEST]
+    return evenly, [int(place) for place in longest if place % step]  # none where all are taken
 
 
 def _lengths(tokens: Tokens, num_even: int, num_all: int) -> Lengths:
@@ -150,11 +150,10 @@ def _tokens(
 def _needed(kind: TaskKind, whole: Tokens, targets: Tokens) -> Tokens:
     """Return the `max_length` that cuts nothing of each example.
 
-    A question's prompt may have `max_length` - min(32, `max_length` // 4) tokens, so one of p needs p + 32, or 4/3 p
-    where that is below 128.
+    A question's prompt may have `max_length` - min(32, `max_length` // 4) tokens, so one of p needs p + min(32, p // 3).
     """
     if kind != "qa":
         return whole
     prompts = whole - targets
-    room = np.minimum(qa.ANSWER_ROOM, -(-prompts // 3))
-    return np.maximum(whole, prompts + room)
+    needed: Tokens = np.maximum(whole, prompts + np.minimum(qa.ANSWER_ROOM, prompts // 3))
+    return needed

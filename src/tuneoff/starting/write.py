@@ -1,5 +1,6 @@
 """A study file with the reason for every choice beside it, for a reader who sees one for the first time."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tuneoff.data.survey import SplitCount, Survey
@@ -130,9 +131,8 @@ def _doubts(survey: Survey) -> list[str]:
     return found
 
 
-def class_shares(labels: dict[str, int] | object) -> str:
+def class_shares(counts: Mapping[str, int]) -> str:
     """Return how many texts the most frequent classes have."""
-    counts = dict(labels)  # type: ignore[call-overload]
     total = sum(counts.values())
     shown = [f"{' '.join(name.split())} {100 * number / total:.1f} %" for name, number in list(counts.items())[:6]]
     more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
