@@ -150,10 +150,11 @@ def _tokens(
 def _needed(kind: TaskKind, whole: Tokens, targets: Tokens) -> Tokens:
     """Return the `max_length` that cuts nothing of each example.
 
-    A question's prompt may have `max_length` - min(32, `max_length` // 4) tokens, so one of p needs p + min(32, p // 3).
+    A question's prompt may have `max_length` - min(32, `max_length` // 4) tokens, so one of p tokens needs
+    p + min(32, (p - 1) // 3).
     """
     if kind != "qa":
         return whole
     prompts = whole - targets
-    needed: Tokens = np.maximum(whole, prompts + np.minimum(qa.ANSWER_ROOM, prompts // 3))
+    needed: Tokens = np.maximum(whole, prompts + np.minimum(qa.ANSWER_ROOM, (prompts - 1) // 3))
     return needed
