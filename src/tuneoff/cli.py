@@ -314,6 +314,9 @@ def _run(
     smoke: bool = False,
     cohort: str = "auto",
 ) -> None:
+    from tuneoff.running import fork_server
+
+    fork_server.start_early()
     from tuneoff import api
     from tuneoff.planning.render import module_listing
     from tuneoff.report.live import Live

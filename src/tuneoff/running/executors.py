@@ -5,22 +5,20 @@ of a second.
 """
 
 import faulthandler
-import multiprocessing
 import os
 import sys
 import threading
 import traceback
-import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneoff.errors import TuneoffError
+from tuneoff.running import fork_server
 from tuneoff.running.schedule import Task
 from tuneoff.study.options import Tracker
 
@@ -28,13 +26,6 @@ if TYPE_CHECKING:
     from tuneoff.running.session import Place
     from tuneoff.running.store import Store
 
-PRELOADED = ["tuneoff.running.preload"]
-SPIN = ("GOMP_SPINCOUNT", "10000")
-"""How long an idle thread of GNU OpenMP spins before it sleeps.
-
-By default it spins so long that a small model's step took ten times as long on a processor that had other work, too
-(measured on 2 cores at a load of 3: 0.6 to 1.1 s against 0.05 s).
-"""
 CRASHED = 3
 """Exit code of a child that met an error which is no `TuneoffError`."""
 
@@ -169,21 +160,11 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
     return body
 
 
-def _context() -> BaseContext:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(*SPIN)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
 def _fork(target: Callable[..., None], argument: Any, name: str) -> tuple[BaseProcess, Connection]:
     """Start a child with one argument and our end of a pipe to it."""
-    context = _context()
+    context = fork_server.context()
     ours, theirs = context.Pipe()
-    with _main_hidden():
+    with fork_server.main_hidden():
         process: BaseProcess = context.Process(target=target, args=(argument, theirs), name=name)  # type: ignore[attr-defined]
         process.start()
     theirs.close()
@@ -199,17 +180,6 @@ def _answer(call: tuple[Callable[[Any], Any], Any], connection: Connection) -> N
     except BaseException:  # the child's last line of defence: the parent shows the traceback
         connection.send(("crashed", traceback.format_exc()))
     os._exit(0)
-
-
-@contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Keep children from importing the caller's script again, which would run it again where it has no main guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _work(job: Job, connection: Connection) -> None:
