@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuneoff.api import Study as Study
+    from tuneoff.api import init as init
     from tuneoff.api import load as load
     from tuneoff.api import plan as plan
     from tuneoff.api import run as run
 
 __version__ = "0.1.0.dev0"
 
-_API = {"Study", "load", "plan", "run"}
+_API = {"Study", "init", "load", "plan", "run"}
 
 __all__ = [
     "Study",
@@ -23,6 +24,7 @@ __all__ = [
     "data",
     "errors",
     "evaluation",
+    "init",
     "load",
     "methods",
     "plan",
@@ -30,6 +32,7 @@ __all__ = [
     "report",
     "run",
     "running",
+    "starting",
     "study",
     "training",
 ]

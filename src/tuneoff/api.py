@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tuneoff.running.preflight import Preflight
     from tuneoff.running.reading import Reading
     from tuneoff.running.store import Store
+    from tuneoff.starting.init import Started
 
 DEFAULT_OUT = Path("runs")
 
@@ -162,6 +163,35 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, smoke: bool = Fal
     return load_study(source, overrides, smoke=smoke)
 
 
+def init(
+    data: str,
+    model: str,
+    out: Path = Path("study.yaml"),
+    *,
+    kind: str | None = None,
+    columns: Sequence[str] = (),
+    force: bool = False,
+) -> "Started":
+    """Look at data and at this machine, and write a commented study file that fits both and runs as it is.
+
+    Args:
+        data: a file, a folder, a hub id, or `demo`.
+        model: hub id, folder, or `demo`.
+        out: the file to write.
+        kind: text, instruction, qa or classification; none tells it from the data.
+        columns: `PART=NAME` each, such as `text=body`: which column holds a part; none tells it from the data.
+        force: write over a file that is there.
+
+    Raises:
+        TuneoffError: the file is there already, the data or the model cannot be used, or the data do not tell which
+            task they are for; the message says which options decide.
+    """
+    from tuneoff.starting.init import init as begin
+    from tuneoff.starting.init import parse_columns, parse_kind
+
+    return begin(data, model, out, kind=parse_kind(kind), columns=parse_columns(columns), force=force)
+
+
 def open_result(study: Study, out: Path = DEFAULT_OUT) -> Result:
     """Return what is there of a study's results under `out`."""
     from tuneoff.running.fitting import as_last_run
@@ -215,7 +245,6 @@ def run(
     """
     from tuneoff.running.begin import begin
     from tuneoff.running.cohorts import asked_size
-    from tuneoff.running.fitting import write_plan
     from tuneoff.running.full_disk import full_disk_is_told
     from tuneoff.running.run import StudyRunner, select_arms
     from tuneoff.running.sitting import Sitting
@@ -225,7 +254,6 @@ def run(
     select_arms(study, only)  # refused before anything is read or written
     size = asked_size(cohort)
     found = checked or check(study)
-    write_plan(study, store.folder)
     options = begin(
         study,
         store,

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tuneoff import __version__
+from tuneoff import __version__, cli_start
 from tuneoff.errors import TuneoffError
 
 app = typer.Typer(
@@ -88,6 +88,9 @@ def demo(
 
     # So small a model gains more from two runs at a time than from two threads in one.
     _run("demo", overrides, out, only=(), num_jobs=min(4, num_processors()))
+
+
+cli_start.add_init(app)
 
 
 @app.command(
@@ -333,6 +336,9 @@ def modules(
     # A pipe has no width, so nothing is folded there; a terminal's lines are folded within the tree.
     console = console if console.is_terminal else Console(width=PIPE_WIDTH)
     console.print(architecture_tree(found))
+
+
+cli_start.add_doctor(app)
 
 
 @contextmanager

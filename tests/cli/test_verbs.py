@@ -17,6 +17,8 @@ from tuneoff.study.loading import recipe_names
 
 VERBS = {
     "demo": None,
+    "init": "tuneoff init train.csv --model gpt2",
+    "doctor": None,
     "plan": "tuneoff plan dolly-llama3",
     "run": "tuneoff run study.yaml --set budget.steps=200 --only lora",
     "status": None,

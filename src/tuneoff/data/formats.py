@@ -79,10 +79,19 @@ def decode(content: bytes, file: str) -> str:
     """Return UTF-8 bytes as text, without a byte order mark, or say in which line they are not UTF-8."""
     content = content.removeprefix(BYTE_ORDER_MARK)
     try:
-        return content.decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line, column = _place(content, error.start)
         raise DataError(_not_utf8(content, error), file=file, line=line, column=column) from None
+    if (zero := content.find(b"\0")) >= 0:
+        line, column = _place(content, zero)
+        raise DataError(
+            "expected text, found a zero byte: the file is no text, or text in UTF-16; save it as UTF-8",
+            file=file,
+            line=line,
+            column=column,
+        )
+    return text
 
 
 def _place(content: bytes, position: int) -> tuple[int, int]:
@@ -105,12 +114,19 @@ def _read_json_lines(path: Path, file: str, problems: Problems) -> Iterator[Row]
                 problems.add(_not_utf8(content, error), file=file, line=line, column=error.start + 1)
             except json.JSONDecodeError as error:
                 found = shown(content.decode("utf-8").strip())
-                message = f"expected a JSON object on one line ({error.msg}), found {found}"
+                message = f"expected a JSON object on one line ({error.msg}), found {found}{_torn(content)}"
                 problems.add(message, file=file, line=line, column=error.pos + 1)
             except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
                 problems.add(f"expected a JSON object on one line, found {_why(error)}", file=file, line=line)
             else:
                 yield from _object_row(value, file, line, problems)
+
+
+def _torn(last: bytes) -> str:
+    """Say where a line without an end cannot be read: the file was cut off there."""
+    return (
+        "" if last.endswith(b"\n") else "; the file ends within this line, so it may have been cut off: copy it again"
+    )
 
 
 def _why(error: Exception) -> str:
@@ -132,6 +148,8 @@ def _read_json(path: Path, file: str, problems: Problems, limit: int | None = No
         value = json.loads(text)
     except json.JSONDecodeError as error:
         hint = " For one JSON object a line, name the file .jsonl." if error.msg == "Extra data" else ""
+        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+            hint = " The file ends within a value, so it may have been cut off: copy it again."
         raise DataError(
             f"expected one JSON value: {error.msg}.{hint}", file=file, line=error.lineno, column=error.colno
         ) from None

@@ -53,6 +53,26 @@ def read_class_names(source: str, split: str, column: str, trust_remote_code: bo
     return tuple(getattr(rows.features.get(column), "names", None) or ())
 
 
+def split_names(source: str) -> tuple[str, ...]:
+    """Return the splits that a data set of the hub has.
+
+    Args:
+        source: hub id, with `:configuration` after it where there are several.
+
+    Raises:
+        DataError: the data set cannot be had.
+    """
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name, _, configuration = source.partition(":")
+    try:
+        with _quiet():
+            return tuple(datasets.get_dataset_split_names(name, configuration or None))
+    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        raise DataError(_explain(error, "train", False), file=source) from None
+
+
 def _load(name: str, configuration: str | None, split: str, source: str, trust_remote_code: bool) -> "Dataset":
     import datasets
     from huggingface_hub.errors import HfHubHTTPError

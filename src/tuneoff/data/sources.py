@@ -169,7 +169,7 @@ class _Finder:
         positions = self._task.columns.positions
         if path.is_file():
             return Source("files", name, files=((path, name),), limit=limit, positions=positions)
-        documents, tables, others = _sorted_out(path)
+        documents, tables, others = sort_out(path)
         if documents and (self._task.kind == "text" or not tables):
             if self._task.kind != "text":
                 raise DataError(
@@ -195,7 +195,7 @@ def _looks_local(data: str, local: Path) -> bool:
     )
 
 
-def _sorted_out(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+def sort_out(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Return a folder's documents, its data files and its other files, each sorted; hidden ones are passed over."""
     documents: list[Path] = []
     tables: list[Path] = []

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tuneoff.running.events import Event, Listener
+from tuneoff.running.fitting import write_plan
 from tuneoff.running.preflight import Preflight
 from tuneoff.running.run import Options
 from tuneoff.running.schedule import select_arms
@@ -46,6 +47,7 @@ def begin(
     if warning:
         listener(Event("problem", body={"what": warning}))
     store.create(study)
+    write_plan(study, store.folder)
     workload = found.workload(num_jobs)
     write_workload(store, workload)
     return Options(

@@ -103,6 +103,20 @@ def _smoke_form(source: str | Path) -> dict[str, Any]:
     return form
 
 
+def parse_study(text: str, root: Path, label: str = "study") -> Study:
+    """Validate a study given as the text of a study file.
+
+    Args:
+        text: YAML.
+        root: where its relative paths start.
+        label: names it in errors.
+
+    Raises:
+        StudyError: as `load_study`.
+    """
+    return study_from(_parse(text, label), root, label)
+
+
 def study_from(raw: Mapping[str, Any], root: Path, label: str = "study") -> Study:
     """Validate a study given as a plain mapping.
 

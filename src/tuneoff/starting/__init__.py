@@ -1,0 +1,1 @@
+"""The first hour: what this machine can do, and a study file that fits some data and the machine."""
