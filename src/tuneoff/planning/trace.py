@@ -96,7 +96,8 @@ def trace_arm(
     few, more = num_layers
     share = (depth - few) / (more - few)
     return tuple(
-        _reckoned(_cut(one, few), _cut(other, more), share).of_phase() for one, other in zip(*traced, strict=True)
+        _reckoned(_cut(one, few, few - 1), _cut(other, more, few - 1), share).of_phase()
+        for one, other in zip(*traced, strict=True)
     )
 
 
@@ -122,8 +123,8 @@ class _Stretches:
 
     def of_phase(self) -> PhaseTrace:
         """Return the phase with the highest of the stretches."""
-        parts = max(self.peaks.values(), key=lambda peak: sum(peak.values()))
-        whole = {name: round(size) for name, size in parts.items()}
+        peaks = [{name: round(size) for name, size in peak.items()} for peak in self.peaks.values()]
+        whole = max(peaks, key=lambda peak: (sum(peak.values()), *peak.values()))
         products = tuple(
             product.model_copy(update={"num_calls": number}) for product, number in self.products.items() if number
         )
@@ -145,8 +146,14 @@ def _whole(phase: TracedPhase) -> _Stretches:
     return _Stretches(phase, peaks, phase.moved_bytes, phase.num_operations, dict(phase.products))
 
 
-def _cut(phase: TracedPhase, num_layers: int) -> _Stretches:
-    """Name the layers by their place from the start and from the end, so that phases of other depths have the same."""
+def _cut(phase: TracedPhase, num_layers: int, num_edge: int) -> _Stretches:
+    """Name the layers by their place from the start or from the end, so that phases of other depths have the same.
+
+    Args:
+        phase: as traced.
+        num_layers: how many layers it has.
+        num_edge: how many are named from the start, and from the end.
+    """
     whole = _whole(phase)
     named: dict[str, dict[str, float]] = {}
     for place, peak in whole.peaks.items():
@@ -154,8 +161,10 @@ def _cut(phase: TracedPhase, num_layers: int) -> _Stretches:
         if not layer.isdigit():
             named[place] = peak
             continue
-        for name in (f"{stretch}/{layer}", f"{stretch}/{int(layer) - num_layers}"):
-            named[name] = peak
+        if int(layer) < num_edge:
+            named[place] = peak
+        if int(layer) >= num_layers - num_edge:
+            named[f"{stretch}/{int(layer) - num_layers}"] = peak
     whole.peaks = named
     return whole
 
