@@ -81,7 +81,7 @@ def lengths_of(*train: int, prompts: tuple[int, ...] = ()) -> Lengths:
 
 def trace(study: Study, lengths: Lengths, base: PreTrainedModel | None = None, **options: Any) -> dict[str, PhaseTrace]:
     base = base or shape_only(config_of("gpt2"))
-    return {one.phase: one for one in trace_arm(study, study.arms[0], base, lengths, num_threads=1, **options)}
+    return {one.phase: one for one in trace_arm(study, study.arms[0], base, lengths, **options)}
 
 
 LENGTHS = lengths_of(128, 120, 110, 128)

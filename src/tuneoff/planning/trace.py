@@ -10,17 +10,15 @@ head, the optimizer) what is alive grows with the number of layers by one amount
 stretch's highest point is linear in it, and exact; the highest of all stretches is taken after that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
-
-import torch
 
 from tuneoff.planning.phases import evaluate_phase, train_phase
 from tuneoff.planning.setting import Lengths as Lengths
 from tuneoff.planning.setting import Setting, TracedPhase
 from tuneoff.planning.tally import Product
-from tuneoff.planning.traced import is_uniform, layers_of, traced_model
+from tuneoff.planning.traced import TracedModel, is_uniform, layers_of, traced_model
 from tuneoff.planning.writing import generate_phase
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
@@ -32,6 +30,7 @@ TRACED_LAYERS = (3, 4)
 """Traced in place of more: a first layer, a last one, and what lies between, once and twice."""
 
 Phase = Literal["train", "evaluate", "generate"]
+PHASES: tuple[Phase, ...] = ("train", "evaluate", "generate")
 
 
 class PhaseTrace(Value):
@@ -55,7 +54,7 @@ class PhaseTrace(Value):
     num_targets: int = 0
     """Target tokens among them; of generation the new tokens."""
     products: tuple[Product, ...] = ()
-    """The matrix products and calls of attention that `flop` is the sum of."""
+    """The matrix products and calls of attention that `flop` is the sum of; calls may be fractions (see `flop`)."""
 
 
 def trace_arm(
@@ -65,7 +64,7 @@ def trace_arm(
     lengths: Lengths,
     *,
     device: str = "cpu",
-    num_threads: int | None = None,
+    phases: Sequence[Phase] = PHASES,
     num_layers: Sequence[int] | None = None,
 ) -> tuple[PhaseTrace, ...]:
     """Trace an arm: its training step where it is trained, scoring, and generation where there are prompts.
@@ -77,7 +76,7 @@ def trace_arm(
         lengths: what a step sees.
         device: `cpu`, or `cuda`; of a GPU all is as it runs there where PyTorch was built for one, else as on a CPU
             that multiplies bf16 numbers itself.
-        num_threads: of the CPU, whose kernels hold some memory for each; none is what PyTorch would take.
+        phases: those that are asked for.
         num_layers: how many layers are traced: two numbers that the rest is reckoned from; empty traces them all, none
             chooses.
 
@@ -89,10 +88,10 @@ def trace_arm(
     depth = len(found[1]) if found else 0
     if num_layers is None:
         num_layers = TRACED_LAYERS if depth > max(TRACED_LAYERS) and is_uniform(own, arm, base) else ()
-    setting = Setting(own, arm, lengths, device == "cuda", num_threads or torch.get_num_threads())
+    setting = Setting(own, arm, lengths, device == "cuda")
     if not num_layers:
-        return tuple(_whole(phase).of_phase() for phase in _phases(setting, base, None))
-    traced = [_phases(setting, base, number) for number in num_layers]
+        return tuple(_whole(phase).of_phase() for phase in _phases(setting, base, phases, None))
+    traced = [_phases(setting, base, phases, number) for number in num_layers]
     few, more = num_layers
     share = (depth - few) / (more - few)
     return tuple(
@@ -101,14 +100,17 @@ def trace_arm(
     )
 
 
-def _phases(setting: Setting, base: "PreTrainedModel", num_layers: int | None) -> list[TracedPhase]:
+def _phases(
+    setting: Setting, base: "PreTrainedModel", phases: Sequence[Phase], num_layers: int | None
+) -> list[TracedPhase]:
     """Trace the phases of an arm, on a model of some layers."""
     model = traced_model(setting.study, setting.arm, base, setting.device, num_layers)
-    steps = [train_phase] if setting.arm.is_trained else []
-    steps.append(evaluate_phase)
+    steps: dict[Phase, Callable[[Setting, TracedModel], TracedPhase]] = {"evaluate": evaluate_phase}
+    if setting.arm.is_trained:
+        steps = {"train": train_phase, **steps}
     if setting.lengths.prompts and setting.study.task.generates:
-        steps.append(generate_phase)
-    return [step(setting, model) for step in steps]
+        steps["generate"] = generate_phase
+    return [step(setting, model) for phase, step in steps.items() if phase in phases]
 
 
 @dataclass
