@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tuneoff import __version__, cli_start
+from tuneoff import __version__, cli_start, cli_use
+from tuneoff.cli_options import DEFAULT_OUT, FitOption, OutOption, SetOption, SmokeOption, StudyArgument, say
 from tuneoff.errors import TuneoffError
 
 app = typer.Typer(
@@ -26,34 +27,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file (YAML) or the name of a recipe.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as budget.steps=100. Can be repeated."),
-]
-SmokeOption = Annotated[
-    bool, typer.Option("--smoke", help="A recipe's small form, on the demo base and demo data: seconds on a CPU.")
-]
-FitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--fit",
-        metavar="[=FIT]",
-        help="Change what does not fit so that it does: a smaller micro-batch and gradient checkpointing, which keep "
-        "the effective batch and its gradient. --fit=all also takes bf16, QLoRA and shorter sequences.",
-    ),
-]
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results of all studies lie.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="STUDY/ARM, or the id of a run (`tuneoff status`).")]
-DEFAULT_OUT = Path("runs")
 TERMINATED = 143
 """Exit code of a command that SIGTERM ended, as a shell gives it."""
 PIPE_WIDTH = 1000
 """Columns of a line of a tree where the output is no terminal: more than any needs."""
-
-
-def _print(what: object) -> None:
-    Console().print(what)
 
 
 @contextmanager
@@ -127,7 +104,7 @@ def plan(
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
-        _print(render(found))
+        say(render(found))
 
 
 @app.command(epilog="Example: `tuneoff run study.yaml --set budget.steps=200 --only lora`")
@@ -178,15 +155,15 @@ def status(
     if as_json:
         print(status_json(progress, to_go, begun))
         return
-    _print(status_table(progress, reading.running, begun.keys(), to_go))
+    say(status_table(progress, reading.running, begun.keys(), to_go))
     for text in (under_way_lines(progress, result.study.seeds, begun, reading.num_steps), Text(explained(to_go))):
         if text:
-            _print(text)
-    _print(run_listing(progress))
-    _print(Text(f"Results: {result.store.folder}"))
+            say(text)
+    say(run_listing(progress))
+    say(Text(f"Results: {result.store.folder}"))
     num_others = reading.num_other_runs
     if num_others:
-        _print(Text(f"{num_others} other finished runs there have other settings (another --set?).", style="yellow"))
+        say(Text(f"{num_others} other finished runs there have other settings (another --set?).", style="yellow"))
 
 
 @app.command(epilog="Example: `tuneoff report study.yaml`, or with every chart as files `--figures png,svg`")
@@ -210,92 +187,7 @@ def report(
     _say_report(paths)
 
 
-@app.command(
-    epilog="Example: `tuneoff export demo/lora-rank16 adapter` (then `PeftModel.from_pretrained(base, 'adapter')`)"
-)
-def export(
-    run_name: RunArgument,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if it is not there.")],
-    merge: Annotated[bool, typer.Option("--merge", help="Fold the adapter into the base: a plain model.")] = False,
-    out: OutOption = DEFAULT_OUT,
-) -> None:
-    """Write a run as a PEFT adapter folder, or as a merged Hugging Face model."""
-    from tuneoff.running.use import export_run
-
-    _print(Text(export_run(out, run_name, folder, merge=merge)))
-
-
-@app.command(epilog='Example: `tuneoff generate demo/lora-rank16 "Tell me a story."`')
-def generate(
-    run_name: RunArgument,
-    prompt: Annotated[
-        str,
-        typer.Argument(help="Text to go on from or to classify, an instruction or a question: as the study trains."),
-    ],
-    context: Annotated[str, typer.Option("--context", help="What the instruction or the question is about.")] = "",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", help="Draw tokens; below 1 the likelier.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw among the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw among those with this much probability.")] = None,
-    beams: Annotated[int | None, typer.Option("--beams", help="Beam search of this width; nothing is drawn.")] = None,
-    out: OutOption = DEFAULT_OUT,
-) -> None:
-    """Try a trained run against its base, on one prompt; greedily unless told otherwise."""
-    from tuneoff import api
-    from tuneoff.running.use import compare_on_prompt
-
-    console = Console()
-    decoding = api.decoding(temperature=temperature, top_k=top_k, top_p=top_p, beams=beams)
-    for who, text in compare_on_prompt(out, run_name, prompt, max_new_tokens, decoding, context=context):
-        console.rule(Text(who), align="left")
-        console.print(Text(text))
-
-
-@app.command(
-    epilog="Examples: `tuneoff score --predictions predictions.json --references dev-v1.1.json` (SQuAD); "
-    "`tuneoff score --predictions predictions.json --references labels.json` (classes); "
-    "`tuneoff score --predictions generations.jsonl --metric rougeL --metric 'regex:\\d+'` (its own references)"
-)
-def score(
-    predictions: Annotated[
-        Path,
-        typer.Option(
-            "--predictions",
-            metavar="P",
-            help="JSON ({id: text}, a list of texts or classes), JSON lines, CSV, TSV, Parquet, or one text a line.",
-        ),
-    ],
-    references: Annotated[
-        Path | None,
-        typer.Option(
-            "--references",
-            metavar="R",
-            help="The same, or SQuAD's JSON; left out, they are taken from P (generations.jsonl has them).",
-        ),
-    ] = None,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            metavar="NAME",
-            help="accuracy, f1, macro_f1 of classes; exact_match, f1, rouge1, rouge2, rougeL, bleu, regex:PATTERN, "
-            "module:function of texts. Can be repeated.",
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Score saved predictions of any task, whoever wrote them."""
-    from tuneoff import api
-
-    found = api.score(predictions, references, tuple(metrics or ()))
-    if as_json:
-        print(found.model_dump_json(indent=2, exclude_none=True))
-    else:
-        from tuneoff.report.scores import score_table
-
-        _print(score_table(found))
+cli_use.add_to(app)
 
 
 @app.command()
@@ -304,7 +196,7 @@ def recipes() -> None:
     from tuneoff import api
 
     for name in api.recipe_names():
-        _print(Text.assemble((f"{name:<16}", "bold"), api.load(name).about))
+        say(Text.assemble((f"{name:<16}", "bold"), api.load(name).about))
 
 
 @app.command(
@@ -407,7 +299,7 @@ def _run(
 def _say_report(paths: list[Path]) -> None:
     page = next(path for path in paths if path.suffix == ".html")
     others = ", ".join(str(path.relative_to(page.parent)) for path in paths if path != page)
-    _print(Text.assemble("Page: ", (str(page), "bold"), f" (also {others})"))
+    say(Text.assemble("Page: ", (str(page), "bold"), f" (also {others})"))
 
 
 def main() -> None:

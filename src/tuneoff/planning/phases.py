@@ -62,6 +62,10 @@ class _Host:
     def progress(self, step: int, loss_nats: float, tokens_per_s: float) -> None:
         """Nothing."""
 
+    def must_leave(self) -> bool:
+        """Never."""
+        return False
+
 
 def train_phase(setting: Setting, model: TracedModel) -> TracedPhase:
     """Trace an optimizer step after the first one, the optimizer's state being there.
