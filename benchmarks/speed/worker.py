@@ -232,6 +232,9 @@ class _Silent:
 
     def progress(self, step: int, loss_nats: float, tokens_per_s: float) -> None: ...
 
+    def must_leave(self) -> bool:
+        return False
+
 
 def num_targets(split: TokenSplit, indices: np.ndarray[Any, Any]) -> int:
     """Return how many tokens of some sequences carry loss."""
