@@ -4,9 +4,9 @@ Run from the repository's root: `.venv/bin/python -m benchmarks.memory [--small 
 Predicted is what `tuneoff.planning.trace` says without weights. Measured is a process of its own on random weights: the
 training loop's second step, scoring, or the writing of texts, one CPU thread.
 
-Tensor bytes are measured by the allocator's own events (torch.profiler, profile_memory): what is alive before, by a walk
-over all tensors of the process, and the peak of the running sum of what was allocated and freed. The tracer has no part
-in it. Resident memory is the kernel's peak (VmHWM, started anew before the phase) without the profiler; the
+Tensor bytes are measured by the allocator's own events (torch.profiler, profile_memory): what is alive before, by a
+walk over all tensors of the process, and the peak of the running sum of what was allocated and freed. The tracer has no
+part in it. Resident memory is the kernel's peak (VmHWM, started anew before the phase) without the profiler; the
 interpreter's share is what the process holds after its imports, before a model is built. Predicted resident memory is
 that share, the predicted tensors, and what else is systematic (`tuneoff.planning.resident`).
 
@@ -25,10 +25,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory_cases import CASES, NUM_SMALL, MemoryCase, prompts_of, study_of
 from rich.console import Console
 from rich.table import Table
 
@@ -36,86 +37,6 @@ ROOT = Path(__file__).resolve().parent.parent
 LARGEST_ERROR, LARGEST_RESIDENT_ERROR = 0.10, 0.20
 NEEDED_SHARE = 22 / 24
 LIMIT_S = 3600
-NEW_TOKENS = 16
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-200m": {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "hidden_size": 1024,
-        "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16, "num_key_value_heads": 4,
-        "head_dim": 64, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-    },
-}  # fmt: skip
-"""Beside GPT-2 small's and the demo base's: 201M parameters, grouped queries, a head of its own."""
-METHODS: dict[str, dict[str, Any]] = {
-    "full": {"method": "full", "lr": 1e-5},
-    "lora": {"method": "lora", "rank": 8, "alpha": 16, "targets": ["all-linear"], "dropout": 0.1, "lr": 1e-4},
-    "bottleneck": {"method": "bottleneck", "size": 64, "lr": 1e-4},
-    "prompt": {"method": "prompt", "num_virtual_tokens": 20, "lr": 1e-2},
-}
-
-
-@dataclass(frozen=True)
-class MemoryCase:
-    """What is predicted and measured.
-
-    Attributes:
-        model, method: keys of the tables above, `gpt2` or `demo`.
-        batch_size, length: sequences of a step (of generation texts) and tokens of each (of generation of a prompt).
-        precision: fp32 or bf16.
-        phase: train, evaluate or generate.
-        micro_batch: sequences in one forward; none takes them all.
-        recompute: gradient checkpointing.
-    """
-
-    model: str
-    method: str
-    batch_size: int
-    length: int
-    precision: str
-    phase: str = "train"
-    micro_batch: int | None = None
-    recompute: bool = False
-
-    @property
-    def name(self) -> str:
-        """What it is called in the table, and by `--only`."""
-        more = f" in {self.micro_batch}s" if self.micro_batch else ""
-        more += ", recomputed" if self.recompute else ""
-        sizes = f"{self.batch_size} x {self.length}{more}"
-        return f"{self.model} {self.method} {sizes} {self.precision} {self.phase}"
-
-
-CASES = (
-    MemoryCase("demo", "full", 16, 128, "fp32"),
-    MemoryCase("demo", "full", 4, 256, "bf16"),
-    MemoryCase("demo", "lora", 16, 256, "bf16"),
-    MemoryCase("demo", "bottleneck", 4, 256, "fp32"),
-    MemoryCase("demo", "prompt", 8, 128, "bf16"),
-    MemoryCase("demo", "lora", 16, 128, "fp32", "evaluate"),
-    MemoryCase("demo", "prompt", 4, 256, "bf16", "evaluate"),
-    MemoryCase("demo", "lora", 16, 128, "fp32", "generate"),
-    MemoryCase("demo", "full", 4, 256, "bf16", "generate"),
-    MemoryCase("gpt2", "full", 1, 128, "fp32"),
-    MemoryCase("gpt2", "bottleneck", 4, 128, "bf16"),
-    MemoryCase("gpt2", "prompt", 2, 128, "fp32"),
-    MemoryCase("gpt2", "lora", 2, 256, "fp32"),
-    MemoryCase("gpt2", "full", 4, 128, "bf16", micro_batch=2),
-    MemoryCase("gpt2", "lora", 4, 256, "fp32", recompute=True),
-    MemoryCase("gpt2", "lora", 1, 1024, "bf16"),
-    MemoryCase("gpt2", "lora", 1, 512, "bf16", "evaluate"),
-    MemoryCase("gpt2", "full", 8, 128, "fp32", "evaluate"),
-    MemoryCase("gpt2", "lora", 16, 128, "fp32", "generate"),
-    MemoryCase("gpt2", "prompt", 2, 256, "bf16", "generate"),
-    MemoryCase("llama-200m", "full", 1, 128, "fp32"),
-    MemoryCase("llama-200m", "lora", 2, 256, "bf16"),
-    MemoryCase("llama-200m", "bottleneck", 1, 512, "fp32"),
-    MemoryCase("llama-200m", "prompt", 1, 256, "bf16"),
-    MemoryCase("llama-200m", "lora", 4, 128, "bf16", "evaluate"),
-    MemoryCase("llama-200m", "full", 1, 1024, "fp32", "evaluate"),
-    MemoryCase("llama-200m", "lora", 8, 128, "bf16", "generate"),
-    MemoryCase("llama-200m", "bottleneck", 1, 1024, "fp32", "generate"),
-)
-NUM_SMALL = 9
 
 
 @dataclass(frozen=True)
@@ -125,10 +46,15 @@ class Memory:
     tensors: int
     predicted_tensors: int
     resident: int
-    predicted_resident: int
     interpreter: int
-    built: int
     parts: dict[str, int]
+
+    @property
+    def predicted_resident(self) -> int:
+        """The interpreter's share, the predicted tensors, and what else is systematic."""
+        from tuneoff.planning.resident import predicted_resident_bytes
+
+        return predicted_resident_bytes(self.predicted_tensors, self.interpreter)
 
     @property
     def error(self) -> float:
@@ -139,36 +65,6 @@ class Memory:
     def resident_error(self) -> float:
         """Of the predicted resident memory, as a share of the measured one."""
         return self.predicted_resident / self.resident - 1
-
-
-def study_of(case: MemoryCase, folder: Path) -> Any:
-    """Return a study of one arm; a shape of the table above is written into the folder."""
-    from tuneoff.study.loading import study_from
-
-    model = case.model
-    if model in SHAPES:
-        model = str(folder / model)
-        Path(model).mkdir(exist_ok=True)
-        (Path(model) / "config.json").write_text(json.dumps(SHAPES[case.model]), encoding="utf-8")
-    raw: dict[str, Any] = {
-        "name": "memory",
-        "model": model,
-        "task": {"kind": "instruction", "data": "demo", "max_length": case.length, "metrics": ["rouge1"]},
-        "budget": {"steps": 3, "batch_size": case.batch_size},
-        "precision": case.precision,
-        "gradient_checkpointing": case.recompute,
-        "generate": {"max_new_tokens": NEW_TOKENS, "batch_size": case.batch_size},
-        "decoding": ["greedy", {"top_p": 0.9}],
-        "arms": {"arm": METHODS[case.method]},
-    }
-    if case.micro_batch:
-        raw["micro_batch"] = case.micro_batch
-    return study_from(raw, folder)
-
-
-def prompts_of(case: MemoryCase) -> list[list[int]]:
-    """Return prompts that share no beginning, as many as there are texts in the making."""
-    return [[1 + index] + [0] * (case.length - 1) for index in range(max(1, case.batch_size // 2))]
 
 
 def predict(case: MemoryCase, folder: Path) -> Any:
@@ -182,8 +78,8 @@ def predict(case: MemoryCase, folder: Path) -> Any:
         targets=(case.length - 1,) * case.batch_size,
         prompts=tuple(map(len, prompts_of(case))),
     )
-    traces = trace_arm(study, study.arms[0], study_shape(study), lengths, num_threads=1)
-    return next(trace for trace in traces if trace.phase == case.phase)
+    (trace,) = trace_arm(study, study.arms[0], study_shape(study), lengths, phases=(case.phase,))
+    return trace
 
 
 def build(case: MemoryCase, folder: Path) -> Callable[[], Any]:
@@ -301,17 +197,14 @@ def measure(case: MemoryCase) -> dict[str, int]:
     interpreter = resident_bytes()
     with _folder() as folder:
         phase = build(case, folder)
-        built = resident_bytes()
         Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
         phase()
         resident = resident_peak_bytes()
-        return {"interpreter": interpreter, "built": built, "resident": resident, "tensors": tensor_peak(phase)}
+        return {"interpreter": interpreter, "resident": resident, "tensors": tensor_peak(phase)}
 
 
 def run_case(case: MemoryCase) -> Memory:
     """Predict a case, and measure it in a process of its own."""
-    from tuneoff.planning.resident import predicted_resident_bytes
-
     with _folder() as folder:
         trace = predict(case, folder)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KINETO_LOG_LEVEL": "5"}
@@ -324,9 +217,7 @@ def run_case(case: MemoryCase) -> Memory:
         tensors=found["tensors"],
         predicted_tensors=trace.peak_bytes,
         resident=found["resident"],
-        predicted_resident=predicted_resident_bytes(trace, found["interpreter"]),
         interpreter=found["interpreter"],
-        built=found["built"],
         parts=trace.parts,
     )
 
@@ -345,6 +236,23 @@ def table_of(found: dict[str, Memory]) -> Table:
     return table
 
 
+def _known(kept: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: kept[field.name] for field in fields(Memory)}
+
+
+def first_use() -> dict[str, float]:
+    """Return what the first step of a tiny model leaves in this process beside the imports, in MB by precision."""
+    import tuneoff.running.trial  # noqa: F401
+    from tuneoff.planning.resident import resident_bytes
+
+    before, found = resident_bytes(), {}
+    for precision in ("fp32", "bf16"):
+        with _folder() as folder:
+            build(MemoryCase("tiny", "full", 2, 128, precision), folder)()
+        found[precision] = round((resident_bytes() - before) / 1e6, 1)
+    return found
+
+
 def main() -> int:
     """Run the cases, print the table, and say how many lie within the bounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -352,7 +260,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], help="cases whose names hold all of these words")
     parser.add_argument("--json", type=Path, help="a file that results are written to, and kept from")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--first-use", action="store_true", help="what the smallest model's first step leaves, in MB")
     options = parser.parse_args()
+    if options.first_use:
+        print(first_use())
+        return 0
     if options.measure:
         print(json.dumps(measure(MemoryCase(**json.loads(options.measure)))))
         return 0
@@ -361,7 +273,7 @@ def main() -> int:
     for case in CASES[: NUM_SMALL if options.small else None]:
         if not all(word in case.name.split() for word in options.only):
             continue
-        found[case.name] = Memory(**kept[case.name]) if case.name in kept else run_case(case)
+        found[case.name] = Memory(**_known(kept[case.name])) if case.name in kept else run_case(case)
         print(f"{case.name}: {found[case.name].error:+.4f} {found[case.name].resident_error:+.4f}", flush=True)
         if options.json:
             kept[case.name] = asdict(found[case.name])

@@ -81,7 +81,7 @@ def lengths_of(*train: int, prompts: tuple[int, ...] = ()) -> Lengths:
 
 def trace(study: Study, lengths: Lengths, base: PreTrainedModel | None = None, **options: Any) -> dict[str, PhaseTrace]:
     base = base or shape_only(config_of("gpt2"))
-    return {one.phase: one for one in trace_arm(study, study.arms[0], base, lengths, num_threads=1, **options)}
+    return {one.phase: one for one in trace_arm(study, study.arms[0], base, lengths, **options)}
 
 
 LENGTHS = lengths_of(128, 120, 110, 128)
@@ -170,7 +170,9 @@ def test_reckoned_from_a_few_layers_a_trace_is_that_of_all(method: str, name: st
         assert few[phase].parts == whole[phase].parts
         assert few[phase].num_operations == whole[phase].num_operations
         assert few[phase].flop == pytest.approx(whole[phase].flop, rel=1e-12)
-        assert few[phase].moved_bytes == pytest.approx(whole[phase].moved_bytes, rel=1e-12)
+        # a prefix is one matrix for all layers, of which each takes its part
+        rel = 1e-12 if method != "prefix" else 1e-2
+        assert few[phase].moved_bytes == pytest.approx(whole[phase].moved_bytes, rel=rel)
 
 
 def test_layers_that_differ_are_all_traced() -> None:

@@ -77,27 +77,22 @@ def _is_causal(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
     return bool(args[place]) if place < len(args) else False
 
 
-def workspace_bytes(
-    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Sequence[Tensor], num_threads: int
-) -> int:
-    """Return the bytes that a kernel holds for itself while it runs.
+def workspace_bytes(func: Any, args: Sequence[Any]) -> int:
+    """Return the bytes that a kernel holds for itself while it runs, where they are of the tensors' own size.
 
     Args:
         func: the operation.
         args: what it is given.
-        kwargs: what it is given by name.
-        made: what it gives.
-        num_threads: of the CPU.
     """
     rule = _WORKSPACES.get(func)
-    return 0 if rule is None else rule(args, num_threads)
+    return 0 if rule is None else rule(args)
 
 
-def _as_input(args: Sequence[Any], num_threads: int) -> int:
+def _as_input(args: Sequence[Any]) -> int:
     """A copy of the input: `logsumexp` takes off the largest and exponentiates in one."""
-    return args[0].numel() * args[0].element_size()
+    return int(args[0].numel() * args[0].element_size())
 
 
-_WORKSPACES: dict[Any, Callable[[Sequence[Any], int], int]] = {
+_WORKSPACES: dict[Any, Callable[[Sequence[Any]], int]] = {
     _aten.logsumexp.default: _as_input,
 }

@@ -45,14 +45,12 @@ class Setting:
         lengths: what a step sees.
         is_cuda: whether a GPU is meant. Where PyTorch was built for none, tensors lie on the CPU, bf16 products are
             taken to be its own, and sizes are rounded as on a GPU.
-        num_threads: of the CPU.
     """
 
     study: Study
     arm: Arm
     lengths: Lengths
     is_cuda: bool
-    num_threads: int
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +146,7 @@ def tally_of(setting: Setting, model: TracedModel) -> Tally:
     config = model.adapted.module.config
     text: Any = config.get_text_config()  # type: ignore[operator, union-attr]
     size = text.num_labels if setting.study.task.kind == "classification" else text.vocab_size
-    tally = Tally(size, is_cuda=setting.is_cuda, num_threads=setting.num_threads)
+    tally = Tally(size, is_cuda=setting.is_cuda)
     for tensor in model.tensors():
         tally.hold(tensor, WEIGHTS)
     return tally

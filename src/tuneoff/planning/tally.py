@@ -1,8 +1,8 @@
 """What a stretch of code would take, by the operations that it calls: tensors alive, products, bytes moved.
 
-`Tally` is a mode around code that runs on tensors without numbers (PyTorch's `FakeTensorMode`). It follows the birth and
-the death of every storage, as the allocator would, and knows what each one is. The operations are those that run below
-autograd; what a kernel allocates for itself is added from `planning.kernels`.
+`Tally` is a mode around code that runs on tensors without numbers (PyTorch's `FakeTensorMode`). It follows the birth
+and the death of every storage, as the allocator would, and knows what each one is. The operations are those that run
+below autograd; what a kernel allocates for itself is added from `planning.kernels`.
 """
 
 import weakref
@@ -73,7 +73,6 @@ class Tally(TorchDispatchMode):
     Args:
         vocabulary_size: last dimension by which logits are known.
         is_cuda: whether sizes are rounded up to the GPU allocator's blocks.
-        num_threads: of the CPU, by which some kernels' own memory grows.
 
     Attributes:
         moved_bytes, num_operations: of all operations that are no views.
@@ -84,11 +83,10 @@ class Tally(TorchDispatchMode):
         passes, once: the operations themselves, of forward and backward, and of the optimizer.
     """
 
-    def __init__(self, vocabulary_size: int, *, is_cuda: bool = False, num_threads: int = 1) -> None:
+    def __init__(self, vocabulary_size: int, *, is_cuda: bool = False) -> None:
         super().__init__()
         self._vocabulary_size = vocabulary_size
         self._is_cuda = is_cuda
-        self._num_threads = num_threads
         self._alive: dict[int, tuple[weakref.ref[Any], _Storage]] = {}
         self._events: list[tuple[str, int, _Storage]] = []
         self.is_logging = True
@@ -126,14 +124,14 @@ class Tally(TorchDispatchMode):
             return args[0].fake_device
         kwargs = kwargs or {}
         answer = _ANSWERS.get(func)
-        out = func(*args, **kwargs) if answer is None else answer(self, *args, **kwargs)
+        out = func(*args, **kwargs) if answer is None else answer(self.answer, *args, **kwargs)
         if not self.is_logging or getattr(func, "is_view", False):
             return out
         given = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
         made = [one for one in tree_iter(out) if isinstance(one, Tensor)]
         if not made and not given:
             return out
-        extra = workspace_bytes(func, args, kwargs, made, self._num_threads)
+        extra = workspace_bytes(func, args)
         if extra:
             passing = _Storage(extra, LOGITS if self._is_logits(made) else ACTIVATIONS)
             self._events += [(self.place, extra, passing), (self.place, -extra, passing)]
@@ -206,17 +204,17 @@ class Tally(TorchDispatchMode):
             self.is_logging = before
 
 
-def _scalar(tally: Tally, tensor: Tensor) -> float | int | bool:
+def _scalar(answer: bool, tensor: Tensor) -> float | int | bool:
     if tensor.dtype == torch.bool:
-        return tally.answer
+        return answer
     return ANSWER if tensor.dtype.is_floating_point else 0
 
 
-def _nonzero(tally: Tally, tensor: Tensor) -> Tensor:
+def _nonzero(_answer: bool, tensor: Tensor) -> Tensor:
     return torch.empty(1, tensor.dim(), dtype=torch.int64, device=tensor.device)
 
 
-def _bincount(tally: Tally, tensor: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+def _bincount(_answer: bool, tensor: Tensor, _weights: Tensor | None = None, minlength: int = 0) -> Tensor:
     return torch.empty(max(1, minlength), dtype=torch.int64, device=tensor.device)
 
 

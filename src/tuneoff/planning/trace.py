@@ -10,11 +10,10 @@ head, the optimizer) what is alive grows with the number of layers by one amount
 stretch's highest point is linear in it, and exact; the highest of all stretches is taken after that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import PrivateAttr
 
 from tuneoff.planning.operations import NO_WORK, Work, total
@@ -22,7 +21,7 @@ from tuneoff.planning.phases import evaluate_phase, train_phase
 from tuneoff.planning.setting import Lengths as Lengths
 from tuneoff.planning.setting import Setting, TracedPhase
 from tuneoff.planning.tally import Product
-from tuneoff.planning.traced import is_uniform, layers_of, traced_model
+from tuneoff.planning.traced import TracedModel, is_uniform, layers_of, traced_model
 from tuneoff.planning.writing import generate_phase
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
@@ -34,6 +33,7 @@ TRACED_LAYERS = (3, 4)
 """Traced in place of more: a first layer, a last one, and what lies between, once and twice."""
 
 Phase = Literal["train", "evaluate", "generate"]
+PHASES: tuple[Phase, ...] = ("train", "evaluate", "generate")
 
 
 class PhaseTrace(Value):
@@ -57,7 +57,7 @@ class PhaseTrace(Value):
     num_targets: int = 0
     """Target tokens among them; of generation the new tokens."""
     products: tuple[Product, ...] = ()
-    """The matrix products and calls of attention that `flop` is the sum of."""
+    """The matrix products and calls of attention that `flop` is the sum of; calls may be fractions (see `flop`)."""
     _passes: Work = PrivateAttr(default=NO_WORK)
     _once: Work = PrivateAttr(default=NO_WORK)
 
@@ -77,7 +77,7 @@ def trace_arm(
     lengths: Lengths,
     *,
     device: str = "cpu",
-    num_threads: int | None = None,
+    phases: Sequence[Phase] = PHASES,
     num_layers: Sequence[int] | None = None,
 ) -> tuple[PhaseTrace, ...]:
     """Trace an arm: its training step where it is trained, scoring, and generation where there are prompts.
@@ -89,7 +89,7 @@ def trace_arm(
         lengths: what a step sees.
         device: `cpu`, or `cuda`; of a GPU all is as it runs there where PyTorch was built for one, else as on a CPU
             that multiplies bf16 numbers itself.
-        num_threads: of the CPU, whose kernels hold some memory for each; none is what PyTorch would take.
+        phases: those that are asked for.
         num_layers: how many layers are traced: two numbers that the rest is reckoned from; empty traces them all, none
             chooses.
 
@@ -101,25 +101,29 @@ def trace_arm(
     depth = len(found[1]) if found else 0
     if num_layers is None:
         num_layers = TRACED_LAYERS if depth > max(TRACED_LAYERS) and is_uniform(own, arm, base) else ()
-    setting = Setting(own, arm, lengths, device == "cuda", num_threads or torch.get_num_threads())
+    setting = Setting(own, arm, lengths, device == "cuda")
     if not num_layers:
-        return tuple(_whole(phase).of_phase() for phase in _phases(setting, base, None))
-    traced = [_phases(setting, base, number) for number in num_layers]
+        return tuple(_whole(phase).of_phase() for phase in _phases(setting, base, phases, None))
+    traced = [_phases(setting, base, phases, number) for number in num_layers]
     few, more = num_layers
     share = (depth - few) / (more - few)
     return tuple(
-        _reckoned(_cut(one, few), _cut(other, more), share).of_phase() for one, other in zip(*traced, strict=True)
+        _reckoned(_cut(one, few, few - 1), _cut(other, more, few - 1), share).of_phase()
+        for one, other in zip(*traced, strict=True)
     )
 
 
-def _phases(setting: Setting, base: "PreTrainedModel", num_layers: int | None) -> list[TracedPhase]:
+def _phases(
+    setting: Setting, base: "PreTrainedModel", phases: Sequence[Phase], num_layers: int | None
+) -> list[TracedPhase]:
     """Trace the phases of an arm, on a model of some layers."""
     model = traced_model(setting.study, setting.arm, base, setting.device, num_layers)
-    steps = [train_phase] if setting.arm.is_trained else []
-    steps.append(evaluate_phase)
+    steps: dict[Phase, Callable[[Setting, TracedModel], TracedPhase]] = {"evaluate": evaluate_phase}
+    if setting.arm.is_trained:
+        steps = {"train": train_phase, **steps}
     if setting.lengths.prompts and setting.study.task.generates:
-        steps.append(generate_phase)
-    return [step(setting, model) for step in steps]
+        steps["generate"] = generate_phase
+    return [step(setting, model) for phase, step in steps.items() if phase in phases]
 
 
 @dataclass
@@ -136,8 +140,8 @@ class _Stretches:
 
     def of_phase(self) -> PhaseTrace:
         """Return the phase with the highest of the stretches."""
-        parts = max(self.peaks.values(), key=lambda peak: sum(peak.values()))
-        whole = {name: round(size) for name, size in parts.items()}
+        peaks = [{name: round(size) for name, size in peak.items()} for peak in self.peaks.values()]
+        whole = max(peaks, key=lambda peak: (sum(peak.values()), *peak.values()))
         products = tuple(
             product.model_copy(update={"num_calls": number}) for product, number in self.products.items() if number
         )
@@ -162,8 +166,14 @@ def _whole(phase: TracedPhase) -> _Stretches:
     return _Stretches(phase, peaks, *sums, phase.passes, phase.once)
 
 
-def _cut(phase: TracedPhase, num_layers: int) -> _Stretches:
-    """Name the layers by their place from the start and from the end, so that phases of other depths have the same."""
+def _cut(phase: TracedPhase, num_layers: int, num_edge: int) -> _Stretches:
+    """Name the layers by their place from the start or from the end, so that phases of other depths have the same.
+
+    Args:
+        phase: as traced.
+        num_layers: how many layers it has.
+        num_edge: how many are named from the start, and from the end.
+    """
     whole = _whole(phase)
     named: dict[str, dict[str, float]] = {}
     for place, peak in whole.peaks.items():
@@ -171,8 +181,10 @@ def _cut(phase: TracedPhase, num_layers: int) -> _Stretches:
         if not layer.isdigit():
             named[place] = peak
             continue
-        for name in (f"{stretch}/{layer}", f"{stretch}/{int(layer) - num_layers}"):
-            named[name] = peak
+        if int(layer) < num_edge:
+            named[place] = peak
+        if int(layer) >= num_layers - num_edge:
+            named[f"{stretch}/{int(layer) - num_layers}"] = peak
     whole.peaks = named
     return whole
 
