@@ -22,6 +22,7 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_OFFLINE": "1",
     "TUNEOFF_CACHE": str(_CACHE / "tuneoff"),
+    "TUNEOFF_PLAN": "off",
     "WANDB_CACHE_DIR": str(_CACHE / "wandb"),
 }
 for _name in ("MLFLOW_TRACKING_URI", "TRACKIO_DIR", "TRACKIO_SPACE_ID", "WANDB_MODE"):

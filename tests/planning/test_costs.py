@@ -172,7 +172,7 @@ def test_the_whole_plan_of_a_small_study() -> None:
 @pytest.fixture
 def study_file(tmp_path: Path) -> Path:
     path = tmp_path / "costs.yaml"
-    path.write_text(yaml.safe_dump(RAW), encoding="utf-8")
+    path.write_text(yaml.safe_dump(RAW, sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tuneoff.errors import StudyError
-from tuneoff.planning.fit import ALL_KINDS, SAME_NUMBERS, Change, Kind, find_fit, fitted, parse_kinds
+from tuneoff.planning.fit import ALL_KINDS, SAME_NUMBERS, Change, Kind, Need, find_fit, fitted, parse_kinds
 from tuneoff.study.loading import study_from
 from tuneoff.study.spec import Arm, Study
 
@@ -31,7 +31,7 @@ def make(**changes: Any) -> Study:
     return study_from(raw | changes, Path())
 
 
-def needs(study: Study, arm: Arm) -> int:
+def needs(study: Study, arm: Arm) -> Need:
     """Weights, states and activations of a made-up model; in proportions such that every rung matters for some arm."""
     own = study.for_arm(arm)
     half = 1 if own.precision == "fp32" else 2
@@ -41,7 +41,7 @@ def needs(study: Study, arm: Arm) -> int:
     states = 12_000 if arm.method.method == "full" else 60 if arm.is_trained else 0
     batch = min(own.micro_batch or own.budget.batch_size, own.budget.batch_size) if arm.is_trained else 8
     layers = 1 if own.gradient_checkpointing and arm.is_trained else 6
-    return weights + states + batch * own.task.max_length * layers // half
+    return Need(weights + states + batch * own.task.max_length * layers // half, weights + states)
 
 
 def brute_force(study: Study, arm: Arm, room: int, kinds: tuple[Kind, ...]) -> int | None:
@@ -58,7 +58,7 @@ def brute_force(study: Study, arm: Arm, room: int, kinds: tuple[Kind, ...]) -> i
         values = {"micro_batch": size, "gradient_checkpointing": recompute, "precision": precision}
         change = Change(**values, quantize=quantize, max_length=length)  # type: ignore[arg-type]
         changed = fitted(study, {arm.name: change})
-        found.append(needs(changed, next(one for one in changed.arms if one.name == arm.name)))
+        found.append(needs(changed, next(one for one in changed.arms if one.name == arm.name)).peak_bytes)
     return min(found) if min(found) <= room else None
 
 
@@ -67,7 +67,7 @@ def brute_force(study: Study, arm: Arm, room: int, kinds: tuple[Kind, ...]) -> i
 def test_a_change_is_found_exactly_where_there_is_one(name: str, kinds: tuple[Kind, ...]) -> None:
     study = make()
     arm = next(one for one in study.arms if one.name == name)
-    whole = needs(study, arm)
+    whole = needs(study, arm).peak_bytes
     for room in range(1000, whole + 500, 4001):
         found = find_fit(study, arm, room, needs, kinds)
         assert found.fits == (whole <= room)
@@ -78,7 +78,7 @@ def test_a_change_is_found_exactly_where_there_is_one(name: str, kinds: tuple[Ki
         assert set(found.change.kinds) <= set(kinds)
         changed = fitted(study, {name: found.change})
         own = next(one for one in changed.arms if one.name == name)
-        assert needs(changed, own) == found.changed_bytes <= room
+        assert needs(changed, own).peak_bytes == found.changed_bytes <= room
         assert changed.for_arm(own).budget == study.budget  # the effective batch
         assert [one for one in changed.arms if one.name != name] == [one for one in study.arms if one.name != name]
 
@@ -142,8 +142,8 @@ def test_few_needs_are_asked_for() -> None:
     study = make()
     asked: list[object] = []
 
-    def counted(needed: Callable[[Study, Arm], int]) -> Callable[[Study, Arm], int]:
-        def count(own: Study, arm: Arm) -> int:
+    def counted(needed: Callable[[Study, Arm], Need]) -> Callable[[Study, Arm], Need]:
+        def count(own: Study, arm: Arm) -> Need:
             asked.append(own)
             return needed(own, arm)
 
@@ -151,3 +151,6 @@ def test_few_needs_are_asked_for() -> None:
 
     find_fit(study, study.arms[1], 16_000 + 2 * 256, counted(needs))
     assert len(asked) <= 1 + 2 + 3
+    asked.clear()
+    assert find_fit(study, study.arms[1], 3000, counted(needs)).change is None  # weights and states alone are more
+    assert len(asked) == 1 + 1  # as it is, and in bf16

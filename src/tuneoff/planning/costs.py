@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from tuneoff.errors import TuneoffError
 from tuneoff.planning.calibration import DeviceSpeed, Speed, calibrate
 from tuneoff.planning.devices import Device
-from tuneoff.planning.fit import ALL_KINDS, Change, Fit, Kind, find_fit, fitted
+from tuneoff.planning.fit import ALL_KINDS, Change, Fit, Kind, Need, find_fit, fitted
 from tuneoff.planning.plan import FP32_BYTES, NUM_MOMENTS, ArmPlan, Plan, plan, study_shape
 from tuneoff.planning.room import Room, device_room, machine_room, memory_room
 from tuneoff.planning.sizes import Sizes, Step, study_sizes
@@ -25,6 +25,8 @@ from tuneoff.study.value import plain
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FIXED_PARTS = ("weights", "gradients", "optimizer")
+"""Of a phase's peak what does not go with its sequences."""
 NEVER = 1 << 62
 """Bytes that an arm needs which the model cannot take so changed."""
 EVALUATIONS_PER_RUN = 10
@@ -119,14 +121,15 @@ class Forecast:
             return self.tracer(study, arm, lengths)
         return trace_arm(study, arm, self.base, lengths, device=self.basis.device)
 
-    def needed_bytes(self, study: Study, arm: Arm) -> int:
-        """Return the tensor bytes of an arm's highest point; more than there can be where the model cannot take it."""
+    def need(self, study: Study, arm: Arm) -> Need:
+        """Return the tensor bytes that an arm needs; more than there can be where the model cannot take it."""
         sizes = self.sizes(study, arm)
         try:
             found = self.traces(study, arm, sizes.largest, sizes.prompts)
         except TuneoffError:
-            return NEVER
-        return max(phase.peak_bytes for phase in found)
+            return Need(NEVER)
+        highest = max(found, key=lambda phase: phase.peak_bytes)
+        return Need(highest.peak_bytes, sum(highest.parts.get(part, 0) for part in FIXED_PARTS))
 
     def fit(self, study: Study, arm: Arm, kinds: tuple[Kind, ...] = ALL_KINDS) -> Fit:
         """Return whether an arm fits, and the nearest change with which it does."""
@@ -134,7 +137,7 @@ class Forecast:
             study,
             arm,
             self.basis.room.tensor_bytes,
-            self.needed_bytes,
+            self.need,
             kinds,
             has_bf16=self.basis.has_bf16,
             has_checkpointing=bool(getattr(self.base, "supports_gradient_checkpointing", False)),

@@ -13,6 +13,7 @@ or measured, so they must be named.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tuneoff.errors import StudyError, did_you_mean
@@ -27,8 +28,23 @@ SHORTEST = 32
 """Tokens below which no sequence is cut to make it fit."""
 ALL = "all"
 
-Needed = Callable[[Study, Arm], int]
-"""Tensor bytes that an arm of a study needs at its highest point."""
+
+@dataclass(frozen=True)
+class Need:
+    """Tensor bytes that an arm needs.
+
+    Attributes:
+        peak_bytes: at its highest point.
+        fixed_bytes: of them what neither fewer or shorter sequences nor recomputing lessens: weights, gradients and
+            optimizer state.
+    """
+
+    peak_bytes: int
+    fixed_bytes: int = 0
+
+
+Needed = Callable[[Study, Arm], Need]
+"""Tells what an arm of a study needs."""
 
 
 class Change(Value):
@@ -140,18 +156,24 @@ def find_fit(
         has_nf4: whether the base can be held in 4 bits.
     """
     as_it_is = needed(study, arm)
-    found = Fit(needed_bytes=as_it_is, room_bytes=room_bytes)
+    found = Fit(needed_bytes=as_it_is.peak_bytes, room_bytes=room_bytes)
     if found.fits:
         return found
     own = study.for_arm(arm)
     batches = _micro_batches(own, arm, kinds)
     rungs = _rungs(own, arm, kinds, has_bf16=has_bf16, has_checkpointing=has_checkpointing, has_nf4=has_nf4)
 
+    fixed_bytes: dict[tuple[str | None, str | None], int] = {(None, None): as_it_is.fixed_bytes}
+
     def with_batch(rung: Change, size: int | None) -> tuple[Change, int]:
         change = rung.model_copy(update={"micro_batch": size})
-        return change, as_it_is if not change.kinds else _needed(study, arm, change, needed)
+        found = _needed(study, arm, change, needed) if change.kinds else as_it_is
+        fixed_bytes[rung.precision, rung.quantize] = found.fixed_bytes
+        return change, found.peak_bytes
 
     for rung in rungs:
+        if fixed_bytes.get((rung.precision, rung.quantize), 0) > room_bytes:
+            continue  # each need is a trace of seconds
         change, size = with_batch(rung, batches[-1])
         if size > room_bytes:
             continue
@@ -167,7 +189,7 @@ def find_fit(
     return found
 
 
-def _needed(study: Study, arm: Arm, change: Change, needed: Needed) -> int:
+def _needed(study: Study, arm: Arm, change: Change, needed: Needed) -> Need:
     changed = fitted(study, {arm.name: change})
     return needed(changed, next(own for own in changed.arms if own.name == arm.name))
 

@@ -5,10 +5,11 @@ runs/STUDY/plan.json    what its arms were foretold to need and take
 """
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneoff.errors import TuneoffError
 from tuneoff.files import write_synced
 from tuneoff.running.executors import in_child
 from tuneoff.study.identity import digest
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from tuneoff.planning.fit import Change, Kind
 
 FIT_FILE = "fit.json"
+SWITCH = "TUNEOFF_PLAN"
+"""Environment variable; `off` writes no plan at the start of a run."""
+_logger = logging.getLogger(__name__)
+
 RUN_BUDGET_S = 2.0
 """Seconds that measuring this machine may take before a study starts, beside two where nothing was measured before."""
 
@@ -85,7 +90,12 @@ def _key(study: Study) -> str:
 
 
 def write_plan(study: Study, folder: Path) -> None:
-    """Write down what the arms are foretold to need and take, unless that is there; without it nothing is lost."""
+    """Write down what the arms are foretold to need and take, unless that is there; without it nothing is lost.
+
+    It takes some seconds, which `TUNEOFF_PLAN=off` spares.
+    """
+    if os.environ.get(SWITCH) == "off":
+        return
     path = folder / PLAN_FILE
     key = _key(study)
     try:
@@ -95,7 +105,8 @@ def write_plan(study: Study, folder: Path) -> None:
         pass
     try:
         body = in_child(_foretold, study)
-    except TuneoffError:
+    except Exception as error:  # whatever a trace comes to: the study runs without it
+        _logger.warning("%s is not written (%s: %s)", path, type(error).__name__, error)
         return
     write_synced(path, json.dumps({"study_sha256": key, "plan": body}).encode())
 
