@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneoff.errors import TuneoffError
+from tuneoff.errors import DeviceError, TuneoffError
 from tuneoff.running import fork_server
 from tuneoff.running.full_disk import full_disk, is_disk_full
 from tuneoff.running.leaving import LEAVE, LEFT, Leave, LeftOffError, heed, listen_to_parent
@@ -27,6 +27,7 @@ from tuneoff.running.store import LOG_FILE
 from tuneoff.running.watch import KILLED_BY_KERNEL, LOOK_S, Watch
 from tuneoff.study.options import Tracker
 from tuneoff.study.shortage import OUT_OF_MEMORY, MemoryPhase, Shortage
+from tuneoff.training.memory_limits import available_bytes, shown_bytes
 from tuneoff.training.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -201,6 +202,7 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
 
     Raises:
         TuneoffError: what the function raised.
+        DeviceError: there is not the memory for it.
         RuntimeError: the child crashed; the message has the traceback.
     """
     process, connection = _fork(_answer, (function, argument), "tuneoff")
@@ -208,7 +210,14 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
         kind, body = connection.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"a child process ended with exit code {process.exitcode} and said nothing") from None
+        what = f"a child process ended with exit code {process.exitcode} and said nothing"
+        left = available_bytes()
+        if left.source == "ulimit -v":
+            raise DeviceError(
+                f"{what}. `ulimit -v` leaves {shown_bytes(left.num_bytes)} of address space, of which the libraries "
+                "alone take about 2 GB. Raise it."
+            ) from None
+        raise RuntimeError(what) from None
     process.join()
     if kind == "error":
         raise body
@@ -234,7 +243,12 @@ def _answer(call: tuple[Callable[[Any], Any], Any], connection: Connection) -> N
         connection.send(("done", function(argument)))
     except TuneoffError as error:
         connection.send(("error", error))
-    except BaseException:  # the child's last line of defence: the parent shows the traceback
+    except BaseException as error:  # the child's last line of defence: the parent shows the traceback
+        if is_out_of_memory(error):
+            what = f"{OUT_OF_MEMORY} before anything was trained ({error or type(error).__name__})"
+            found = f"{available_bytes()} was left. Free memory or raise the limit."
+            connection.send(("error", DeviceError(f"{what}; {found}")))
+            os._exit(0)
         connection.send(("crashed", traceback.format_exc()))
     os._exit(0)
 
