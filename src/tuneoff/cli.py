@@ -66,6 +66,9 @@ def _root(
         raise typer.Exit
 
 
+cli_start.add_verbs(app)
+
+
 @app.command()
 def demo(
     out: OutOption = DEFAULT_OUT,
@@ -74,9 +77,6 @@ def demo(
     """Run the whole thing on the embedded base and data: offline, on a CPU, in about two minutes."""
     # So small a model gains more from two runs at a time than from two threads in one.
     _run("demo", overrides, out, only=(), num_jobs=min(4, os.cpu_count() or 1))
-
-
-cli_start.add_init(app)
 
 
 @app.command(epilog="Example: `tuneoff plan dolly-llama3`")
@@ -288,9 +288,6 @@ def modules(
     # A pipe has no width, so nothing is folded there; a terminal's lines are folded within the tree.
     console = console if console.is_terminal else Console(width=PIPE_WIDTH)
     console.print(architecture_tree(found))
-
-
-cli_start.add_doctor(app)
 
 
 @contextmanager
