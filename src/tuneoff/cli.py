@@ -55,6 +55,9 @@ def _root(
         raise typer.Exit
 
 
+cli_start.add_verbs(app)
+
+
 @app.command()
 def demo(
     out: OutOption = DEFAULT_OUT,
@@ -65,9 +68,6 @@ def demo(
 
     # So small a model gains more from two runs at a time than from two threads in one.
     _run("demo", overrides, out, only=(), num_jobs=min(4, num_processors()))
-
-
-cli_start.add_init(app)
 
 
 @app.command(
@@ -187,7 +187,7 @@ def report(
     _say_report(paths)
 
 
-cli_use.add_to(app)
+cli_use.add_verbs(app)
 
 
 @app.command()
@@ -228,9 +228,6 @@ def modules(
     # A pipe has no width, so nothing is folded there; a terminal's lines are folded within the tree.
     console = console if console.is_terminal else Console(width=PIPE_WIDTH)
     console.print(architecture_tree(found))
-
-
-cli_start.add_doctor(app)
 
 
 @contextmanager

@@ -10,17 +10,13 @@ from rich.console import Console
 KINDS = "text, instruction, qa or classification"
 
 
-def add_init(app: typer.Typer) -> None:
-    """Give the command line its `init`."""
+def add_verbs(app: typer.Typer) -> None:
+    """Give the command line these verbs."""
+    app.command()(doctor)
     app.command(
         epilog="Examples: `tuneoff init train.csv --model gpt2`, "
         "`tuneoff init rows.csv --model gpt2 --kind classification --column text=body --column label=stars`"
     )(init)
-
-
-def add_doctor(app: typer.Typer) -> None:
-    """Give the command line its `doctor`."""
-    app.command()(doctor)
 
 
 def init(

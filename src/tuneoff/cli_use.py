@@ -10,7 +10,7 @@ from rich.text import Text
 from tuneoff.cli_options import DEFAULT_OUT, OutOption, RunArgument, say
 
 
-def add_to(app: typer.Typer) -> None:
+def add_verbs(app: typer.Typer) -> None:
     """Give the command line these verbs."""
     app.command(
         epilog="Example: `tuneoff export demo/lora-rank16 adapter` (then `PeftModel.from_pretrained(base, 'adapter')`)"
