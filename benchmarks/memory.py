@@ -25,7 +25,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -203,21 +203,26 @@ def measure(case: MemoryCase) -> dict[str, int]:
         return {"interpreter": interpreter, "resident": resident, "tensors": tensor_peak(phase)}
 
 
-def run_case(case: MemoryCase) -> Memory:
-    """Predict a case, and measure it in a process of its own."""
-    with _folder() as folder:
-        trace = predict(case, folder)
+def run_case(case: MemoryCase) -> dict[str, int]:
+    """Measure a case in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KINETO_LOG_LEVEL": "5"}
     command = [sys.executable, "-m", "benchmarks.memory", "--measure", json.dumps(asdict(case))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=LIMIT_S)
     if done.returncode:
         raise RuntimeError(f"{case.name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def compared(case: MemoryCase, measured: dict[str, int]) -> Memory:
+    """Return what was measured beside what is predicted."""
+    with _folder() as folder:
+        trace = predict(case, folder)
     return Memory(
-        tensors=found["tensors"],
+        tensors=measured["tensors"],
         predicted_tensors=trace.peak_bytes,
-        resident=found["resident"],
-        interpreter=found["interpreter"],
+        resident=measured["resident"],
+        interpreter=measured["interpreter"],
         parts=trace.parts,
     )
 
@@ -234,10 +239,6 @@ def table_of(found: dict[str, Memory]) -> Table:
         errors = [f"{100 * error:+.2f} %" for error in (one.error, one.resident_error)]
         table.add_row(name, tensors, predicted, errors[0], resident, predicted_resident, errors[1], interpreter)
     return table
-
-
-def _known(kept: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: kept[field.name] for field in fields(Memory)}
 
 
 def first_use() -> dict[str, float]:
@@ -258,7 +259,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="the demo base's cases alone")
     parser.add_argument("--only", nargs="+", default=[], help="cases whose names hold all of these words")
-    parser.add_argument("--json", type=Path, help="a file that results are written to, and kept from")
+    parser.add_argument(
+        "--json", type=Path, help="a file that results are written to; what it has is not measured again"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--first-use", action="store_true", help="what the smallest model's first step leaves, in MB")
     options = parser.parse_args()
@@ -273,7 +276,8 @@ def main() -> int:
     for case in CASES[: NUM_SMALL if options.small else None]:
         if not all(word in case.name.split() for word in options.only):
             continue
-        found[case.name] = Memory(**_known(kept[case.name])) if case.name in kept else run_case(case)
+        measured = kept.get(case.name) or run_case(case)
+        found[case.name] = compared(case, measured)
         print(f"{case.name}: {found[case.name].error:+.4f} {found[case.name].resident_error:+.4f}", flush=True)
         if options.json:
             kept[case.name] = asdict(found[case.name])

@@ -93,6 +93,7 @@ class Tally(TorchDispatchMode):
         self.answer = True
         self.has_cache = False
         self.place = ""
+        self._gradient_shapes: set[torch.Size] = set()
         self.moved_bytes = 0.0
         self.num_operations = 0
         self.products: dict[Product, int] = {}
@@ -105,10 +106,12 @@ class Tally(TorchDispatchMode):
     @contextmanager
     def holding_gradients(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         """Within the context the gradients of parameters are known as such when they are there."""
+        self._gradient_shapes = {one.shape for one in parameters.values()}
         handles = [one.register_post_accumulate_grad_hook(self._hold_gradient) for one in parameters.values()]
         try:
             yield
         finally:
+            self._gradient_shapes = set()
             for handle in handles:
                 handle.remove()
 
@@ -123,6 +126,8 @@ class Tally(TorchDispatchMode):
         if func is _DEVICE_OF:  # by far the most frequent
             return args[0].fake_device
         kwargs = kwargs or {}
+        if func is _aten.add.Tensor and self._is_second_gradient(args):
+            func = _aten.add_.Tensor
         answer = _ANSWERS.get(func)
         out = func(*args, **kwargs) if answer is None else answer(self.answer, *args, **kwargs)
         if not self.is_logging or getattr(func, "is_view", False):
@@ -145,6 +150,15 @@ class Tally(TorchDispatchMode):
             product = Product(**found, num_calls=0)
             self.products[product] = self.products.get(product, 0) + 1
         return out
+
+    def _is_second_gradient(self, args: tuple[Any, ...]) -> bool:
+        """Whether a weight's second gradient (of tied ones) is being added to its first.
+
+        Autograd does it in place, but not with tensors of a kind of their own, as those without numbers are.
+        """
+        if not self._gradient_shapes or "/backward" not in self.place or not isinstance(args[1], Tensor):
+            return False
+        return args[0].shape in self._gradient_shapes and args[0].shape == args[1].shape
 
     def _part(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> str:
         if self._is_logits([tensor]):
