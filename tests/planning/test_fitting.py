@@ -66,6 +66,8 @@ def test_a_torn_file_of_changes_is_worked_out_again(
 @pytest.mark.slow
 def test_a_run_keeps_what_was_foretold(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(fitting.SWITCH)
+    fitting_study, lines = api.fit(study, tmp_path, "same")  # so small a study fits
+    assert (fitting_study, lines) == (study, [])
     result = api.run(study, tmp_path)
     assert not result.failed
     body = json.loads((tmp_path / "fitting" / PLAN_FILE).read_bytes())["plan"]

@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "bitfit": {"method": "bitfit", "lr": 1e-2},
     "none": {"method": "none"},
 }
-LONGEST_ERROR = 0.10
+LARGEST_ERROR = 0.10
 LLAMA3_8B = 8_030_261_248
 ROTARY_BYTES = 2 * 64 * FP32
 """Of Llama's rotation frequencies, held twice."""
@@ -155,8 +155,10 @@ def test_llama_3_8b_is_its_closed_formulas() -> None:
 # --- a few layers and all of them
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-@pytest.mark.parametrize("method", ["full", "lora", "dropped", "bottleneck", "prompt", "prefix", "none"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("gpt2", "bottleneck"), ("gpt2", "dropped"), ("gpt2", "prefix"), ("llama", "full"), ("llama", "none")],
+)
 def test_reckoned_from_a_few_layers_a_trace_is_that_of_all(method: str, name: str) -> None:
     base = shape_only(config_of(name))
     study = study_of(method, micro_batch=2)
@@ -230,7 +232,7 @@ def measured_peak(phase: Callable[[], Any]) -> int:
     storages: dict[int, int] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and type(one).__name__ != "Fake"]
+        own = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     for one in own:
         if one.device.type == "cpu" and type(one) in (torch.Tensor, torch.nn.Parameter):
             storages[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
@@ -246,26 +248,27 @@ def measured_peak(phase: Callable[[], Any]) -> int:
     return sum(storages.values()) + highest
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("name", "method"), [("gpt2", "full"), ("gpt2", "dropped"), ("llama", "lora")])
+@pytest.mark.parametrize(
+    ("name", "method", "precision"), [("gpt2", "full", "fp32"), ("gpt2", "dropped", "bf16"), ("llama", "lora", "bf16")]
+)
 def test_the_highest_point_is_the_allocators(name: str, method: str, precision: str) -> None:
     study = study_of(method, precision=precision, micro_batch=2, decoding=["greedy", {"top_p": 0.9}])
     lengths = LENGTHS.model_copy(update={"prompts": (30, 30, 30)})
     predicted = trace(study, lengths, shape_only(config_of(name)))
     loop = make_loop(study, name, lengths)
     module = loop.adapted.module
-    assert predicted["train"].peak_bytes == pytest.approx(measured_peak(loop.train_step), rel=LONGEST_ERROR)
+    assert predicted["train"].peak_bytes == pytest.approx(measured_peak(loop.train_step), rel=LARGEST_ERROR)
 
     times = EVALUATION_TOKENS // sum(lengths.train) + 1
     split = synthetic_split(lengths.train * times, lengths.targets * times)
     scored = measured_peak(lambda: score_split(module, loop.forward, split, loop.runtime, PAD))
-    assert predicted["evaluate"].peak_bytes == pytest.approx(scored, rel=LONGEST_ERROR)
+    assert predicted["evaluate"].peak_bytes == pytest.approx(scored, rel=LARGEST_ERROR)
 
     loop.members.clear()  # a test is read without the optimizer
     prompts = [[1 + index] + [0] * 29 for index in range(3)]
     options = {"pad_id": PAD, "eos_id": None, "seed": 0, "context_length": None, "autocast": loop.runtime.autocast}
     written = measured_peak(lambda: generate_each(module, prompts, study.decoding, study.generate, **options))
-    assert predicted["generate"].peak_bytes == pytest.approx(written, rel=LONGEST_ERROR)
+    assert predicted["generate"].peak_bytes == pytest.approx(written, rel=LARGEST_ERROR)
 
 
 # --- what moves the parts

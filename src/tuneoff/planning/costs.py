@@ -158,8 +158,6 @@ class Forecast:
             if not own.problem:
                 try:
                     changes = {"predicted": self.predicted(study, arm, own), "fit": self.fit(study, arm, kinds)}
-                except TuneoffError:
-                    raise
                 except Exception as error:  # the code of any architecture runs in a trace, on tensors without numbers
                     notes.append(f"{arm.name}: its step could not be traced ({type(error).__name__}: {error})")
             arms.append(own.model_copy(update=changes))

@@ -26,7 +26,7 @@ from tuneoff.training.models import load_config, load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_READ_BYTES = 16 << 20
+MAX_READ_BYTES = 8 << 20
 """Of data that were not tokenised before: what is larger takes longer than a plan may."""
 MAX_SEARCHED_STEPS = 4000
 """Among which the step that needs most is looked for."""

@@ -45,7 +45,7 @@ def fit(study: Study, folder: Path, kinds: str | None) -> tuple[Study, list[str]
     allowed = parse_kinds(kinds)
     kept = _kept(study, folder)
     if kept is None or not set().union(*(change.kinds for change in kept.values())) <= set(allowed):
-        found: dict[str, Change] = in_child(_changes, study, allowed)
+        found: dict[str, Change] = in_child(_changes, (study, allowed))
         folder.mkdir(parents=True, exist_ok=True)
         body = {"study": _key(study), "changes": {name: plain(change) for name, change in found.items()}}
         write_synced(folder / FIT_FILE, json.dumps(body, sort_keys=True).encode())
@@ -53,11 +53,13 @@ def fit(study: Study, folder: Path, kinds: str | None) -> tuple[Study, list[str]
     return fitted(study, kept), [f"changed to fit: {name}: {change.text()}" for name, change in kept.items()]
 
 
-def _changes(study: Study, allowed: "tuple[Kind, ...]") -> "dict[str, Change]":
+def _changes(given: "tuple[Study, tuple[Kind, ...]]") -> "dict[str, Change]":
+    """Look for what makes a study's arms fit, of the changes that are allowed."""
     from tuneoff.planning.costs import Basis, changes_of, foretell
     from tuneoff.planning.room import machine_room
     from tuneoff.training.runtime import device_bytes
 
+    study, allowed = given
     basis = Basis(machine_room(), None, "cuda" if device_bytes() else "cpu")
     return changes_of(foretell(study, basis, kinds=allowed))
 
