@@ -336,6 +336,9 @@ def _run(
     cohort: str = "auto",
     time: str | None = None,
 ) -> None:
+    from tuneoff.running import fork_server
+
+    fork_server.start_early()
     from tuneoff import api
     from tuneoff.planning.render import module_listing
     from tuneoff.report.live import Live

@@ -83,7 +83,9 @@ class StudyTable:
             names = [name for name, text in targets.items() if text == shown]
             yield Text(clean(f"targets of {', '.join(names)}: {shown}"), style="dim")
         if any(arm.costs for arm in arms):
-            yield self._table((col.NAME, *found.costs), col.costs_title(self.summary))
+            foretold = [column for column in found.costs if column in col.PREDICTED.values()]
+            measured = [column for column in found.costs if column not in foretold]
+            yield from self._fitted(fits, col.costs_title(self.summary), found.costs, measured, foretold)
 
     def _fitted(
         self, fits: Callable[[Table], bool], title: str, whole: Sequence[ArmColumn], *parts: Sequence[ArmColumn]

@@ -5,23 +5,21 @@ of a second.
 """
 
 import faulthandler
-import multiprocessing
 import os
 import sys
 import threading
 import time
 import traceback
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneoff.errors import TuneoffError
+from tuneoff.errors import DeviceError, TuneoffError
+from tuneoff.running import fork_server
 from tuneoff.running.full_disk import full_disk, is_disk_full
 from tuneoff.running.leaving import LEAVE, LEFT, Leave, LeftOffError, heed, listen_to_parent
 from tuneoff.running.schedule import Task
@@ -29,19 +27,13 @@ from tuneoff.running.store import LOG_FILE
 from tuneoff.running.watch import KILLED_BY_KERNEL, LOOK_S, Watch
 from tuneoff.study.options import Tracker
 from tuneoff.study.shortage import OUT_OF_MEMORY, MemoryPhase, Shortage
+from tuneoff.training.memory_limits import available_bytes, shown_bytes
 from tuneoff.training.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from tuneoff.running.session import Place
     from tuneoff.running.store import Store
 
-PRELOADED = ["tuneoff.running.preload"]
-SPIN = ("GOMP_SPINCOUNT", "10000")
-"""How long an idle thread of GNU OpenMP spins before it sleeps.
-
-By default it spins so long that a small model's step took ten times as long on a processor that had other work, too
-(measured on 2 cores at a load of 3: 0.6 to 1.1 s against 0.05 s).
-"""
 CRASHED = 3
 """Exit code of a child that met an error which is no `TuneoffError`."""
 
@@ -210,6 +202,7 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
 
     Raises:
         TuneoffError: what the function raised.
+        DeviceError: there is not the memory for it.
         RuntimeError: the child crashed; the message has the traceback.
     """
     process, connection = _fork(_answer, (function, argument), "tuneoff")
@@ -217,7 +210,14 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
         kind, body = connection.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"a child process ended with exit code {process.exitcode} and said nothing") from None
+        what = f"a child process ended with exit code {process.exitcode} and said nothing"
+        left = available_bytes()
+        if left.source == "ulimit -v":
+            raise DeviceError(
+                f"{what}. `ulimit -v` leaves {shown_bytes(left.num_bytes)} of address space, of which the libraries "
+                "alone take about 2 GB. Raise it."
+            ) from None
+        raise RuntimeError(what) from None
     process.join()
     if kind == "error":
         raise body
@@ -226,21 +226,11 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
     return body
 
 
-def _context() -> BaseContext:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(*SPIN)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
 def _fork(target: Callable[..., None], argument: Any, name: str) -> tuple[BaseProcess, Connection]:
     """Start a child with one argument and our end of a pipe to it."""
-    context = _context()
+    context = fork_server.context()
     ours, theirs = context.Pipe()
-    with _main_hidden():
+    with fork_server.main_hidden():
         process: BaseProcess = context.Process(target=target, args=(argument, theirs), name=name)  # type: ignore[attr-defined]
         process.start()
     theirs.close()
@@ -253,20 +243,14 @@ def _answer(call: tuple[Callable[[Any], Any], Any], connection: Connection) -> N
         connection.send(("done", function(argument)))
     except TuneoffError as error:
         connection.send(("error", error))
-    except BaseException:  # the child's last line of defence: the parent shows the traceback
+    except BaseException as error:  # the child's last line of defence: the parent shows the traceback
+        if is_out_of_memory(error):
+            what = f"{OUT_OF_MEMORY} before anything was trained ({error or type(error).__name__})"
+            found = f"{available_bytes()} was left. Free memory or raise the limit."
+            connection.send(("error", DeviceError(f"{what}; {found}")))
+            os._exit(0)
         connection.send(("crashed", traceback.format_exc()))
     os._exit(0)
-
-
-@contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Keep children from importing the caller's script again, which would run it again where it has no main guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _work(job: Job, connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """Runs a study: trains what is missing and nothing that is done. The same command resumes."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -154,18 +154,11 @@ class StudyRunner:
         explained = self.finished.worked_out(tests)
         at_work = {run_id for child in executor.children for run_id in child.job.task.run_ids}
         has_room = executor.has_room and not any(self.memory.is_alone(child.job.task) for child in executor.children)
-        ready, waiting = [], False
-        for task in ready_tasks(self.study, self.arms, records, tests, explained):
-            run_id = task.run.run_id
-            if run_id in self.failed or run_id in at_work:
-                continue
-            if self._busy_until.get(run_id, 0.0) > time.monotonic():
-                waiting = True
-                continue
-            ready.append(task)
+        tasks = ready_tasks(self.study, self.arms, records, tests, explained)
+        ready, waiting = self._not_busy((task for task in tasks if task.run.run_id not in self.failed), at_work)
         self._reckoning.reckon(records, tests)
         if not ready and not waiting:  # last, as nothing else may be at work beside
-            ready = [task for task in self._measurements(records) if task.run.run_id not in at_work]
+            ready, waiting = self._not_busy(self._measurements(records), at_work)
         for task in breadth_first(self._gathered(ready, records) if has_room else (), self.study.seeds[0]):
             if at_work.isdisjoint(task.run_ids) and self.sitting.may_start(task, self._reckoning.step_s(task)):
                 is_alone = self.memory.is_alone(task)
@@ -177,6 +170,18 @@ class StudyRunner:
                     break
         self._prune(records, tests, explained)
         return waiting
+
+    def _not_busy(self, tasks: Iterable[Task], at_work: Collection[str]) -> tuple[list[Task], bool]:
+        """Return the tasks whose runs nobody is at, and whether another process is at one of the others."""
+        ready, waiting = [], False
+        for task in tasks:
+            if task.run.run_id in at_work:
+                continue
+            if self._busy_until.get(task.run.run_id, 0.0) > time.monotonic():
+                waiting = True
+            else:
+                ready.append(task)
+        return ready, waiting
 
     def _measurements(self, records: Mapping[str, Record]) -> Iterator[Task]:
         """Yield the arms whose costs are still to be measured alone."""
