@@ -25,8 +25,9 @@ TAIL_BYTES = 4096
 
 
 def write_workload(store: Store, workload: Workload) -> None:
-    """Write down what the work of a study is made of."""
-    write_synced(store.folder / WORKLOAD_FILE, json.dumps(plain(workload), indent=2).encode())
+    """Write down what the work of a study is made of, unless that stands there already."""
+    if read_workload(store) != workload:
+        write_synced(store.folder / WORKLOAD_FILE, json.dumps(plain(workload), indent=2).encode())
 
 
 def read_workload(store: Store) -> Workload | None:
