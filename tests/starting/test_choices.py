@@ -111,6 +111,12 @@ def test_rates_follow_the_rule(width: int, kind: str, power: float, full: float)
         assert low < middle < high
 
 
+def test_the_rule_ends_where_models_are_narrow() -> None:
+    found = choose_rates(64, "llama", 60)
+    assert found["lora"].value[1] == 5e-3
+    assert "15 times those of full is the rule" in found["lora"].reason
+
+
 def test_ranks_fit_the_layers() -> None:
     assert choose_ranks(1000, [768, 64]).value == (8, 32)
     assert choose_ranks(10**7, [768]).value == (16, 64)

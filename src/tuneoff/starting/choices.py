@@ -45,6 +45,10 @@ MAX_GENERATED = {True: 1000, False: 100}
 
 BASE_RATE, BASE_WIDTH, WIDTH_POWER, QWEN_POWER = 5e-5, 2000, 0.781, 0.0775
 LORA_RATIO, SHORT_RATIO = 10, 15
+MAX_LORA_RATE = 5e-3
+"""The rule was fitted on models 2,000 wide and more; of far narrower ones it asks for rates that spoil LoRA's training
+(`docs/performance.md`).
+"""
 LORA_ALPHA = 32
 
 
@@ -166,9 +170,10 @@ def choose_rates(width: int, model_type: str, steps: int) -> dict[str, Choice[tu
     ratio = SHORT_RATIO if steps < SHORT_RUN else LORA_RATIO
     short = f", as runs are shorter than {SHORT_RUN} steps" if ratio == SHORT_RATIO else ""
     full = Choice(_around(centre), f"around {centre:.1e}, a rule for models {width} wide; large steps forget more")
-    lora = Choice(
-        _around(ratio * centre), f"{ratio} times those of full{short}; the best one hardly depends on the rank"
-    )
+    why = f"{ratio} times those of full{short}; the best one hardly depends on the rank"
+    if ratio * centre > MAX_LORA_RATE:
+        why = f"the most that a model this narrow takes, though {ratio} times those of full is the rule{short}"
+    lora = Choice(_around(min(ratio * centre, MAX_LORA_RATE)), why)
     return {
         "full": full,
         "lora": lora,
