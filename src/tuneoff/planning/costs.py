@@ -228,7 +228,7 @@ def _times(
     generate_s = _generate_s(own, sizes, by_phase.get("generate"), speed)
     found = {"step_s": step_s, "validate_s": validate_s, "test_s": test_s, "generate_s": generate_s}
     num_steps = sizes.num_steps if arm.is_trained else 0
-    if num_steps is None:
+    if num_steps is None or (num_steps == 0 and validate_s is None):
         return found
     run_s = num_steps * (step_s or 0.0) + num_evaluations(own, num_steps) * (validate_s or 0.0)
     reading = Seconds(fewest=test_s or 0.0, most=test_s or 0.0) + (generate_s or Seconds(fewest=0.0, most=0.0))
