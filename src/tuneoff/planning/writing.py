@@ -28,13 +28,13 @@ def generate_phase(setting: Setting, model: TracedModel) -> TracedPhase:
     tally.has_cache = True
     prompts = [[1 + index] + [PAD] * (length - 1) for index, length in enumerate(setting.lengths.prompts)]
     drawn = [one for one in study.decoding if not _has_beams(one)]
-    sums = _Sums(tally)
     with setting.entered(model, tally), runtime_of(setting).autocast(), following_layers(module, tally):
         module.eval()
         forward = CachedForward(module, PAD)
         tally.place = "begin"
-        with tally.paused():
-            refills = len(prompts) * sum(one.samples for one in drawn) > 1 and can_refill(forward, prompts)
+        # followed, as casts of weights that autocast makes here are kept, but no part of what the texts take
+        refills = len(prompts) * sum(one.samples for one in drawn) > 1 and can_refill(forward, prompts)
+        sums = _Sums(tally)
         with _MaskAnswers(module, tally, is_full=len(set(setting.lengths.prompts)) == 1):
             if refills:
                 _refill(setting, forward, prompts, drawn, sums)
@@ -63,7 +63,8 @@ class _Sums:
         self.num_operations = 0.0
         self.products: dict[Product, float] = {}
         self.passes = NO_WORK
-        self._seen: tuple[float, float, dict[Product, int]] = (0.0, 0, {})
+        self._seen = (tally.moved_bytes, tally.num_operations, dict(tally.products))
+        tally.passes.take()  # what came before is not of the texts
 
     def add(self, times: float) -> None:
         """Add what the tally has seen since the last time, so many times."""
