@@ -48,6 +48,7 @@ class Reckoning:
         """Runs that earlier sittings left half-trained."""
         self._at = float("-inf")
         self._step_s: dict[str, float] = {}
+        self._has_told = False
 
     def reckon(self, records: Mapping[str, Record], tests: Mapping[str, TestRecord]) -> TimeToGo:
         """Reckon from what is finished, and tell it."""
@@ -82,5 +83,7 @@ class Reckoning:
         )
         self._step_s = {arm.name: arm.step_s for arm in found.arms if arm.step_s is not None}
         self._at = self._pace.clock()
-        self._listener(Event("to_go", body={"to_go": found}))
+        if found.arms or self._has_told:  # of a study that is done from the start there is nothing to tell
+            self._has_told = True
+            self._listener(Event("to_go", body={"to_go": found}))
         return found
