@@ -268,7 +268,8 @@ def _tiny_step(device: torch.device, clock: Clock, num_layers: int) -> tuple[flo
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     with quiet(), torch.random.fork_rng(devices=[]):
-        model = GPT2LMHeadModel(config).to(device)
+        model: torch.nn.Module = GPT2LMHeadModel(config)
+        model.to(device)
     ids = np.arange(16, dtype=np.int64)[None]
     batch = Batch(ids, ids > 0, np.array([16]), np.array([0]), np.zeros(0, dtype=np.int64))
     placed = to_device([batch], device, 0)

@@ -7,7 +7,7 @@ are loading and saving, starting processes, reading and tokenising data, and wha
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tuneoff.errors import TuneoffError
 from tuneoff.planning.calibration import DeviceSpeed, Speed, calibrate
@@ -215,7 +215,7 @@ def _shortened(sizes: Sizes, length: int) -> Sizes:
 
 def _times(
     own: Study, arm: Arm, planned: ArmPlan, sizes: Sizes, traces: tuple[PhaseTrace, ...], speed: Speed
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return the times of an arm, by field of `Predicted`."""
     by_phase = {one.phase: one for one in traces}
     # tokens go through one after another, so a step with fewer takes their share but for attention's square
@@ -276,7 +276,7 @@ def _generate_s(own: Study, sizes: Sizes, trace: PhaseTrace | None, speed: Speed
     return Seconds(fewest=most / own.generate.max_new_tokens, most=most)
 
 
-def _disk(own: Study, arm: Arm, planned: ArmPlan, sizes: Sizes) -> dict[str, int]:
+def _disk(own: Study, arm: Arm, planned: ArmPlan, sizes: Sizes) -> dict[str, Any]:
     """Return the bytes on disk, by field of `Predicted`."""
     trained = planned.parameters.trainable if arm.is_trained and not planned.problem else 0
     kept = planned.saved_bytes - FP32_BYTES * trained if planned.saved_bytes else 0

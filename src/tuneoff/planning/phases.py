@@ -119,7 +119,7 @@ def _note_the_step(optimizer: MemberOptimizer, tally: Tally) -> dict[str, float]
         tally.place = "optimizer"
         return own(number)
 
-    optimizer.step = step  # type: ignore[method-assign]
+    optimizer.step = step  # type: ignore[method-assign,assignment]
     return before
 
 

@@ -67,7 +67,7 @@ class Peak:
         self.parts = dict(parts)
 
 
-class Tally(TorchDispatchMode):
+class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows storages and sums up operations; use it within a `FakeTensorMode`.
 
     Args:
@@ -84,7 +84,7 @@ class Tally(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary_size: int, *, is_cuda: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._vocabulary_size = vocabulary_size
         self._is_cuda = is_cuda
         self._alive: dict[int, tuple[weakref.ref[Any], _Storage]] = {}
@@ -107,7 +107,9 @@ class Tally(TorchDispatchMode):
     def holding_gradients(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         """Within the context the gradients of parameters are known as such when they are there."""
         self._gradient_shapes = {one.shape for one in parameters.values()}
-        handles = [one.register_post_accumulate_grad_hook(self._hold_gradient) for one in parameters.values()]
+        handles: list[Any] = []
+        for one in parameters.values():
+            handles.append(one.register_post_accumulate_grad_hook(self._hold_gradient))  # type: ignore[no-untyped-call]
         try:
             yield
         finally:

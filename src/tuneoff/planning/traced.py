@@ -215,7 +215,7 @@ class _Follower:
     def leave(self, number: int, _module: Any, _given: Any, out: Any) -> None:
         hidden = out[0] if isinstance(out, tuple) else out
         if isinstance(hidden, Tensor) and hidden.requires_grad:
-            hidden.register_hook(partial(self._go_back, number))
+            hidden.register_hook(partial(self._go_back, number))  # type: ignore[no-untyped-call]
         if number == self._num_layers - 1 and not self._is_backward:
             self._tally.place = f"{self._pass}/head"
 
