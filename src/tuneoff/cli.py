@@ -1,6 +1,7 @@
 """The command line: verbs that parse, call the Python interface, and print. No logic, and no torch at import."""
 
 import gc
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 TERMINATED = 143
 """Exit code of a command that SIGTERM ended, as a shell gives it."""
+PLAN_WIDTH = 120
 PIPE_WIDTH = 1000
 """Columns of a line of a tree where the output is no terminal: more than any needs."""
 
@@ -104,7 +106,10 @@ def plan(
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
-        say(render(found))
+        console = Console()
+        # A pipe has no width of its own, and is read by programs and in editors.
+        console = console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PLAN_WIDTH)
+        console.print(render(found))
 
 
 @app.command(epilog="Example: `tuneoff run study.yaml --set budget.steps=200 --only lora`")

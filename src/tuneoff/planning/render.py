@@ -57,17 +57,18 @@ def parameter_table(plan: Plan) -> Table:
 
 
 def cost_table(plan: Plan) -> Table:
-    """Return at which rates and how often each arm runs, and the bytes that are known before anything is trained."""
-    table = empty_table("arm", "rate", numbers=("runs", "steps", "model in memory", "Adam state", "saved per run"))
+    """Return at which rates and how often each arm runs, and the bytes that it leaves on the disk."""
+    table = empty_table("arm", "rate", numbers=("runs", "steps", "saved per run", "checkpoint", "store"))
     for arm in plan.arms:
+        found = arm.predicted
         table.add_row(
             arm.name,
             " ".join(f"{rate:g}" for rate in arm.lr) + (" ..." if arm.num_extra else "") or NOTHING,
             _range(arm.num_runs, arm.num_extra, "-"),
             "by data" if arm.num_steps is None else _range(arm.num_steps, _extra_steps(arm), "-"),
-            bytes_text(arm.weights_bytes),
-            bytes_text(arm.optimizer_bytes),
             bytes_text(arm.saved_bytes),
+            NOTHING if found is None else bytes_text(found.checkpoint_bytes),
+            NOTHING if found is None else bytes_text(found.store_bytes),
         )
     return table
 

@@ -28,7 +28,10 @@ def cost_parts(plan: Plan) -> Iterator[RenderableType]:
 
 def needs_table(plan: Plan) -> Table:
     """Return memory, fit and time of each arm."""
-    table = empty_table("arm", numbers=("memory", "of", "fits", "a step", "a run", "all runs", "FLOP a step"))
+    table = empty_table("arm", numbers=("memory", "of"))
+    table.add_column("fits")
+    for name in ("a step", "a run", "all runs", "FLOP/step"):
+        table.add_column(name, justify="right")
     for arm in plan.arms:
         found = arm.predicted
         if found is None:
@@ -57,23 +60,12 @@ def _fits(arm: ArmPlan) -> str:
 
 
 def parts_table(plan: Plan) -> Table:
-    """Return of what each arm's memory is made where it is highest, arms that are alike once; and its disk."""
+    """Return of what each arm's memory is made where it is highest, arms that are alike once."""
     known = [(arm.name, arm.predicted) for arm in plan.arms if arm.predicted is not None]
     used = [part for part in PARTS if any(_highest(found).get(part) for _, found in known)]
     names = [PART_NAMES.get(part, part) for part in used]
-    table = empty_table("of which", numbers=(*names, "process", "checkpoint", "store"))
-    rows = (
-        (
-            name,
-            (
-                *(bytes_text(_highest(found).get(part, 0)) for part in used),
-                bytes_text(found.process_bytes),
-                bytes_text(found.checkpoint_bytes),
-                bytes_text(found.store_bytes),
-            ),
-        )
-        for name, found in known
-    )
+    table = empty_table("of which", numbers=names)
+    rows = ((name, tuple(bytes_text(_highest(found).get(part, 0)) for part in used)) for name, found in known)
     for cells, arms in shared(rows):
         table.add_row(", ".join(arms), *cells)
     return table

@@ -9,13 +9,15 @@ NOTHING = "-"
 V = TypeVar("V")
 UNITS = ("B", "kB", "MB", "GB", "TB")
 UNIT_STEP = 1000
+MIN_WIDTH = 12
+"""Columns of a name, however narrow the terminal is."""
 
 
 def empty_table(*texts: str, numbers: Sequence[str]) -> Table:
     """Return an empty table whose numbers stay whole where the terminal is narrow; the texts are folded instead."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in texts:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", min_width=MIN_WIDTH)
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     return table
