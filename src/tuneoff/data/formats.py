@@ -21,6 +21,10 @@ TEXT_SUFFIXES = (".txt", ".md")
 """Files that are one document each."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PARQUET_ROWS = 64
+"""Rows unpacked at a time: few, as a small file can hold rows of any size."""
+MAX_UNPACKED_BYTES, MAX_UNPACKED = 2**28, 100
+"""Of a Parquet file, which may unpack to this much whatever its size, and to this many times its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +210,15 @@ def _read_parquet(path: Path, file: str, problems: Problems) -> Iterator[Row]:
     from pyarrow import ArrowException, parquet
 
     del problems  # a Parquet file is whole or not at all
-    number = 0
+    number = num_bytes = 0
+    most = max(MAX_UNPACKED_BYTES, MAX_UNPACKED * path.stat().st_size)
     try:
         with parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1024):
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+                num_bytes += batch.nbytes
+                if num_bytes > most:
+                    message = f"its rows unpack to more than {MAX_UNPACKED} times the file's size, as no data does"
+                    raise DataError(f"{message}; write them as JSON lines if they are meant", file=file, line=number + 1)
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(values, file, number)

@@ -169,6 +169,8 @@ class _Finder:
         positions = self._task.columns.positions
         if path.is_file():
             return Source("files", name, files=((path, name),), limit=limit, positions=positions)
+        if not path.is_dir():
+            raise DataError("is neither a file nor a folder (a pipe or a device?); copy what it gives to a file", file=name)
         documents, tables, others = _sorted_out(path)
         if documents and (self._task.kind == "text" or not tables):
             if self._task.kind != "text":
@@ -230,6 +232,8 @@ def _no_choice(folder: Path, tables: Sequence[Path]) -> str:
 def _missing(path: Path) -> str:
     """Say that a file is missing, and which names in its folder are near."""
     folder = path.parent
+    if os.path.islink(path):
+        return f"{path} is a link that leads nowhere (to {os.readlink(path)})"
     if not os.path.isdir(folder):
         return f"no such file or folder: {path} (there is no folder {folder})"
     hint = did_you_mean(path.name, _names(folder))
