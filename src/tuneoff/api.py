@@ -99,12 +99,11 @@ class Result:
         Args:
             reading: what the folder held; none reads it now.
         """
-        from rich.console import Console
-
+        from tuneoff.report.console import SafeConsole
         from tuneoff.report.tables import study_table
 
         found = reading or self.read()
-        Console().print(study_table(found.summary, found.explanation))
+        SafeConsole().print(study_table(found.summary, found.explanation))
 
     def report(
         self, folder: Path | None = None, *, figures: Sequence[str] = (), reading: "Reading | None" = None
@@ -209,6 +208,7 @@ def run(
     select_arms(study, only)  # refused before anything is read or written
     size = asked_size(cohort)
     found = checked or check(study)
+    store.check_links()
     store.create(study)
     options = Options(
         only=only,

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from tuneoff import __version__
 from tuneoff.errors import TuneoffError
+from tuneoff.report.console import SafeConsole as Console
+from tuneoff.report.text import clean_lines
 
 app = typer.Typer(
     name="tuneoff",
@@ -199,7 +200,7 @@ def generate(
     decoding = api.decoding(temperature=temperature, top_k=top_k, top_p=top_p, beams=beams)
     for who, text in compare_on_prompt(out, run_name, prompt, max_new_tokens, decoding, context=context):
         console.rule(Text(who), align="left")
-        console.print(Text(text))
+        console.print(Text(clean_lines(text)))
 
 
 @app.command(
@@ -342,7 +343,7 @@ def main() -> None:
     try:
         app()
     except TuneoffError as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), clean_lines(str(error))), soft_wrap=True)
         sys.exit(error.exit_code)
 
 

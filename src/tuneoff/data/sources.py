@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tuneoff.data.formats import TABLE_SUFFIXES, TEXT_SUFFIXES, Row, read_rows
+from tuneoff.data.formats import TABLE_SUFFIXES, TEXT_SUFFIXES, Row, check_is_file, read_rows
 from tuneoff.data.hub import HUB_ID, read_class_names, read_hub
 from tuneoff.errors import DataError, did_you_mean
+from tuneoff.files import leads_out
 from tuneoff.study.spec import TaskSpec
 from tuneoff.study.testing import TaskKind
 
@@ -169,9 +170,15 @@ class _Finder:
         positions = self._task.columns.positions
         if path.is_file():
             return Source("files", name, files=((path, name),), limit=limit, positions=positions)
-        if not path.is_dir():
-            raise DataError("is neither a file nor a folder (a pipe or a device?); copy what it gives to a file", file=name)
+        check_is_file(path, name)
         documents, tables, others = _sorted_out(path)
+        for linked in (*documents, *tables):
+            if leads_out(linked, path):
+                raise DataError(
+                    f"is a link that leads out of the folder (to {os.path.realpath(linked)}), and is not followed; "
+                    "copy the file there",
+                    file=f"{name.rstrip('/')}/{_below(path, linked)}",
+                )
         if documents and (self._task.kind == "text" or not tables):
             if self._task.kind != "text":
                 raise DataError(

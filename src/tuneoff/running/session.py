@@ -200,7 +200,7 @@ def _settle_setup(runs: Sequence[Run], place: Place, *, is_trained: bool) -> dic
         has_shrunk = place.micro_batch is not None
         kept = ("num_threads", *(() if has_shrunk else ("micro_batch",)))
         setup |= {key: stored[key] for key in kept if key in stored}  # a cohort may have been parted before its start
-        setup |= {"num_sittings": stored["num_sittings"] + 1, "data_sha256": stored.get("data_sha256")}
+        setup |= {"num_sittings": stored.get("num_sittings", 0) + 1, "data_sha256": stored.get("data_sha256")}
         setup["notes"] = stored.get("notes", [])
     return setup
 

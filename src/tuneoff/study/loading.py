@@ -119,7 +119,7 @@ def _parse(text: str, label: str) -> dict[str, Any]:
 
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise StudyError(f"--set {override}: expected KEY=VALUE, such as budget.steps=100")
     value = parse_yaml(text, f"--set {override}")
     if isinstance(value, str) and _is_path_key(key) and os.path.exists(value):

@@ -48,9 +48,7 @@ class _Loader(yaml.SafeLoader):
                     None, None, "a list or a mapping cannot be a key", part.start_mark
                 ) from None
             if is_double:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", part.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", part.start_mark)
         return super().construct_mapping(node, deep)
 
 
