@@ -32,7 +32,7 @@ MAX_SHOWN = 320
 HEAD = f"""# Bad input
 
 What was given, what was said, and the exit code, of {{number}} kinds of bad input. A test runs each of them and holds
-it against this page (`tests/bad_input`): one message on the error output, no traceback, no hang, and not a byte written or
+it against this page (`tests/bad_input`): one message on the error output, no traceback, no hang, and no byte written or
 changed beside what was there. `python -m tests.bad_input.catalogue` wrote it, with Python {PYTHON} and the packages
 that `constraints.txt` names. FOLDER stands for the working folder, RUN for the name of a run; long messages are cut.
 """

@@ -168,6 +168,11 @@ STUDIES = (
         r"arms\.own: .*nonsense",
     ),
     Case(
+        "a PEFT option that imports a module",
+        arm(method="peft", peft={"peft_type": "LORA", "megatron_config": {"a": 1}, "megatron_core": "antigravity"}),
+        r"arms\.own: peft\.megatron_config: LORA has no such option",
+    ),
+    Case(
         "a PEFT rank of 10^30",
         arm(method="peft", peft={"peft_type": "LOHA", "r": 10**30, "target_modules": ["c_attn"]}, lr=1e-3),
         r"arms\.own",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuneoff.data.formats import TABLE_SUFFIXES, TEXT_SUFFIXES, Row, check_is_file, read_rows
-from tuneoff.data.hub import HUB_ID, read_class_names, read_hub
+from tuneoff.data.hub import HUB_ID, read_class_names, read_commit, read_hub
 from tuneoff.errors import DataError, did_you_mean
 from tuneoff.files import leads_out
 from tuneoff.study.spec import TaskSpec
@@ -63,6 +63,10 @@ class Source:
             return self._read_demo()
         files = self.files[: self.limit] if self.is_text else self.files
         return [row for path, label in files for row in read_rows(path, label, self.limit, self.positions)]
+
+    def commit(self) -> str:
+        """Return the commit of the hub that the rows are of; empty where they are not the hub's."""
+        return read_commit(self.name, self.split, self.trust_remote_code) if self.kind == "hub" else ""
 
     def class_names(self, column: str) -> tuple[str, ...]:
         """Return the names of a column's integers 0, 1, ..., where the source has them."""

@@ -92,7 +92,7 @@ class TaskSpec(Value):
 
     kind: TaskKind
     data: str
-    """Hub id, local path, or `demo`."""
+    """Hub id (with `:configuration` and `@revision` where they are wanted), local path, or `demo`."""
     max_length: PositiveInt = 256
     """Tokens that one sequence may hold, prompt included."""
     template: str | None = None
