@@ -178,7 +178,7 @@ DATA = (
     Case("a thousand bad lines", rows(*range(1000)), r"line 21: .*1000 bad rows in all.*and 995 more"),
     Case(
         "a line that is not UTF-8",
-        data("data.jsonl", lines(GOOD).encode() + b'{"instruction": "caf\xe9"}\n'),
+        data("data.jsonl", lines(GOOD).encode() + b'{"instruction": "\xe9t\xe9"}\n'),
         r"data\.jsonl, line 21, column \d+: expected UTF-8",
     ),
     Case(
@@ -226,8 +226,8 @@ DATA = (
     ),
     Case(
         "a named column that is not there",
-        data("data.jsonl", lines(GOOD), columns={"response": "respons"}),
-        r"respons.*Did you mean response",
+        data("data.jsonl", lines(GOOD), columns={"response": "rsponse"}),
+        r"rsponse.*Did you mean response",
     ),
     Case("one row alone", rows(number=1), r"data\.jsonl|split"),
     Case("a tenth of nothing", rows(splits={"test": 0.999}), r"split|train"),
@@ -270,8 +270,8 @@ DATA = (
     Case("a CSV file without rows", data("data.csv", "instruction,response\n"), r"data\.csv: is empty"),
     Case(
         "a CSV file in Latin-1",
-        data("data.csv", ("instruction,response\n" + PAIRS + "café,a\n").encode("latin-1")),
-        r"data\.csv, line 22, column 4: expected UTF-8",
+        data("data.csv", ("instruction,response\n" + PAIRS + "été,a\n").encode("latin-1")),
+        r"data\.csv, line 22, column 1: expected UTF-8",
     ),
     Case(
         "a TSV row that lacks a column",

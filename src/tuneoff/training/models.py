@@ -216,24 +216,9 @@ def load_base(
         config.num_labels = num_classes
     source = resolve(model, root)
     _check_source(config, source, model)
-    # Else a remote service converts a hub model that has only pickles, to weights of another commit than the record's.
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    with quiet(progress=isinstance(source, str)), explained(model, "weights"):
-        loaded: Any = _auto_class(num_classes).from_pretrained(
-            str(source),
-            config=config,
-            revision=revision,
-            dtype=torch.float32 if dtype is None else dtype,
-            trust_remote_code=trust_remote_code,
-            local_files_only=_cache_alone(source),
-            use_safetensors=True,
-            weights_only=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-            output_loading_info=True,
-            **({"device_map": "meta"} if is_shape_alone else {}),
-        )
-    base: PreTrainedModel = loaded[0]
-    found = dict(loaded[1])
+    more: dict[str, Any] = {"device_map": "meta"} if is_shape_alone else {}
+    more |= {"revision": revision, "trust_remote_code": trust_remote_code}
+    base, found = _read_files(source, config, model, num_classes, dtype or torch.float32, more)
     if num_classes and not has_head:
         found = without_head(found, base)
     check_loaded(base, found, model)
@@ -243,6 +228,32 @@ def load_base(
     if quantize != "none":
         quantise(base, quantize)
     return base
+
+
+def _read_files(
+    source: Path | str,
+    config: "PreTrainedConfig",
+    model: str,
+    num_classes: int,
+    dtype: "torch.dtype",
+    more: dict[str, Any],
+) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    """Return the model and what its loading found; `more` is what Transformers is told beside."""
+    # Else a remote service converts a hub model that has only pickles, to weights of another commit than the record's.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    with quiet(progress=isinstance(source, str)), explained(model, "weights"):
+        loaded: Any = _auto_class(num_classes).from_pretrained(
+            str(source),
+            config=config,
+            dtype=dtype,
+            local_files_only=_cache_alone(source),
+            use_safetensors=True,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+            **more,
+        )
+    return loaded[0], dict(loaded[1])
 
 
 def _check_source(config: "PreTrainedConfig", source: Path | str, model: str) -> None:
