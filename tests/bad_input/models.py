@@ -138,7 +138,7 @@ MODELS = (
     Case("a base that is not there", lambda place: place.study(model="./bass"), r"no such folder .*Did you mean base"),
     Case(
         "a base above the study's folder that is not there",
-        lambda place: place.study(model="../../../etc/model"),
+        lambda place: place.study(model="../nowhere/model"),
         r"no such folder",
     ),
     Case(

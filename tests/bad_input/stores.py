@@ -189,7 +189,7 @@ STORES = (
     Case("a run by dots alone", export(nothing, "three/.."), r"no run is called 'three/\.\.'"),
     Case("an escape code for a run", export(nothing, "three/\x1b[31mlora"), r"no run is called 'three/"),
     Case("an export of zero-shot", export(nothing, "three/zero-shot"), r"it trained nothing"),
-    Case("an export to a file", export(out_is_a_file), r"out is a file; name a folder"),
+    Case("an export to a file", export(out_is_a_file), r"out is there already and is a file"),
     Case("an export into a folder with content", export(out_has_content), r"out is there already and not empty"),
     Case(
         "an export below a file", asked(out_is_a_file, "export", RUN_ID, "out/below"), r"out/below cannot be written to"

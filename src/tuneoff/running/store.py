@@ -99,9 +99,12 @@ class Store:
         Raises:
             StoreError: there is one.
         """
-        for entry in os.scandir(self.folder) if self.folder.is_dir() else ():
-            if entry.is_symlink():
-                raise StoreError(f"{entry.path} is a link; results are not written through one. Remove it.")
+        if not self.folder.is_dir():
+            return
+        with os.scandir(self.folder) as entries:
+            linked = next((entry.path for entry in entries if entry.is_symlink()), None)
+        if linked is not None:
+            raise StoreError(f"{linked} is a link; results are not written through one. Remove it.")
 
     def run_ids(self) -> Iterator[str]:
         """Yield the names of the run folders that are there; a link out of the store is none."""

@@ -105,7 +105,7 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
         TuneoffError: no such run, its weights are gone, or the folder is not empty or not writable.
     """
     if folder.exists() and not folder.is_dir():
-        raise StoreError(f"{folder} is a file; name a folder to be made")
+        raise StoreError(f"{folder} is there already and is a file; name another folder")
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is there already and not empty; name another folder")
     record, place, adapted, tokenizer = _open(out, name)
