@@ -102,7 +102,11 @@ PREDICTIONS = (
         score("p.jsonl", lines([{"prediction": "a"}, {"other": "b"}]), references=["a", "b"]),
         r"p\.jsonl, line 2: expected the columns of the first row",
     ),
-    Case("a metric of saved predictions that is misspelt", score(P, '["a"]', "--metric", "rougeQ", references=["a"]), r"'rougeQ'"),
+    Case(
+        "a metric of saved predictions that is misspelt",
+        score(P, '["a"]', "--metric", "rougeQ", references=["a"]),
+        r"'rougeQ'",
+    ),
     Case(
         "a pattern that is none for a metric",
         score(P, '["a"]', "--metric", "regex:(", references=["a"]),
