@@ -11,12 +11,13 @@ from time import monotonic
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from tuneoff import __version__, cli_start, cli_use
 from tuneoff.cli_options import DEFAULT_OUT, FitOption, OutOption, SetOption, SmokeOption, StudyArgument, say
 from tuneoff.errors import TuneoffError
+from tuneoff.report.console import SafeConsole as Console
+from tuneoff.report.text import clean_lines
 
 app = typer.Typer(
     name="tuneoff",
@@ -311,7 +312,7 @@ def main() -> None:
     try:
         app()
     except TuneoffError as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), clean_lines(str(error))), soft_wrap=True)
         sys.exit(error.exit_code)
 
 

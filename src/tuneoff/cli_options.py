@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from tuneoff.report.console import SafeConsole as Console
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file (YAML) or the name of a recipe.")]
 SetOption = Annotated[

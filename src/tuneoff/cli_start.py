@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from tuneoff.report.console import SafeConsole as Console
 
 KINDS = "text, instruction, qa or classification"
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from tuneoff.cli_options import DEFAULT_OUT, OutOption, RunArgument, say
+from tuneoff.report.console import SafeConsole as Console
+from tuneoff.report.text import clean_lines
 
 
 def add_verbs(app: typer.Typer) -> None:
@@ -59,7 +60,7 @@ def generate(
     decoding = api.decoding(temperature=temperature, top_k=top_k, top_p=top_p, beams=beams)
     for who, text in compare_on_prompt(out, run_name, prompt, max_new_tokens, decoding, context=context):
         console.rule(Text(who), align="left")
-        console.print(Text(text))
+        console.print(Text(clean_lines(text)))
 
 
 def score(

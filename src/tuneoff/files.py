@@ -40,6 +40,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a file lies outside a folder once links are followed, so that who made the folder may be showing another.
+
+    Links from a snapshot of the hub's cache to the blobs beside it belong to it.
+    """
+    real = Path(os.path.realpath(folder))
+    homes = [real, *(one.parent.parent / "blobs" for one in (real, *real.parents) if one.parent.name == "snapshots")]
+    target = Path(os.path.realpath(path))
+    return not any(target.is_relative_to(home) for home in homes)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder and what is in it; it is no error if it is not there."""
     shutil.rmtree(path, ignore_errors=True)

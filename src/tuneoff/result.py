@@ -91,8 +91,7 @@ class Result:
         Args:
             reading: what the folder held; none reads it now.
         """
-        from rich.console import Console
-
+        from tuneoff.report.console import SafeConsole as Console
         from tuneoff.report.tables import study_table
 
         found = reading or self.read()

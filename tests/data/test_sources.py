@@ -145,6 +145,24 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         read_hub("owner/name", "test", None)
 
 
+def test_a_pinned_revision_is_asked_for_and_the_commit_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    commit = "8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"
+
+    def load(*name: str | None, **options: str) -> _FakeRows:
+        asked.append((name, options))
+        rows = _FakeRows([{"text": "a"}])
+        address = f"hf://datasets/owner/name@{commit}/data/train.parquet"
+        rows.info = datasets.DatasetInfo(download_checksums={address: {"num_bytes": 1}})  # type: ignore[attr-defined]
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = _source(tmp_path, "owner/name:config@v1.1", "text")
+    assert source.read()[0].file == "owner/name:config@v1.1, split train"
+    assert source.commit() == commit
+    assert set(map(str, asked)) == {str((("owner/name", "config"), {"split": "train", "revision": "v1.1"}))}
+
+
 class _Response:
     def __init__(self, status_code: int) -> None:
         self.status_code = status_code

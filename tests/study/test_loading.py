@@ -128,7 +128,7 @@ class TestEveryArm:
         [
             ("arms.*.size=8", r"--set arms\.\*\.size=8: no arm gives 'size', .*write arms\.NAME\.size"),
             ("arms.*.tune.momentum=8", r"no arm gives 'tune\.momentum'"),
-            ("arms.*.=8", r"no arm gives ''"),
+            ("arms.*.=8", r"expected KEY=VALUE"),
             ("arms.*.targets=[]", r"arms\.fixed\.targets: .*at least 1"),
             ("arms.*=8", r"arms\.\*: expected a mapping"),
         ],
@@ -214,8 +214,8 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
         ("model: base", "model: ''", r"model: .*at least 1 character"),
         ("name: good", "name: ../good", r"name: .*pattern.*found '\.\./good'"),
         ("name: good", "name: .good", r"name: .*pattern"),
-        ("name: good", "name: good\nname: again", r"study\.yaml, line 2, column 1: .*'name' is given twice"),
-        ("rank: 4", "rank: 4, rank: 8", r"study\.yaml, line 8, column 9: .*'rank' is given twice"),
+        ("name: good", "name: good\nname: again", r"study\.yaml, line 3, column 1: .*'name' is given twice"),
+        ("rank: 4", "rank: 4, rank: 8", r"study\.yaml, line 8, column 33: .*'rank' is given twice"),
         (
             "kind: instruction",
             "kind: prose",
@@ -233,12 +233,12 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
         ("name: good", "name: good\noptimizer: {clip: 0}", r"optimizer\.clip: .*greater than 0"),
         ("name: good", "name: good\nprecision: fp8", r"precision: .*'fp32', 'bf16' or 'fp16'.*found 'fp8'"),
         ("name: good", "name: good\n1: 2", r"study\.yaml: 1: "),
-        ("name: good", "name: good\nabout: 2021-13-45", r"study\.yaml: not valid YAML"),
+        ("name: good", "name: good\nabout: 2021-13-45", r"study\.yaml, line 3, column 8: not valid YAML: month"),
         ("name: good", "name: good\n? [a, b]\n: 2", r"study\.yaml.*not valid YAML"),
         ("name: good", "name: good\nabout: !!python/object:os.system x", r"study\.yaml.*not valid YAML"),
         ("name: good", "name: [good", r"study\.yaml, line \d+, column \d+: not valid YAML"),
-        ("name: good", "name: good\nabout: &a [*a]", r"about: "),
-        ("name: good", "name: \x07", r"study\.yaml: not valid YAML"),
+        ("name: good", "name: good\nabout: &a [*a]", r"line 3, column 8: .*an alias stands for what it is in"),
+        ("name: good", "name: \x07", r"study\.yaml, line 2, column 7: not valid YAML"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -288,7 +288,7 @@ def test_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"name: \xff\xfe", b"\xff\xfen\x00a\x00"])
 def test_not_utf8(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "study.yaml").write_bytes(content)
-    with pytest.raises(StudyError, match="cannot be read as UTF-8 text"):
+    with pytest.raises(StudyError, match=r"study\.yaml, line 1, column \d: expected UTF-8 text"):
         load_study(tmp_path / "study.yaml")
 
 

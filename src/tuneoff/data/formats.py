@@ -7,6 +7,7 @@ hold bare quotation marks); CSV has that of RFC 4180.
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ TEXT_SUFFIXES = (".txt", ".md")
 """Files that are one document each."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PARQUET_ROWS = 64
+"""Rows unpacked at a time: few, as a small file can hold rows of any size."""
+MAX_UNPACKED_BYTES, MAX_UNPACKED = 2**28, 100
+"""Of a Parquet file, which may unpack to this much whatever its size, and to this many times its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ def read_rows(path: Path, file: str, limit: int | None = None, positions: frozen
         allowed = ", ".join(_READERS)
         hint = did_you_mean(suffix, _READERS)
         raise DataError(f"files of kind {path.suffix or 'none'!r} are not read; allowed: {allowed}.{hint}", file=file)
+    check_is_file(path, file)
     problems = Problems()
     rows: list[Row] = []
     try:
@@ -73,6 +79,19 @@ def read_rows(path: Path, file: str, limit: int | None = None, positions: frozen
     if not rows:
         raise DataError("is empty: expected at least one row", file=file)
     return rows
+
+
+def check_is_file(path: Path, file: str) -> None:
+    """Refuse a named pipe or a device, which may never come to an end; what a shell hands over (`<(...)`) may be read.
+
+    Raises:
+        DataError: it is one.
+    """
+    is_handed_over = path.parent.name == "fd"
+    if os.path.exists(path) and not (path.is_file() or path.is_dir() or is_handed_over):
+        raise DataError(
+            "is neither a file nor a folder (a pipe or a device?); write what it gives to a file", file=file
+        )
 
 
 def decode(content: bytes, file: str) -> str:
@@ -224,10 +243,19 @@ def _read_parquet(path: Path, file: str, problems: Problems) -> Iterator[Row]:
     from pyarrow import ArrowException, parquet
 
     del problems  # a Parquet file is whole or not at all
-    number = 0
+    number = num_bytes = 0
+    most = max(MAX_UNPACKED_BYTES, MAX_UNPACKED * path.stat().st_size)
     try:
         with parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1024):
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+                num_bytes += batch.nbytes
+                if num_bytes > most:
+                    raise DataError(
+                        f"its rows unpack to more than {MAX_UNPACKED} times the file's size, as no data does; write "
+                        "them as JSON lines if they are meant",
+                        file=file,
+                        line=number + 1,
+                    )
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(values, file, number)

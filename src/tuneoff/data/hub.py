@@ -12,8 +12,11 @@ from tuneoff.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     from datasets import Dataset
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?(:[\w.-]{1,96})?", re.ASCII)
-"""`owner/name` or `name`, and after a colon the configuration where the data set has several."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?(:[\w.-]{1,96})?(@[\w./-]{1,96})?", re.ASCII)
+"""`owner/name` or `name`, after a colon the configuration where the data set has several, and after an at sign the
+revision that is pinned: a commit, a tag or a branch.
+"""
+COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 LOCAL = "or give a local file instead (task.data: path/to/rows.jsonl)"
 
@@ -22,7 +25,7 @@ def read_hub(source: str, split: str, limit: int | None, trust_remote_code: bool
     """Read one split of a hub data set; `HF_HUB_OFFLINE=1` takes it from the local cache alone.
 
     Args:
-        source: hub id, with `:configuration` after it where there are several.
+        source: hub id, with `:configuration` after it where there are several, and `@revision` where one is pinned.
         split: a split's name, or a slice such as `train[:10%]`.
         limit: rows read at most.
         trust_remote_code: whether the study allows code from the hub; only for the error, as `datasets` 4 and later run
@@ -31,9 +34,8 @@ def read_hub(source: str, split: str, limit: int | None, trust_remote_code: bool
     Raises:
         DataError: the data set or the split cannot be had.
     """
-    name, _, configuration = source.partition(":")
     label = f"{source}, split {split}"
-    rows = _load(name, configuration or None, split, source, trust_remote_code)
+    rows = _load(source, split, trust_remote_code)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     found = [Row(dict(values), label, number) for number, values in enumerate(rows, start=1)]
@@ -48,8 +50,7 @@ def read_class_names(source: str, split: str, column: str, trust_remote_code: bo
     Raises:
         DataError: the data set or the split cannot be had.
     """
-    name, _, configuration = source.partition(":")
-    rows = _load(name, configuration or None, split, source, trust_remote_code)
+    rows = _load(source, split, trust_remote_code)
     return tuple(getattr(rows.features.get(column), "names", None) or ())
 
 
@@ -57,7 +58,7 @@ def split_names(source: str) -> tuple[str, ...]:
     """Return the splits that a data set of the hub has.
 
     Args:
-        source: hub id, with `:configuration` after it where there are several.
+        source: as in `read_hub`.
 
     Raises:
         DataError: the data set cannot be had.
@@ -65,21 +66,36 @@ def split_names(source: str) -> tuple[str, ...]:
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
-    name, _, configuration = source.partition(":")
+    rest, _, revision = source.partition("@")
+    name, _, configuration = rest.partition(":")
     try:
         with _quiet():
-            return tuple(datasets.get_dataset_split_names(name, configuration or None))
+            return tuple(datasets.get_dataset_split_names(name, configuration or None, revision=revision or None))
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
         raise DataError(_explain(error, "train", False), file=source) from None
 
 
-def _load(name: str, configuration: str | None, split: str, source: str, trust_remote_code: bool) -> "Dataset":
+def read_commit(source: str, split: str, trust_remote_code: bool = False) -> str:
+    """Return the commit of the hub that a split was read from; empty where the library does not say.
+
+    Raises:
+        DataError: the data set or the split cannot be had.
+    """
+    info = getattr(_load(source, split, trust_remote_code), "info", None)
+    files = getattr(info, "download_checksums", None) or {}  # by address, which holds the commit
+    return next((found[1] for address in files if (found := COMMIT.search(str(address)))), "")
+
+
+def _load(source: str, split: str, trust_remote_code: bool) -> "Dataset":
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
+    rest, _, revision = source.partition("@")
+    name, _, configuration = rest.partition(":")
+    pinned = {"revision": revision} if revision else {}
     try:
         with _quiet():
-            return datasets.load_dataset(name, configuration, split=split)
+            return datasets.load_dataset(name, configuration or None, split=split, **pinned)
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
         raise DataError(_explain(error, split, trust_remote_code), file=source) from None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneoff.data.formats import TABLE_SUFFIXES, decode, read_rows
+from tuneoff.data.formats import TABLE_SUFFIXES, check_is_file, decode, read_rows
 from tuneoff.data.problems import Problems, shown
 from tuneoff.errors import DataError
 
@@ -108,6 +108,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def _content(path: Path, file: str) -> bytes:
+    check_is_file(path, file)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -199,7 +200,7 @@ def _values(value: Any, problems: Problems, *, file: str, line: int, role: Role)
     if not listed:
         problems.add(f"expected {wanted}, found an empty list", file=file, line=line)
     for own in listed:
-        if not isinstance(own, str | int):
+        if not isinstance(own, str | int) or (isinstance(own, int) and abs(own) >= 2**63):
             problems.add(f"expected {wanted} as {role}, found {shown(own)}", file=file, line=line)
             return ()
     return tuple(own if isinstance(own, str) else int(own) for own in listed)

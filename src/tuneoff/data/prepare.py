@@ -67,7 +67,13 @@ def prepare(
         validation=done.splits["validation"],
         test=done.splits["test"],
         sha256=hash_splits([done.splits[name] for name in SPLITS], done.prompts),
-        notes=(*sources.notes, *_unused_notes(task), *done.notes, *_token_notes(tokenizer, task)),
+        notes=(
+            *sources.notes,
+            *_commit_notes(sources),
+            *_unused_notes(task),
+            *done.notes,
+            *_token_notes(tokenizer, task),
+        ),
         stride_tokens=done.stride_tokens,
         samples=done.samples,
         cautions=done.cautions,
@@ -108,6 +114,12 @@ def _key(task: TaskSpec, tokenizer: "PreTrainedTokenizerBase", sources: Sources)
     del asked["metrics"]  # what is measured on the test split changes no token; prompts are made in any case
     parts = [VERSION, content, asked, fingerprint(tokenizer)]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _commit_notes(sources: Sources) -> list[str]:
+    """Say of which commit the hub's data are, so that they can be had again (`task.data: ID@COMMIT`)."""
+    commits = {source.name: source.commit() for source in sources.official().values()}
+    return [f"{name} was read at commit {commit} of the hub." for name, commit in commits.items() if commit]
 
 
 _COLUMNS = {

@@ -95,6 +95,11 @@ def to_questions(rows: Sequence[Row], columns: ColumnsSpec) -> Examples[Question
             f"{num_unanswerable} of {len(rows)} questions have no answer (SQuAD 2.0's unanswerable ones) and were left"
             " out."
         )
+    num_outside = sum(not any(answer in question.context for answer in question.answers) for question in found)
+    if num_outside:
+        notes.append(
+            f"{num_outside} of {len(found)} questions have no answer that stands in their context word for word."
+        )
     if len({question.name for question in found}) < len(found):
         notes.append("Some ids stand for several questions; the later ones are told apart by a number.")
     return Examples(found, tuple(notes))

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tuneoff.data.formats import TABLE_SUFFIXES, TEXT_SUFFIXES, Row, read_rows
-from tuneoff.data.hub import HUB_ID, read_class_names, read_hub
+from tuneoff.data.formats import TABLE_SUFFIXES, TEXT_SUFFIXES, Row, check_is_file, read_rows
+from tuneoff.data.hub import HUB_ID, read_class_names, read_commit, read_hub
 from tuneoff.errors import DataError, did_you_mean
+from tuneoff.files import leads_out
 from tuneoff.study.spec import TaskSpec
 from tuneoff.study.testing import TaskKind
 
@@ -62,6 +63,10 @@ class Source:
             return self._read_demo()
         files = self.files[: self.limit] if self.is_text else self.files
         return [row for path, label in files for row in read_rows(path, label, self.limit, self.positions)]
+
+    def commit(self) -> str:
+        """Return the commit of the hub that the rows are of; empty where they are not the hub's."""
+        return read_commit(self.name, self.split, self.trust_remote_code) if self.kind == "hub" else ""
 
     def class_names(self, column: str) -> tuple[str, ...]:
         """Return the names of a column's integers 0, 1, ..., where the source has them."""
@@ -169,7 +174,15 @@ class _Finder:
         positions = self._task.columns.positions
         if path.is_file():
             return Source("files", name, files=((path, name),), limit=limit, positions=positions)
+        check_is_file(path, name)
         documents, tables, others = sort_out(path)
+        for linked in (*documents, *tables):
+            if leads_out(linked, path):
+                raise DataError(
+                    f"is a link that leads out of the folder (to {os.path.realpath(linked)}), and is not followed; "
+                    "copy the file there",
+                    file=f"{name.rstrip('/')}/{_below(path, linked)}",
+                )
         if documents and (self._task.kind == "text" or not tables):
             if self._task.kind != "text":
                 raise DataError(
@@ -230,6 +243,8 @@ def _no_choice(folder: Path, tables: Sequence[Path]) -> str:
 def _missing(path: Path) -> str:
     """Say that a file is missing, and which names in its folder are near."""
     folder = path.parent
+    if os.path.islink(path):
+        return f"{path} is a link that leads nowhere (to {os.readlink(path)})"
     if not os.path.isdir(folder):
         return f"no such file or folder: {path} (there is no folder {folder})"
     hint = did_you_mean(path.name, _names(folder))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneoff.data.conversations import Conversation, Turn
-from tuneoff.errors import DataError, StudyError, did_you_mean
+from tuneoff.errors import DataError, StudyError, TuneoffError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -162,8 +162,6 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the conversation, or writes earlier turns anew when later ones follow.
         """
-        from jinja2 import TemplateError
-
         segments: list[Segment] = []
         done = ""
         try:
@@ -176,7 +174,9 @@ class ChatTemplate:
                     num_bytes = len(turn.text.strip().encode()) if turn.text.strip() in reply else None
                     segments.append(Segment(reply, turn.is_target, num_bytes=num_bytes))
                     done = after
-        except TemplateError as error:
+        except TuneoffError:
+            raise
+        except Exception as error:  # the template is a program that came with the model, and may fail in any way
             message = f"the tokenizer's chat template refuses this conversation: {error}"
             raise DataError(message, file=conversation.file, line=conversation.line) from None
         return [segment for segment in segments if segment.text]

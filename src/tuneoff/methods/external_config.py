@@ -22,9 +22,10 @@ PROMPTS = ("P_TUNING", "PROMPT_TUNING")
 NOT_OPTIONS = {
     *("peft_type", "task_type", "inference_mode", "base_model_name_or_path"),
     *("revision", "auto_mapping", "peft_version"),
-    *("generator_seed", "sample_at_inference"),
+    *("generator_seed", "sample_at_inference", "megatron_config", "megatron_core"),
 }
-"""Fields that follow from the study, and those of PVeRA that would draw what a resumed run cannot draw again."""
+"""Fields that follow from the study, and those of PVeRA that would draw what a resumed run cannot draw again, and
+those of LoRA that import a module by its name."""
 
 _NEEDS_WEIGHTS = "it is drawn from the base's own weights, and a study is planned without them"
 REFUSED = {

@@ -23,6 +23,7 @@ from tuneoff.methods.peft_config import (
     CONFIG_FILE,
     PREFIX_STATE,
     PROMPT_STATE,
+    WEIGHTS_FILE,
     lora_config,
     prefix_config,
     prompt_config,
@@ -30,7 +31,6 @@ from tuneoff.methods.peft_config import (
 )
 from tuneoff.methods.soft_prompt import PrefixModel, PrefixTuning, PromptModel, PromptTuning
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX, SHORT_PREFIX = "base_model.model.", "base_model."
 """What PEFT's wrapper puts before the module names of the model that it holds; the short one with soft prompts."""
 PROMPT_KEY = "prompt_embeddings"

@@ -6,6 +6,7 @@ option is refused unless it is listed here or empty.
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import MethodError
+from tuneoff.files import leads_out
 from tuneoff.methods.lora import LoRAModel
 from tuneoff.methods.soft_prompt import PREFIX_NAME, PROMPT_NAME, PrefixModel, PromptModel
 from tuneoff.study.methods import ALL_LINEAR
@@ -23,7 +25,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PROMPT_STATE, PREFIX_STATE = f"{PROMPT_NAME}.weight", f"{PREFIX_NAME}.weight"
 """Names under which the vectors of a soft prompt are saved here."""
 CAUSAL_LM, CLASSIFIER = "CAUSAL_LM", "SEQ_CLS"
@@ -147,6 +149,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         MethodError: missing, torn, of another kind of adapter, or with an option that is not known here.
     """
     path = folder / CONFIG_FILE
+    for linked in (path, folder / WEIGHTS_FILE):
+        if leads_out(linked, folder):
+            raise MethodError(
+                f"{linked}: is a link that leads out of its folder (to {os.path.realpath(linked)}), and is not "
+                "followed; copy the file there"
+            )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -30,6 +30,11 @@ def clean_lines(text: str) -> str:
     return "\n".join(lines).strip("\n")
 
 
+def without_controls(text: str) -> str:
+    """Return `text` without control characters but for tabs and line ends; what else an escape code has stays."""
+    return _CONTROLS.sub("", text)
+
+
 @lru_cache(maxsize=4096)
 def markdown(text: str) -> str:
     """Return `text` as Markdown that shows it as it is, in a table cell too."""

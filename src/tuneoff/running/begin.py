@@ -46,6 +46,7 @@ def begin(
     warning = check_room(study, select_arms(study, only), store, found, num_jobs, cohort_size)
     if warning:
         listener(Event("problem", body={"what": warning}))
+    store.check_links()
     store.create(study)
     write_plan(study, store.folder)
     workload = found.workload(num_jobs)

@@ -1,6 +1,8 @@
 """Looks at everything a study will read before anything is trained, so that bad input costs seconds and not a night."""
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +12,27 @@ from tuneoff.data.batching import num_steps
 from tuneoff.data.metrics import check_metrics
 from tuneoff.data.prepare import prepare
 from tuneoff.data.retention import prepare_retention
+from tuneoff.errors import TuneoffError
 from tuneoff.evaluation.generation import check_lengths
+from tuneoff.methods import interchange
 from tuneoff.planning.cohort_memory import CohortMemory, cohort_memory
 from tuneoff.planning.plan import Plan, plan
 from tuneoff.running.halving import check_search
 from tuneoff.running.tracking import check_trackers
 from tuneoff.study.identity import task_key
+from tuneoff.study.methods import LoadMethod, NoneMethod
 from tuneoff.study.spec import Study
 from tuneoff.study.value import Value
 from tuneoff.training.memory_limits import Available
-from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
+from tuneoff.training.model_files import resolve
+from tuneoff.training.models import (
+    fingerprint,
+    load_base,
+    load_config,
+    load_tokenizer,
+    shape_only,
+    tokenizer_notes,
+)
 from tuneoff.training.runtime import check_precision, device_bytes, room
 
 
@@ -85,6 +98,7 @@ def preflight(study: Study) -> Preflight:
     data = prepare(study.task, tokenizer, study.root, context, trust_remote_code=study.trust_remote_code)
     if data.classes:  # how many there are, and so how wide the heads, the data alone tell
         planned = plan(study, len(data.classes))
+    _check_weights(study, len(data.classes))
     hashes = {task_key(study.task): data.sha256}
     for own in map(study.for_arm, study.arms):
         check_precision(own.precision)
@@ -113,6 +127,41 @@ def preflight(study: Study) -> Preflight:
         memory=_memory(study, planned, config),
         available=available,
     )
+
+
+def _check_weights(study: Study, num_classes: int) -> None:
+    """Hold the names and shapes in local files against the base's, and those of loaded arms; no weight is read.
+
+    Raises:
+        ModelError: weights that are missing, left over, or of another shape.
+        MethodError: an adapter that does not fit the base.
+    """
+    if isinstance(resolve(study.model, study.root), Path):
+        open_shape = partial(load_base, study.model, study.root, None, study.trust_remote_code, is_shape_alone=True)
+        for number in sorted({0 if isinstance(arm.method, NoneMethod) else num_classes for arm in study.arms}):
+            open_shape(num_classes=number)
+    for arm in study.arms:
+        if isinstance(arm.method, LoadMethod):
+            try:
+                _check_loaded_arm(study, study.root / Path(arm.method.path).expanduser(), num_classes)
+            except TuneoffError as error:
+                raise type(error)(f"arms.{arm.name}: {error}") from None
+
+
+def _check_loaded_arm(study: Study, folder: Path, num_classes: int) -> None:
+    if interchange.is_adapter_folder(folder):
+        config = load_config(study.model, study.root, study.revision, study.trust_remote_code)
+        interchange.load_peft(shape_only(config, study.trust_remote_code, num_classes=num_classes), folder)
+    else:
+        load_base(
+            str(folder),
+            study.root,
+            None,
+            study.trust_remote_code,
+            num_classes=num_classes,
+            has_head=bool(num_classes),
+            is_shape_alone=True,
+        )
 
 
 def _memory(study: Study, planned: Plan, config: Any) -> CohortMemory:

@@ -211,7 +211,7 @@ def _settle_setup(runs: Sequence[Run], place: Place, *, is_trained: bool) -> dic
         # A cohort may have been parted before its start.
         kept = ("num_threads", "micro_batch", "evaluation_tokens", "generation_rows")
         setup |= {key: stored[key] for key in kept if key in stored}
-        setup |= {"num_sittings": stored["num_sittings"] + 1, "data_sha256": stored.get("data_sha256")}
+        setup |= {"num_sittings": stored.get("num_sittings", 0) + 1, "data_sha256": stored.get("data_sha256")}
         setup["is_alone"] = place.is_alone and bool(stored.get("is_alone", place.is_alone))
         setup["notes"] = stored.get("notes", [])
     return setup

@@ -57,6 +57,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "model.safetensors"
 COSTS_FOLDER = "costs"
 CHECKSUM = "checksum"
+SETUP = {"root": str, "num_threads": int, "micro_batch": int, "num_sittings": int, "cohort": list}
+"""Of which kind the values of a set-up are."""
 
 AnyRecord = TypeVar("AnyRecord", Record, TestRecord, ExplainRecord, SoloCosts)
 
@@ -95,10 +97,23 @@ class Store:
         """Return the folder of a run, which need not be there."""
         return self.folder / run_id
 
+    def check_links(self) -> None:
+        """Refuse a folder with links in it: what is written and removed through one lies elsewhere.
+
+        Raises:
+            StoreError: there is one.
+        """
+        if not self.folder.is_dir():
+            return
+        with os.scandir(self.folder) as entries:
+            linked = next((entry.path for entry in entries if entry.is_symlink()), None)
+        if linked is not None:
+            raise StoreError(f"{linked} is a link; results are not written through one. Remove it.")
+
     def run_ids(self) -> Iterator[str]:
-        """Yield the names of the run folders that are there."""
+        """Yield the names of the run folders that are there; a link out of the store is none."""
         if self.folder.is_dir():
-            yield from sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
+            yield from sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False))
 
     def record(self, run_id: str, *, verify: bool = False) -> Record | None:
         """Return a finished run's record, or none where there is none or it cannot be trusted.
@@ -107,8 +122,12 @@ class Store:
             run_id: name of the run.
             verify: compare the files' checksums too, which reads the weights.
         """
-        body = self._read(self.run_folder(run_id) / RECORD_FILE, Record)
+        path = self.run_folder(run_id) / RECORD_FILE
+        body = self._read(path, Record)
         if body is None or (verify and not self._files_are_whole(run_id, body.files)):
+            return None
+        if body.run_id != run_id or (verify and body.run.run_id != run_id):
+            self._distrust(path, f"is the record of another run ({body.run_id})")
             return None
         return body
 
@@ -253,12 +272,15 @@ class Store:
         (self.run_folder(run_id) / SETUP_FILE).unlink(missing_ok=True)
 
     def setup(self, run_id: str) -> dict[str, Any] | None:
-        """Return what a run was set up with, or none."""
+        """Return what a run was set up with, or none where it cannot be read or is not what was written."""
         try:
             body = json.loads((self.run_folder(run_id) / SETUP_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        return body if isinstance(body, dict) else None
+        is_whole = isinstance(body, dict) and all(
+            isinstance(body.get(key, kind()), kind) for key, kind in SETUP.items()
+        )
+        return body if is_whole else None
 
     def write_setup(self, run_id: str, setup: Mapping[str, Any]) -> None:
         """Store what the bits of a run depend on."""

@@ -1,5 +1,6 @@
 """What a finished run is good for: an adapter folder or a plain model for other tools, and a look at what it writes."""
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from tuneoff.running.store import STUDY_FILE, Store
 from tuneoff.study.expand import chosen_runs
 from tuneoff.study.methods import BitfitMethod, FullMethod, HeadMethod, NoneMethod
 from tuneoff.study.records import Record
-from tuneoff.study.spec import Arm, Study
+from tuneoff.study.spec import NAME_PATTERN, Arm, Study
 from tuneoff.study.streams import GENERATION, stream_seed
 from tuneoff.study.testing import Decoding, GenerateSpec
 from tuneoff.training.model_files import resolve
@@ -38,6 +39,8 @@ def find(out: Path, name: str) -> tuple[Store, Record]:
     """
     study, _, run_name = name.rpartition("/")
     folders = [out / study] if study else [path.parent for path in out.glob(f"*/{STUDY_FILE}")]
+    if not all(re.fullmatch(NAME_PATTERN, part) for part in (study, run_name) if part):
+        folders = []  # no name of a study or a run leads out of the folder
     found = [(Store(folder), run_id) for folder in folders for run_id in _named(Store(folder), run_name)]
     if len(found) != 1:
         what = f"{len(found)} runs are called" if found else "no run is called"
@@ -49,7 +52,8 @@ def find(out: Path, name: str) -> tuple[Store, Record]:
     if record is not None and record.status == "pruned":
         raise StoreError(f"run {run_id} was {record.reason}. Name a run at a rate that was chosen.")
     if record is None or record.status != "done":
-        raise StoreError(f"run {run_id} is not done. `tuneoff run` finishes it.")
+        why = f": {store.problems[-1]}" if store.problems else ""
+        raise StoreError(f"run {run_id} is not done{why}. `tuneoff run` finishes it.")
     return store, record
 
 
@@ -100,7 +104,9 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
     Raises:
         TuneoffError: no such run, its weights are gone, or the folder is not empty or not writable.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is there already and is a file; name another folder")
+    if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is there already and not empty; name another folder")
     record, place, adapted, tokenizer = _open(out, name)
     run = record.run

@@ -1,6 +1,7 @@
 """From the study file's arms to arms, trials and runs: a list where one value belongs is a grid, one arm each."""
 
 import itertools
+import math
 import reprlib
 import types
 import typing
@@ -14,6 +15,8 @@ from tuneoff.study.overriding import check_override
 from tuneoff.study.rates import AUTO, auto_rates
 from tuneoff.study.spec import Arm, Study
 
+MAX_ARMS = 10_000
+"""Of one grid: more than any study trains, and few enough to be told in seconds that they are too many."""
 NOT_OF_THE_METHOD = ("lr", "tune", "assumed", "override")
 
 
@@ -55,6 +58,11 @@ def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
     for key, values in grids.items():
         if not values:
             raise StudyError(f"{path}.{key}: found an empty list; give at least one value")
+    num_cells = math.prod(map(len, grids.values()))
+    if num_cells > MAX_ARMS:
+        raise StudyError(
+            f"{path}: its lists make a grid of {num_cells:,} arms; allowed are {MAX_ARMS:,}. Give fewer values."
+        )
     for cell in itertools.product(*grids.values()):
         chosen = dict(zip(grids, cell, strict=True))
         suffix = "".join(f"-{key}{_label(value)}" for key, value in chosen.items())

@@ -12,40 +12,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from tuneoff.errors import StudyError, did_you_mean
 from tuneoff.study.expand import expand_arms, shown
 from tuneoff.study.methods import METHODS
 from tuneoff.study.spec import Study
+from tuneoff.study.yaml_text import parse_yaml, read_yaml
 
 RECIPES = resources.files("tuneoff.study") / "recipes"
 SMOKE = "smoke.yaml"
 """The recipes' small forms: recipe to dotted keys and values."""
 EVERY_ARM = "arms.*."
 """Start of a key that is set in every arm that gives it."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number (YAML 1.2.
-
-    PyYAML's 1.1 makes it text) and refuses a key that is given twice.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+MAX_LINES = 5
+"""Wrong keys and values that an error lists; of the rest it says how many they are."""
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -98,7 +79,7 @@ def _smoke_form(source: str | Path) -> dict[str, Any]:
             f"{source}: a small form (--smoke) was asked for; only recipes have one: {', '.join(recipe_names())}. "
             "Shorten a study of your own with --set, such as --set budget.steps=5."
         )
-    forms = _parse_yaml((RECIPES / SMOKE).read_text(encoding="utf-8"), SMOKE)
+    forms = parse_yaml((RECIPES / SMOKE).read_text(encoding="utf-8"), SMOKE)
     form: dict[str, Any] = forms[str(source)]
     return form
 
@@ -139,10 +120,7 @@ def study_from(raw: Mapping[str, Any], root: Path, label: str = "study") -> Stud
 def _read(source: str | Path) -> tuple[dict[str, Any], Path, str]:
     path = Path(source)
     if os.path.isfile(path):
-        try:
-            return _parse(path.read_text(encoding="utf-8"), str(path)), path.parent.absolute(), str(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise StudyError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        return _parse(read_yaml(path), str(path)), path.parent.absolute(), str(path)
     if _is_recipe(source):
         text = (RECIPES / f"{source}.yaml").read_text(encoding="utf-8")
         return _parse(text, f"recipe {source}"), Path.cwd(), f"recipe {source}"
@@ -155,7 +133,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], Path, str]:
 
 
 def _parse(text: str, label: str) -> dict[str, Any]:
-    raw = _parse_yaml(text, label)
+    raw = parse_yaml(text, label)
     if not isinstance(raw, dict):
         raise StudyError(
             f"{label}: expected a mapping with the keys {', '.join(_keys(Study))}; found {type(raw).__name__}"
@@ -163,24 +141,11 @@ def _parse(text: str, label: str) -> dict[str, Any]:
     return raw
 
 
-def _parse_yaml(text: str, label: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise StudyError(f"{label}{where}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a date such as 2021-13-45 is a ValueError
-        raise StudyError(f"{label}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise StudyError(f"{label}: nested too deeply to be a study file") from None
-
-
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise StudyError(f"--set {override}: expected KEY=VALUE, such as budget.steps=100")
-    value = _parse_yaml(text, f"--set {override}")
+    value = parse_yaml(text, f"--set {override}")
     if isinstance(value, str) and _is_path_key(key) and os.path.exists(value):
         value = str(Path(value).absolute())  # typed on the command line, so it starts from the working folder
     _assign(raw, key, value, f"--set {override}")
@@ -218,7 +183,7 @@ def _assign_one(raw: dict[str, Any], key: str, value: Any, label: str) -> None:
     for depth, part in enumerate(parents):
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
-            raise StudyError(f"{label}: {'.'.join(parents[: depth + 1])} is {child!r}, which has no keys")
+            raise StudyError(f"{label}: {'.'.join(parents[: depth + 1])} is {shown(child)}, which has no keys")
         node = child
     if key in ("budget.steps", "budget.epochs", "budget.target_tokens"):
         for other in ("steps", "epochs", "target_tokens"):
@@ -239,8 +204,10 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def _explain(error: ValidationError, arms: Sequence[Mapping[str, Any]], label: str) -> str:
-    lines = []
+    lines: dict[str, None] = {}  # in order, each once
     for item in error.errors():
+        if item["type"] == "too_short" and item["input"]:
+            continue  # what was in it is wrong, and is said by itself
         path = _path(item["loc"], arms)
         if item["type"] == "extra_forbidden":
             allowed = _allowed_at(item["loc"])
@@ -250,9 +217,9 @@ def _explain(error: ValidationError, arms: Sequence[Mapping[str, Any]], label: s
             line = f"{path}: missing"
         else:
             line = f"{path}: {_wrong_value(item['type'], item['msg'], item['input'])}"
-        if line not in lines:
-            lines.append(line)
-    return "\n".join(f"{label}: {line}" for line in lines)
+        lines[f"{label}: {line}"] = None
+    more = len(lines) - MAX_LINES
+    return "\n".join([*lines][:MAX_LINES] + ([f"and {more} more"] if more > 0 else []))
 
 
 def _wrong_value(kind: str, message: str, value: Any) -> str:
@@ -261,7 +228,7 @@ def _wrong_value(kind: str, message: str, value: Any) -> str:
     if isinstance(value, dict) or "found" in message:
         return message
     allowed = re.findall(r"'([^']+)'", message) if kind == "literal_error" else ()
-    hint = did_you_mean(str(value), allowed)
+    hint = did_you_mean(value, allowed) if isinstance(value, str) else ""
     return f"{message}; found {shown(value)}{'.' if hint else ''}{hint}"
 
 

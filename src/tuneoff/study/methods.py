@@ -5,9 +5,9 @@ Each has the hyperparameters of its paper under the field's names; how they are 
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from tuneoff.study.value import Value
+from tuneoff.study.value import LARGEST, PositiveInt, Value
 
 ALL_LINEAR = "all-linear"
 """Target pattern that stands for every linear module but the output head."""
@@ -110,6 +110,9 @@ class PeftMethod(Value):
     def _check(self) -> Self:
         if not isinstance(self.peft.get("peft_type"), str):
             raise ValueError(f"peft needs its peft_type, such as IA3; found the keys {', '.join(map(str, self.peft))}")
+        for key, value in self.peft.items():
+            if isinstance(value, int) and abs(value) >= LARGEST:
+                raise ValueError(f"{key} should be less than {LARGEST}; found {value}")
         return self
 
 

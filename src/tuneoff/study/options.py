@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 
-from tuneoff.study.value import Value
+from tuneoff.study.value import PositiveInt, Value
 
 Invariant = Literal[
     "base_model",

@@ -6,6 +6,7 @@ arm.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +14,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     Field,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -36,7 +36,7 @@ from tuneoff.study.testing import (
     TaskKind,
     Testing,
 )
-from tuneoff.study.value import Value, plain
+from tuneoff.study.value import PositiveCount, PositiveInt, Value, plain
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names become folder names, so they may hold no separator and may not start with a dot."""
@@ -92,7 +92,7 @@ class TaskSpec(Value):
 
     kind: TaskKind
     data: str
-    """Hub id, local path, or `demo`."""
+    """Hub id (with `:configuration` and `@revision` where they are wanted), local path, or `demo`."""
     max_length: PositiveInt = 256
     """Tokens that one sequence may hold, prompt included."""
     template: str | None = None
@@ -172,7 +172,7 @@ class BudgetSpec(Value):
 
     steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None
-    target_tokens: PositiveInt | None = None
+    target_tokens: PositiveCount | None = None
     batch_size: PositiveInt = 16
     """Sequences in one optimizer step (the effective batch)."""
 
@@ -303,8 +303,7 @@ class Study(Value):
 
     @model_validator(mode="after")
     def _arm_names(self) -> Self:
-        names = [arm.name for arm in self.arms]
-        double = sorted({name for name in names if names.count(name) > 1})
+        double = sorted(name for name, number in Counter(arm.name for arm in self.arms).items() if number > 1)
         if double:
             raise ValueError(f"two arms have the same name: {', '.join(double)}; rename one")
         return self

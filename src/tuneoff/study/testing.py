@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from tuneoff.study.value import Value
+from tuneoff.study.value import PositiveInt, Value
 
 TaskKind = Literal["text", "instruction", "qa", "classification"]
 

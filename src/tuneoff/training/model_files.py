@@ -1,12 +1,14 @@
 """Where a base model comes from, and whether its local files are whole: looked at before any weight is read."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import tuneoff
 from tuneoff.errors import ModelError, did_you_mean
+from tuneoff.files import leads_out
 
 DEMO = "demo"
 DEMO_FOLDER = Path(tuneoff.__file__).parent / "assets" / "demo_base"
@@ -66,6 +68,7 @@ def _nearest(path: Path) -> str:
 def check_config_file(source: Path, model: str) -> None:
     """Read a local `config.json` as JSON, for a better message than the library's."""
     path = source / CONFIG if source.is_dir() else source
+    _check_links(path.parent, model)
     if not path.is_file():
         if (source / "adapter_config.json").is_file():
             raise ModelError(
@@ -83,6 +86,16 @@ def check_config_file(source: Path, model: str) -> None:
         raise ModelError(
             f"model {model!r}: {path} names no `model_type`, so it is not a configuration of Transformers."
         )
+
+
+def _check_links(folder: Path, model: str) -> None:
+    """Refuse a folder that shows files of another one: who made it may not have meant the reader well."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and leads_out(path, folder):
+            raise ModelError(
+                f"model {model!r}: {path} is a link that leads out of its folder (to {os.path.realpath(path)}), and is "
+                "not followed. Copy the file there, or name the folder that it lies in."
+            )
 
 
 def check_tokenizer_files(source: Path, model: str) -> None:
@@ -141,10 +154,12 @@ def weight_files(source: Path, model: str) -> list[Path]:
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ModelError(f"model {model!r}: {index} cannot be read as an index of weights ({error!r})") from None
     missing = [str(name) for name in names if Path(str(name)).name != name or not (source / name).is_file()]
-    if missing or not names:
+    if not names:
+        raise ModelError(f"model {model!r}: {index} names no weight files. Copy it again.")
+    if missing:
         raise ModelError(
-            f"model {model!r}: {len(missing)} of {len(names)} weight files that {INDEX} names are missing "
-            f"({', '.join(missing[:3])}). Copy them again."
+            f"model {model!r}: {len(missing)} of {len(names)} weight files that {INDEX} names are not in its folder "
+            f"({', '.join(missing[:3])}). Copy them there."
         )
     return [source / name for name in names]
 

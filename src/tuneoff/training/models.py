@@ -7,9 +7,8 @@ import copy
 import hashlib
 import logging
 import os
-import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,9 +17,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from tuneoff.errors import ModelError, StudyError
-from tuneoff.methods.heads import head_names
 from tuneoff.study.shapes import known_shape
 from tuneoff.training.activations import fuse_activations
+from tuneoff.training.loaded import check_loaded, without_head
 from tuneoff.training.model_errors import explained
 from tuneoff.training.model_files import (
     CONFIG,
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 """How long the hub may take to answer a call; the client's own default is twice that, six times over."""
-
-_logger = logging.getLogger(__name__)
 
 
 def load_config(
@@ -159,6 +156,11 @@ def load_tokenizer(
             f"model {model!r}: its tokenizer gives ids up to {largest}, but the model has {rows} embeddings. "
             "Use the tokenizer that belongs to the model."
         )
+    if not tokenizer("The cat sat on a mat.", add_special_tokens=False)["input_ids"]:
+        raise ModelError(
+            f"model {model!r}: its tokenizer has no token for plain text. "
+            "Copy its files from where the model comes from."
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
@@ -186,6 +188,7 @@ def load_base(
     num_classes: int = 0,
     has_head: bool = False,
     quantize: str = "none",
+    is_shape_alone: bool = False,
 ) -> "PreTrainedModel":
     """Return the base model on the CPU, in evaluation mode.
 
@@ -199,6 +202,8 @@ def load_base(
             language model.
         has_head: the classifier's head must be in the files, too.
         quantize: type in which its frozen linear layers are held, from `dtype`: none, nf4 or int8 (see `quantise`).
+        is_shape_alone: read the names and shapes in the files alone, for what is wrong with them; the model that is
+            returned is on the meta device.
 
     Raises:
         UnsupportedError: nf4 without bitsandbytes.
@@ -211,30 +216,44 @@ def load_base(
         config.num_labels = num_classes
     source = resolve(model, root)
     _check_source(config, source, model)
+    more: dict[str, Any] = {"device_map": "meta"} if is_shape_alone else {}
+    more |= {"revision": revision, "trust_remote_code": trust_remote_code}
+    base, found = _read_files(source, config, model, num_classes, dtype or torch.float32, more)
+    if num_classes and not has_head:
+        found = without_head(found, base)
+    check_loaded(base, found, model)
+    if is_shape_alone:
+        return base
+    fuse_activations(base)
+    if quantize != "none":
+        quantise(base, quantize)
+    return base
+
+
+def _read_files(
+    source: Path | str,
+    config: "PreTrainedConfig",
+    model: str,
+    num_classes: int,
+    dtype: "torch.dtype",
+    more: dict[str, Any],
+) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    """Return the model and what its loading found; `more` is what Transformers is told beside."""
     # Else a remote service converts a hub model that has only pickles, to weights of another commit than the record's.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     with quiet(progress=isinstance(source, str)), explained(model, "weights"):
         loaded: Any = _auto_class(num_classes).from_pretrained(
             str(source),
             config=config,
-            revision=revision,
-            dtype=torch.float32 if dtype is None else dtype,
-            trust_remote_code=trust_remote_code,
+            dtype=dtype,
             local_files_only=_cache_alone(source),
             use_safetensors=True,
             weights_only=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
+            **more,
         )
-    base: PreTrainedModel = loaded[0]
-    found = dict(loaded[1])
-    if num_classes and not has_head:
-        found = _without_head(found, base)
-    _check_loaded(base, found, model)
-    fuse_activations(base)
-    if quantize != "none":
-        quantise(base, quantize)
-    return base
+    return loaded[0], dict(loaded[1])
 
 
 def _check_source(config: "PreTrainedConfig", source: Path | str, model: str) -> None:
@@ -251,56 +270,6 @@ def _auto_class(num_classes: int) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     return AutoModelForSequenceClassification if num_classes else AutoModelForCausalLM
-
-
-def _without_head(found: Mapping[str, Any], base: "PreTrainedModel") -> dict[str, Any]:
-    """Return what was found on loading, without what concerns a classifier's head, which is drawn anew."""
-    heads = tuple(f"{name}." for name in head_names(base))
-    trunk = f"{base.base_model_prefix}."  # the head of the language model, outside it, has no place here
-    return {
-        **found,
-        "missing_keys": [key for key in found["missing_keys"] if not key.startswith(heads)],
-        "mismatched_keys": [key for key in found["mismatched_keys"] if not key[0].startswith(heads)],  # other classes
-        "unexpected_keys": [key for key in found["unexpected_keys"] if key.startswith(trunk)],
-    }
-
-
-def _check_loaded(base: "PreTrainedModel", found: Mapping[str, Any], model: str) -> None:
-    """Refuse weights that left a part of the model at random values; tied weights are not reported as missing."""
-    mismatched = sorted(found["mismatched_keys"])
-    if mismatched:
-        name, have, want = mismatched[0]
-        raise ModelError(
-            f"model {model!r}: {len(mismatched)} weights do not fit {CONFIG}; {name} has shape {tuple(have)} in the "
-            f"file and {tuple(want)} by the configuration. Use the {CONFIG} that belongs to the weights."
-        )
-    if found["missing_keys"]:
-        raise ModelError(
-            f"model {model!r}: {len(found['missing_keys'])} weights are not in the files and would start at random "
-            f"({_some(found['missing_keys'])}). Use the whole causal language model, with its own {CONFIG}."
-        )
-    if found["unexpected_keys"]:
-        own = {_numberless(name) for name in base.state_dict()}
-        layers = [name for name in found["unexpected_keys"] if _numberless(name) in own]
-        if layers:
-            raise ModelError(
-                f"model {model!r}: the files hold layers that {CONFIG} does not count ({_some(layers)}), "
-                f"so the model would be cut short. Use the {CONFIG} that belongs to the weights."
-            )
-        _logger.warning(
-            "model %r: weights that the model has no place for are left out (%s)",
-            model,
-            _some(found["unexpected_keys"]),
-        )
-
-
-def _numberless(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
 
 
 def shape_only(
