@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tuneoff.data.tokens import ARRAYS, PROMPT_ARRAYS, PreparedData, Prompts, TokenSplit, hash_splits
+from tuneoff.errors import StoreError
 from tuneoff.files import user_cache, write_synced
 
 if TYPE_CHECKING:
@@ -131,5 +132,5 @@ def save_entry(path: Path, data: PreparedData) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, save(arrays))
-    except OSError as error:
-        log.warning("%s cannot be written (%s): the next run tokenises the data again", path, error.strerror or error)
+    except (OSError, StoreError) as error:
+        log.warning("%s: the next run tokenises the data again", error)

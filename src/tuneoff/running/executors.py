@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneoff.errors import TuneoffError
+from tuneoff.files import make_folder, on_disk
 from tuneoff.running import fork_server
 from tuneoff.running.schedule import Task
 from tuneoff.study.options import Tracker
+from tuneoff.study.spec import CheckpointSpec
 
 if TYPE_CHECKING:
     from tuneoff.running.session import Place
@@ -37,7 +39,7 @@ class Job:
     task: Task
     folder: Path
     root: Path
-    checkpoint_every: int | None
+    checkpoint: CheckpointSpec
     num_threads: int | None
     micro_batch: int | None = None
     study: str = ""
@@ -224,7 +226,7 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
                 locks.enter_context(store.lock(run_id))
             arms = {member.run.run_id: member.arm for member in task.members}
             tracking = Tracking(job.trackers, job.study, task.arm, job.folder, arms=arms) if job.trackers else None
-            place = Place(store, job.root, job.checkpoint_every, job.num_threads, job.micro_batch, tracking)
+            place = Place(store, job.root, job.checkpoint, job.num_threads, job.micro_batch, tracking)
             if task.kind == "explain" and task.explaining is not None:
                 if not task.explaining.is_met_by(store.explained(task.run.run_id)):
                     explain_run(task.run, place, tell, task.explaining)
@@ -270,8 +272,9 @@ def _is_trained(store: "Store", task: Task) -> bool:
 
 def _log_to(folder: Path) -> None:
     """Send everything that libraries print to the run's log, on the level of file descriptors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    with on_disk(folder, "written"):
+        make_folder(folder)
+        log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -80,6 +80,8 @@ class StudyRunner:
         self._micro_batch: dict[str, int] = {}
         self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
         self._explained: dict[str, ExplainRecord] = {}
+        self._num_said = 0
+        """Problems of the store that were told."""
         self._num_rounds: int | None = None
         """Rounds of the search that were said; none before anything was looked at."""
         self._lost_trackers: set[str] = set()
@@ -183,7 +185,7 @@ class StudyRunner:
                 task=task,
                 folder=self.store.folder,
                 root=self.study.root,
-                checkpoint_every=self.study.checkpoint.every,
+                checkpoint=self.study.checkpoint,
                 num_threads=threads,
                 micro_batch=self._micro_batch.get(task.run.run_id),
                 study=self.study.name,
@@ -194,17 +196,19 @@ class StudyRunner:
 
     def _finished(self) -> tuple[dict[str, Record], dict[str, TestRecord]]:
         """Return what is done, each file verified once in a sitting."""
-        known = len(self.store.problems)
         for run_id in self.store.run_ids():
             record, test = self._verified.get(run_id, (None, None))
             if record is None:
                 record = self._unless_stale(self.store.record(run_id, verify=True))
+                if record is not None:
+                    self.store.tidy(run_id)
             if record is not None and not is_current(test, self.study):
                 test = self.store.test(run_id, verify=True)
             if record is not None:
                 self._verified[run_id] = (record, test)
-        for problem in self.store.problems[known:]:
+        for problem in self.store.problems[self._num_said :]:
             self.options.listener(Event("problem", body={"what": problem}))
+        self._num_said = len(self.store.problems)
         records = {run_id: record for run_id, (record, _) in self._verified.items()}
         return records, {run_id: test for run_id, (_, test) in self._verified.items() if test is not None}
 
@@ -327,7 +331,8 @@ class StudyRunner:
         if self.study.keep == "none":
             gone += [run_id for run_id in tests if run_id in records and not explained.is_left(records[run_id].run)]
         for run_id in gone:
-            (self.store.run_folder(run_id) / FULL_WEIGHTS).unlink(missing_ok=True)
+            with suppress(OSError):  # what cannot be removed now is removed another time
+                (self.store.run_folder(run_id) / FULL_WEIGHTS).unlink(missing_ok=True)
 
 
 def select_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:

@@ -13,7 +13,7 @@ from tuneoff.data.tokens import TokenSplit
 from tuneoff.errors import MethodError, UnsupportedError
 from tuneoff.evaluation.likelihood import Scores, score_split
 from tuneoff.evaluation.zero_shot import score_label_words, score_majority
-from tuneoff.files import remove_folder
+from tuneoff.files import on_disk, remove_folder
 from tuneoff.methods import cohort_from_specs, interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.heads import draw_head, train_head
@@ -23,6 +23,7 @@ from tuneoff.running.tracking import Tracking
 from tuneoff.study.identity import Run
 from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod, NoneMethod
 from tuneoff.study.records import RECORD_VERSION, Halving
+from tuneoff.study.spec import CheckpointSpec
 from tuneoff.study.streams import HEAD, INIT, stream_seed
 from tuneoff.training.checkpoint import save_tensors
 from tuneoff.training.meter import Meter
@@ -48,7 +49,8 @@ class Place:
     store: Store
     root: Path
     """Where the study's relative paths start."""
-    checkpoint_every: int | None = None
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """How often the state is saved."""
     num_threads: int | None = None
     micro_batch: int | None = None
     """A smaller micro-batch than the study's, after an out-of-memory."""
@@ -295,4 +297,6 @@ def load_weights(adapted: AdaptedModel, run: Run, store: Store, member: int = 0)
     path = store.run_folder(run.run_id) / _weights_name(run)
     if not path.exists():
         raise MethodError(f"run {run.run_id}: its weights are gone ({path.name}); the study's `keep` says which stay")
-    adapted.load_state_dict(interchange.from_peft_state(load_file(path)), member)
+    with on_disk(path):
+        state = load_file(path)
+    adapted.load_state_dict(interchange.from_peft_state(state), member)
