@@ -4,8 +4,8 @@
 
 For each fault (a full disk, errors of reading and writing, no permission, death at any operation, power cuts) and for
 n = 1 until none is left: the n-th operation is hit, then the same study is run undisturbed, and every record, curve,
-prediction and adapter is held against those of a study that nothing disturbed, bit by bit but for clocks. How faults are
-made, and what they cannot reach, stands in `tests/faults/injector.py`.
+prediction and adapter is held against those of a study that nothing disturbed, bit by bit but for clocks. How faults
+are made, and what they cannot reach, stands in `tests/faults/injector.py`.
 """
 
 import argparse
@@ -60,7 +60,10 @@ def sweep(study: object, folder: Path, wanted: dict, action: str, options: argpa
             wrong.append(verdict)
         if verdict.wrong or options.verbose:
             said = verdict.said.strip().replace("\n", " / ")[-300:]
-            print(f"  {action} {at} {verdict.hit}: {verdict.ended}; WRONG: {verdict.wrong or 'no'}; said: {said}", flush=True)
+            print(
+                f"  {action} {at} {verdict.hit}: {verdict.ended}; WRONG: {verdict.wrong or 'no'}; said: {said}",
+                flush=True,
+            )
         at += options.every
     is_whole = "all" if time.monotonic() < end else "out of time"
     counts = ", ".join(f"{number} {how}" for how, number in sorted(ended.items()))

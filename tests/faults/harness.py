@@ -1,4 +1,4 @@
-"""Runs a small study in a process of its own under faults, then without, and holds what is left against the undisturbed.
+"""Runs a small study in a process of its own under faults, then without, and compares with an undisturbed one.
 
 Processes are forked from one that has imported everything, so that an attempt takes as long as its work.
 """
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ CHANGES: dict[str, Any] = {
 TRACEBACK = 99
 """Exit code of an attempt that ended with an error which is no `TuneoffError`."""
 WAIT_S = 120
-CLOCKS = frozenset({"created_at", "num_sittings", "costs", "score_s", "explain_s", "elapsed_s", "checksum", "generate_s"})
+CLOCKS = frozenset(
+    {"created_at", "num_sittings", "costs", "score_s", "explain_s", "elapsed_s", "checksum", "generate_s"}
+)
 """What of a record or a curve is a clock's or counts sittings, or is worked out of that."""
 SIDE_FILES = frozenset({".lock", "log.txt", "setup.json", "study.json"})
 
@@ -102,10 +105,8 @@ def _wait(pid: int) -> int:
         _, status = os.waitpid(pid, 0)
     finally:
         signal.alarm(0)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     return os.waitstatus_to_exitcode(status)
 
 
@@ -125,20 +126,24 @@ def _run(study: Study, plan: Plan, output: Path) -> None:
         try:
             result = api.run(study, plan.roots[0], listener=_say)
             for reason in result.failed.values():
-                print(f"failed: {reason}")
+                _print(f"failed: {reason}")
             code = 1 if result.failed else 0
         except TuneoffError as error:
-            print(f"error: {error}")
+            _print(f"error: {error}")
             code = error.exit_code
     except BaseException:  # what the user would see as a traceback
-        print(traceback.format_exc())
+        _print(traceback.format_exc())
     finally:
         os._exit(code)
 
 
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
 def _say(event: Event) -> None:
     if "what" in event.body:
-        print(f"{event.kind}: {event.body['what']}")
+        _print(f"{event.kind}: {event.body['what']}")
 
 
 def snapshot(place: Path) -> dict[str, Any]:

@@ -240,9 +240,10 @@ def _synced(path: Path | None) -> None:
             _set_entries(os.stat(path).st_ino, found)
         else:
             shadow = _state.plan.shadow
-            with _REAL["io"](path, "rb") as source, _REAL["io"](
-                shadow / "content" / str(os.stat(path).st_ino), "wb"
-            ) as copy:
+            with (
+                _REAL["io"](path, "rb") as source,
+                _REAL["io"](shadow / "content" / str(os.stat(path).st_ino), "wb") as copy,
+            ):
                 shutil.copyfileobj(source, copy)
 
 

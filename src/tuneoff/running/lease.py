@@ -1,18 +1,18 @@
-"""Who works on a run: a lock of the system, and beside it a lease, for shared folders where such a lock may not hold.
+"""Who works on a run: a lock of the system, and a lease beside it, for shared folders where such a lock may not hold.
 
-The lock (`.lock`, flock) is let go by the system when its holder dies, but some network file systems keep it on one host
-or not at all. The lease (`.lease`) is a file that says who holds the run: host, process, and when the process started.
-It is created by linking a file that is whole, which is atomic on NFS too (of two, one succeeds), and its holder touches
-it every `HEARTBEAT_S`. It has ended when its holder is gone: of the same host where no such process runs, or another
-one has its number (its start time differs); of another host where it was not touched for `EXPIRY_S`.
+The lock (`.lock`, flock) is let go by the system when its holder dies, but some network file systems keep it on one
+host or not at all. The lease (`.lease`) is a file that says who holds the run: host, process, and when the process
+started. It is created by linking a file that is whole, which is atomic on NFS too (of two, one succeeds), and its
+holder touches it every `HEARTBEAT_S`. It has ended when its holder is gone: of the same host where no such process
+runs, or another one has its number (its start time differs); of another host where it was not touched for `EXPIRY_S`.
 
 Ages are taken on the share's own clock: whoever asks touches a file of its own there and compares the two times that
 the file server gave. How far the hosts' clocks are apart does not matter.
 
-Whoever finds a dead holder's lease renames it away, which one of several can do, looks whether what it took was the dead
-one's, and else puts it back. A holder that finds that the lease is not its own any more (its host slept, or the share was
-gone for longer than `EXPIRY_S`) ends its process at once; the run goes on elsewhere from its last checkpoint, to the
-same bits.
+Whoever finds a dead holder's lease renames it away, which one of several can do, looks whether what it took was the
+dead one's, and else puts it back. A holder that finds that the lease is not its own any more (its host slept, or the
+share was gone for longer than `EXPIRY_S`) ends its process at once; the run goes on elsewhere from its last checkpoint,
+to the same bits.
 """
 
 import errno

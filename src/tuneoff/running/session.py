@@ -49,7 +49,7 @@ class Place:
     store: Store
     root: Path
     """Where the study's relative paths start."""
-    checkpoint: CheckpointSpec = CheckpointSpec()
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     """How often the state is saved."""
     num_threads: int | None = None
     micro_batch: int | None = None

@@ -331,7 +331,7 @@ class Store:
             handle.write(json.dumps(row) + "\n")
 
     def sync_curves(self, run_ids: Iterable[str]) -> None:
-        """Make the learning curves as safe as the checkpoint that is to be saved: a run that goes on from there only adds.
+        """Make the learning curves as safe as the checkpoint that is saved next: who goes on from there only adds.
 
         Raises:
             StoreError: the disk cannot.

@@ -216,6 +216,7 @@ class CheckpointSpec(Value):
     much longer as saving may take 1 % of the time.
     """
 
+
 class Arm(Value):
     """One method with its scientific hyperparameters fixed, and the learning rates to try."""
 
