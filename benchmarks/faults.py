@@ -1,6 +1,6 @@
 """Hits every file operation of a small study with every fault, runs the same study again, and compares the bits.
 
-    python -m benchmarks.faults [--actions EIO,power] [--every 5] [--verbose]
+    python -m benchmarks.faults [--actions EIO,power] [--every 5 | --points 2] [--verbose]
 
 For each fault (a full disk, errors of reading and writing, no permission, death at any operation, power cuts) and for
 n = 1 until none is left: the n-th operation is hit, then the same study is run undisturbed, and every record, curve,
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--actions", default=",".join(KINDS), help="faults, by comma")
     parser.add_argument("--every", type=int, default=1, help="hit every k-th operation only")
+    parser.add_argument("--points", type=int, default=0, help="hit so many operations of each fault, spread evenly")
     parser.add_argument("--start", type=int, default=1, help="the first operation that is hit")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="start no attempt after so long")
     parser.add_argument("--verbose", action="store_true", help="print every case")
@@ -44,6 +45,10 @@ def main() -> None:
         print(f"{first.count} operations, {len(wanted)} files compared", flush=True)
         num_wrong = 0
         for action in options.actions.split(","):
+            if options.points:
+                num_all = sum(line.split()[0] in KINDS[action] for line in first.trace)
+                options.every = num_all // options.points
+                options.start = options.every // 2 + 1
             num_wrong += sweep(study, Path(folder), wanted, action, options, end)
     raise SystemExit(1 if num_wrong else 0)
 

@@ -39,7 +39,7 @@ CHANGES: dict[str, Any] = {
 }
 TRACEBACK = 99
 """Exit code of an attempt that ended with an error which is no `TuneoffError`."""
-WAIT_S = 120
+WAIT_S = 300
 CLOCKS = frozenset(
     {"created_at", "num_sittings", "costs", "score_s", "explain_s", "elapsed_s", "checksum", "generate_s"}
 )
@@ -67,6 +67,8 @@ class Outcome:
     said: str
     count: int
     hit: str
+    trace: tuple[str, ...] = ()
+    """Of an undisturbed one: each operation's kind and file."""
 
 
 def attempt(study: Study, place: Path, action: str = "", at: int = 0) -> Outcome:
@@ -84,21 +86,33 @@ def attempt(study: Study, place: Path, action: str = "", at: int = 0) -> Outcome
         root.mkdir(exist_ok=True)
     plan = Plan(action, at, roots, shadow)
     output = shadow / "output"
-    pid = os.fork()
-    if pid == 0:
-        _run(study, plan, output)
-    code = _wait(pid)
+    code = wait_for(start(study, roots[0], output, plan))
     count, hit = injector.result_of(plan)
     if hit and action.startswith("power"):
         injector.lose_unsynced(plan)
     said = output.read_text() if output.exists() else ""
-    if action:
-        shutil.rmtree(shadow)
-    return Outcome(code, said, count, hit)
+    trace = () if action else injector.trace_of(plan)
+    shutil.rmtree(shadow)
+    return Outcome(code, said, count, hit, trace)
 
 
-def _wait(pid: int) -> int:
-    """Wait for an attempt, and end what it left behind."""
+def start(study: Study, out: Path, output: Path, plan: Plan | None = None) -> int:
+    """Run the study in a process group of its own, as the command line does, and return its number.
+
+    Args:
+        study: the study.
+        out: where its results go.
+        output: takes what it says.
+        plan: what is to go wrong; none disturbs and counts nothing.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _run(study, out, output, plan)
+    return pid
+
+
+def wait_for(pid: int) -> int:
+    """Wait for a process that was started, end what it left behind, and return its exit code."""
     signal.signal(signal.SIGALRM, lambda *_: os.killpg(pid, signal.SIGKILL))
     signal.alarm(WAIT_S)
     try:
@@ -110,7 +124,7 @@ def _wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _run(study: Study, plan: Plan, output: Path) -> None:
+def _run(study: Study, out: Path, output: Path, plan: Plan | None) -> None:
     """Do what the command line does, in this process, and end it."""
     code = TRACEBACK
     try:
@@ -119,12 +133,13 @@ def _run(study: Study, plan: Plan, output: Path) -> None:
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        os.environ["TUNEOFF_CACHE"] = str(plan.roots[1])
         fork_server.context = lambda: multiprocessing.get_context("fork")
-        injector.watch_rust(checkpoint, session, explain, safetensors.torch)
-        injector.install(plan)
+        if plan is not None:
+            os.environ["TUNEOFF_CACHE"] = str(plan.roots[1])
+            injector.watch_rust(checkpoint, session, explain, safetensors.torch)
+            injector.install(plan)
         try:
-            result = api.run(study, plan.roots[0], listener=_say)
+            result = api.run(study, out, listener=_say)
             for reason in result.failed.values():
                 _print(f"failed: {reason}")
             code = 1 if result.failed else 0

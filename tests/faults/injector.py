@@ -1,4 +1,4 @@
-"""Faults of a disk, for tests: the n-th operation on files below some folders fails, kills, or loses what was not synced.
+"""Faults of a disk, for tests: the n-th operation on files below some folders fails, kills, or loses what is unsynced.
 
 `install` puts wrappers over what Python code reaches files with (`os.open`, `write`, `read`, `fsync`, `rename`,
 `replace`, `link`, `unlink`, `mkdir`, `rmdir`, `utime`, and `io.open`, whose file objects are given a raw file of our
@@ -9,10 +9,10 @@ What it cannot see is what goes to the system without these functions: `flock` (
 (`load_file`, `safe_open`) is Rust's; those names are wrapped where the product imports them. Reading the base model and
 the data happens outside the study's folder.
 
-A power cut is played on a model of the disk: a file's content counts from its last fsync, a folder's entries (creations,
-renames, removals) from the last fsync of the folder. What was not synced is dropped all together (`power`), or the names
-are kept and the contents dropped (`power-names`: the order in which journals without data flush). Between the two lies
-what a real cut leaves; the other end, everything kept, is `die`.
+A power cut is played on a model of the disk: a file's content counts from its last fsync, a folder's entries (made,
+renamed, removed) from the last fsync of the folder. What was not synced is dropped all together (`power`), or the names
+are kept and the contents dropped (`power-names`: what a file system may do that writes names before contents). Between
+the two lies what a real cut leaves; the other end, everything kept, is `die`.
 """
 
 import builtins
@@ -26,7 +26,7 @@ import shutil
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -400,6 +400,6 @@ def _open_file(
     return io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline)
 
 
-def trace_of(plan: Plan) -> Sequence[str]:
+def trace_of(plan: Plan) -> tuple[str, ...]:
     """Return the operations of an undisturbed run, kind and path each."""
-    return (plan.shadow / "trace").read_text().splitlines()
+    return tuple((plan.shadow / "trace").read_text().splitlines())
