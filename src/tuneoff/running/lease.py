@@ -168,7 +168,7 @@ class RunLock:
             return
         try:
             if _read(away) != dead:
-                with suppress(FileExistsError):
+                with suppress(OSError):  # where it cannot be, its holder finds that out and ends
                     os.link(away, self.path)
         finally:
             with suppress(OSError):

@@ -9,6 +9,7 @@
                       predictions.jsonl, items.json, test.json   the one reading of the test split
                       explain.json   what was worked out of the trained weights, once they are tested
                       log.txt        what libraries said
+                      .lease, .lock   who works on it now (see `lease`)
     runs/STUDY/.index                what the records held when they were last read, of a large study (see `index`)
 
 A record carries the sha256 of itself and of its files; a torn or altered one counts as missing and is said so. One that
@@ -145,7 +146,10 @@ class Store:
             return ItemScores.from_json(from_json(path.read_bytes()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except OSError as error:
+            self._note(f"{path} cannot be read now ({error.strerror or error})")
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._distrust(path, "cannot be read")
             return None
 

@@ -219,4 +219,4 @@ def _parts(head: bytes, tensors: list[Tensor]) -> Iterator[bytes | memoryview]:
     for tensor in tensors:
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         if flat.numel():
-            yield memoryview(flat.view(torch.uint8).numpy())
+            yield flat.view(torch.uint8).numpy().data
