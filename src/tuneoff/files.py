@@ -18,7 +18,7 @@ STALE_S = 3600.0
 """Age from which what lies aside, in a folder that several processes write to, was left by a kill."""
 NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})
 """What fsync of a folder gives on file systems that do not have it (some network and FUSE ones)."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 _TOKEN = ""
@@ -70,16 +70,17 @@ def on_disk(path: Path, done: str = "read") -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # not the disk's: a lock's time ran out, or a library's own kind
             raise
-        raise StoreError(f"{path} cannot be {done} ({error.strerror or error}). {_advice(error)}") from error
+        raise StoreError(_told(path, done, error)) from error
 
 
-def _advice(error: OSError) -> str:
-    goes_on = "the same command goes on from what is there"
+def _told(path: Path, done: str, error: OSError) -> str:
+    why, goes_on = error.strerror or error, "the same command goes on from what is there"
     if error.errno in FULL:
-        return f"The disk is full: free some space; {goes_on}."
+        return f"{path}: there is no room left to write ({why}). What is finished is whole. Make room, and {goes_on}."
+    what = f"{path} cannot be {done} ({why})."
     if error.errno in FORBIDDEN:
-        return f"Give yourself the right to, or name another folder with --out; {goes_on}."
-    return f"Look after the disk; {goes_on}."
+        return f"{what} Give yourself the right to, or name another folder with --out; {goes_on}."
+    return f"{what} Look after the disk; {goes_on}."
 
 
 def aside_of(path: Path) -> Path:

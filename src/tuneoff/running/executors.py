@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tuneoff.errors import TuneoffError
 from tuneoff.files import make_folder, on_disk
 from tuneoff.running import fork_server
+from tuneoff.running.lease import LOST
 from tuneoff.running.schedule import Task
 from tuneoff.study.options import Tracker
 from tuneoff.study.spec import CheckpointSpec
@@ -125,7 +126,7 @@ class LocalExecutor:
         """Say how a child ended that could not say it itself."""
         self._forget(child)
         code = child.process.exitcode
-        kind = "killed" if code is not None and code < 0 else "crashed"
+        kind = "busy" if code == LOST else "killed" if code is not None and code < 0 else "crashed"
         return Message(child.job, kind, {"exit_code": code})
 
     def _forget(self, child: Child) -> None:

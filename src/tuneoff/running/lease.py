@@ -58,7 +58,7 @@ class RunLock:
         self.folder = folder
         self.path = folder / LEASE_FILE
         self.owner = {"id": secrets.token_hex(8), "host": host or this_host(), "pid": os.getpid(), "started": started()}
-        self._lose = lose or (lambda: os._exit(LOST))
+        self._lose = lose or _end
         self._lock = FileLock(folder / LOCK_FILE, timeout=0)
         self._is_over = threading.Event()
         self._beating: threading.Thread | None = None
@@ -124,7 +124,7 @@ class RunLock:
             Timeout: another process holds it.
         """
         for _ in range(2):
-            if self._create():
+            if self._create() and self._is_own():
                 return
             found = _read(self.path)
             if found is not None and not _is_dead(self.path, found, self.owner["host"]):
@@ -161,7 +161,7 @@ class RunLock:
 
     def _clear(self, dead: dict[str, Any] | None) -> None:
         """Take a dead lease away; one that another process put in its place meanwhile is put back."""
-        away = aside_of(self.path.with_name(f"{LEASE_FILE}-{secrets.token_hex(4)}"))
+        away = self.path.with_name(f"{LEASE_FILE}-{secrets.token_hex(8)}")  # none that `remove_asides` takes
         try:
             self.path.rename(away)
         except FileNotFoundError:
@@ -192,6 +192,11 @@ class RunLock:
             if not is_own:
                 self._lose()
                 return
+
+
+def _end() -> None:
+    os.write(2, b"another process took this run over; it goes on there\n")  # of a child that is the log
+    os._exit(LOST)
 
 
 def is_held(folder: Path) -> bool:
