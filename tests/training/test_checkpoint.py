@@ -110,7 +110,7 @@ def test_what_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, odd)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match=r"step-000000005 cannot be written \(Not a directory\)"):
+    with pytest.raises(StoreError, match=r"step-000000005 cannot be written \("):
         save_checkpoint(tmp_path / "file", state(5))
 
 
