@@ -4,7 +4,7 @@ The command line calls these same functions.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from tuneoff.analysis.explanation import Explanation
     from tuneoff.analysis.progress import Progress
+    from tuneoff.analysis.time_to_go import TimeToGo
     from tuneoff.analysis.values import Summary
     from tuneoff.evaluation.scoring import Scoring
     from tuneoff.planning.modules import Architecture
@@ -43,11 +44,13 @@ class Result:
         study: the study.
         store: its folder.
         failed: runs that crashed in this sitting, with what is known of it; they are tried again by the next `run`.
+        is_cut: whether this sitting ended for want of time, before its work was done; the next `run` goes on.
     """
 
     study: Study
     store: "Store"
     failed: dict[str, str] = field(default_factory=dict)
+    is_cut: bool = False
 
     def read(self) -> "Reading":
         """Return what the folder holds now. Given to `report` and to `table`, it is read once for both."""
@@ -67,6 +70,10 @@ class Result:
         """Return how far each arm is."""
         return self.read().progress
 
+    def time_to_go(self) -> "TimeToGo":
+        """Return how long each arm, and the study, still takes by what its runs took so far."""
+        return self.read().time_to_go
+
     def explained(self) -> dict[str, ExplainRecord]:
         """Return what was worked out of the arms' runs at their chosen rates, and of the base, by run id."""
         return self.read().explained
@@ -81,7 +88,7 @@ class Result:
 
     def running(self) -> frozenset[str]:
         """Return the runs that some process works on now."""
-        return frozenset(run_id for run_id in self.store.run_ids() if self.store.is_locked(run_id))
+        return self.read().running
 
     def charts(self) -> "dict[str, LayerChart]":
         """Return the report's charts by name (`learning`, `rates`, ...), as Altair: a notebook shows what it is given.
@@ -182,6 +189,7 @@ def run(
     only: Sequence[str] = (),
     num_jobs: int = 1,
     cohort: int | str = "auto",
+    time_s: float | None = None,
     checked: "Preflight | None" = None,
     listener: Callable[["Event"], Any] = lambda event: None,
 ) -> Result:
@@ -195,33 +203,52 @@ def run(
         cohort: LoRA runs that are trained in one pass over the frozen base at most. `off` trains each alone; `auto`
             does so on a CPU, and on a GPU takes as many as should fit, 8 at most. It is no part of a run's identity:
             the weights agree but for rounding. Cohorts that were begun are gone on with, whatever is given here.
+        time_s: seconds after which no run is started, and those at work leave off with a checkpoint after their step;
+            one that will be done within 2 % of it (300 s at most) is let finish.
         checked: what `check` said of the study; none checks now.
         listener: is told what happens.
 
     Raises:
-        TuneoffError: bad input.
+        TuneoffError: bad input, or a disk that cannot hold the results.
+        KeyboardInterrupt: Ctrl-C. At the first one runs leave off with a checkpoint, at a second one at once.
     """
+    from tuneoff.running.begin import begin
     from tuneoff.running.cohorts import asked_size
-    from tuneoff.running.run import Options, StudyRunner, select_arms
+    from tuneoff.running.full_disk import full_disk_is_told
+    from tuneoff.running.run import StudyRunner, select_arms
+    from tuneoff.running.sitting import Sitting
     from tuneoff.running.store import Store
 
-    store = Store(out / study.name)
+    sitting, store = Sitting(time_s), Store(out / study.name)
     select_arms(study, only)  # refused before anything is read or written
     size = asked_size(cohort)
     found = checked or check(study)
-    store.create(study)
-    options = Options(
+    options = begin(
+        study,
+        store,
+        found,
         only=only,
         num_jobs=num_jobs,
-        cohort_size=found.memory.size(num_jobs) if size is None else size,
+        cohort_size=size or found.memory.size(num_jobs),
+        sitting=sitting,
         listener=listener,
-        data_sha256=found.data_sha256,
-        model_sha256=found.model_sha256,
-        retention_sha256=found.retention_sha256,
     )
     runner = StudyRunner(study, store, options)
-    runner.run()
-    return Result(study, store, dict(runner.failed))
+    with full_disk_is_told(store.folder):
+        runner.run()
+    result = Result(study, store, dict(runner.failed))
+    return replace(result, is_cut=sitting.is_cut and bool(result.time_to_go().arms))
+
+
+def seconds_of(text: str) -> float:
+    """Return a length of time, such as `8h`, `90m`, `1h30m`, `45s` or `3600`, in seconds.
+
+    Raises:
+        StudyError: it is none.
+    """
+    from tuneoff.running.sitting import seconds_of as parse
+
+    return parse(text)
 
 
 def plan(study: Study) -> "Plan":

@@ -1,11 +1,12 @@
 """The command line: verbs that parse, call the Python interface, and print. No logic, and no torch at import."""
 
 import gc
-import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Annotated
 
 import typer
@@ -36,6 +37,8 @@ SmokeOption = Annotated[
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results of all studies lie.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="STUDY/ARM, or the id of a run (`tuneoff status`).")]
 DEFAULT_OUT = Path("runs")
+TERMINATED = 143
+"""Exit code of a command that SIGTERM ended, as a shell gives it."""
 PIPE_WIDTH = 1000
 """Columns of a line of a tree where the output is no terminal: more than any needs."""
 
@@ -72,8 +75,10 @@ def demo(
     overrides: SetOption = None,
 ) -> None:
     """Run the whole thing on the embedded base and data: offline, on a CPU, in about two minutes."""
+    from tuneoff.running.threads import num_processors
+
     # So small a model gains more from two runs at a time than from two threads in one.
-    _run("demo", overrides, out, only=(), num_jobs=min(4, os.cpu_count() or 1))
+    _run("demo", overrides, out, only=(), num_jobs=min(4, num_processors()))
 
 
 @app.command(epilog="Example: `tuneoff plan dolly-llama3`")
@@ -112,25 +117,40 @@ def run(
             help="LoRA runs that one process trains in one pass over the frozen base, at most; auto: on a GPU alone.",
         ),
     ] = "auto",
+    time: Annotated[
+        str | None,
+        typer.Option("--time", metavar="8h", help="Stop after so long (90m, 1h30m, 3600 s), with a report; resumable."),
+    ] = None,
     out: OutOption = DEFAULT_OUT,
 ) -> None:
     """Train what is missing and nothing that is done. The same command resumes."""
-    _run(study, overrides, out, tuple(only or ()), jobs, smoke=smoke, cohort=cohort)
+    _run(study, overrides, out, tuple(only or ()), jobs, smoke=smoke, cohort=cohort, time=time)
 
 
 @app.command()
 @_uncollected()
 def status(
-    study: StudyArgument, overrides: SetOption = None, smoke: SmokeOption = False, out: OutOption = DEFAULT_OUT
+    study: StudyArgument,
+    overrides: SetOption = None,
+    smoke: SmokeOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: OutOption = DEFAULT_OUT,
 ) -> None:
-    """Show what is done, running, infeasible and left."""
+    """Show what is done, running, infeasible and left, and how long it still takes."""
     from tuneoff import api
-    from tuneoff.report.status import run_listing, status_table
+    from tuneoff.report.status import run_listing, status_json, status_table
+    from tuneoff.report.to_go import explained, under_way_lines
 
     result = api.open_result(api.load(study, overrides or (), smoke=smoke), out)
     reading = result.read()
-    progress = reading.progress
-    _print(status_table(progress, result.running()))
+    progress, to_go, begun = reading.progress, reading.time_to_go, reading.under_way
+    if as_json:
+        print(status_json(progress, to_go, begun))
+        return
+    _print(status_table(progress, reading.running, begun.keys(), to_go))
+    for text in (under_way_lines(progress, result.study.seeds, begun, reading.num_steps), Text(explained(to_go))):
+        if text:
+            _print(text)
     _print(run_listing(progress))
     _print(Text(f"Results: {result.store.folder}"))
     num_others = reading.num_other_runs
@@ -289,12 +309,19 @@ def modules(
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Within the context Ctrl-C ends with a line that says how to go on; Typer would end without a word."""
+    """Within the context Ctrl-C and SIGTERM end with a line that says how to go on; Typer would end without a word."""
     try:
         yield
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from the last checkpoints")
-        raise typer.Exit(130) from None
+        code = 130
+    except SystemExit as end:
+        if end.code != TERMINATED:
+            raise
+        code = TERMINATED
+    else:
+        return
+    Console(stderr=True).print("stopped; the same command goes on from the last checkpoints")
+    raise typer.Exit(code)
 
 
 @_stoppable()
@@ -307,6 +334,7 @@ def _run(
     *,
     smoke: bool = False,
     cohort: str = "auto",
+    time: str | None = None,
 ) -> None:
     from tuneoff.running import fork_server
 
@@ -314,7 +342,9 @@ def _run(
     from tuneoff import api
     from tuneoff.planning.render import module_listing
     from tuneoff.report.live import Live
+    from tuneoff.report.to_go import what_is_left
 
+    ends_at = None if time is None else monotonic() + api.seconds_of(time)
     console = Console()
     study = api.load(source, overrides or (), smoke=smoke)
     checked = api.check(study)
@@ -323,10 +353,15 @@ def _run(
     console.print(Text(module_listing(checked.plan)))
     before = api.open_result(study, out)
     with Live(console, before.progress().num_left) as live:
-        result = api.run(study, out, only=only, num_jobs=num_jobs, cohort=cohort, checked=checked, listener=live)
+        time_s = None if ends_at is None else ends_at - monotonic()
+        result = api.run(
+            study, out, only=only, num_jobs=num_jobs, cohort=cohort, time_s=time_s, checked=checked, listener=live
+        )
     reading = result.read()
     result.table(reading)
     _say_report(result.report(reading=reading))
+    if result.is_cut:
+        console.print(what_is_left(reading.time_to_go, shlex.join(["tuneoff", *sys.argv[1:]])), soft_wrap=True)
     if result.failed:
         raise typer.Exit(1)
 

@@ -212,6 +212,9 @@ def test_a_member_that_diverges_leaves_the_others_alone(world: Path, tmp_path: P
     (lost,) = (record for record in records.values() if record.run.lr == 1e30)
     assert lost.status == "infeasible"
     assert lost.reason.startswith("diverged")
+    assert lost.training is not None
+    assert lost.training.steps == int(lost.reason.rpartition("step ")[2]) < 8  # not those of the whole cohort
+    assert lost.training.epochs == lost.training.steps * 4 / 32
     shared = records.keys() & others.keys()
     assert {records[run_id].run.lr for run_id in shared} == {1e-3, 1e-2}
     for run_id in shared:

@@ -62,7 +62,7 @@ def world(base: Path) -> Path:
 
 
 def body(name: str, arms: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """Return a study as a plain mapping, with small steps; its runs are not explained unless `changes` say so."""
+    """Return a study as a plain mapping, with small steps, neither explained nor measured unless `changes` say so."""
     return {
         "name": name,
         "model": "base",
@@ -71,6 +71,7 @@ def body(name: str, arms: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         "seeds": [0],
         "evaluate": {"every": 2},
         "explain": {"weights": False, "samples": 0},
+        "solo_costs": False,
         "arms": dict(arms),
     } | changes
 

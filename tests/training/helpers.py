@@ -74,6 +74,8 @@ class Recorder:
     score: Callable[[nn.Module], Likelihood] | None = None
     stops: dict[int, int] = field(default_factory=dict)
     """From which step on a member is told to stop."""
+    leave_at: int | None = None
+    """The step after which the loop is told to leave off."""
 
     def evaluate(self, module: nn.Module) -> Likelihood:
         assert self.score is not None
@@ -95,6 +97,9 @@ class Recorder:
 
     def progress(self, step: int, loss_nats: float, tokens_per_s: float) -> None:
         pass
+
+    def must_leave(self) -> bool:
+        return self.rows[-1][1]["step"] == self.leave_at
 
     def losses(self, member: int = 0, kind: str = "train") -> list[float]:
         return [row["loss_nats"] for index, row in self.rows if index == member and row["kind"] == kind]

@@ -176,6 +176,17 @@ def test_one_runs_nan_leaves_the_others_bits_alone() -> None:
             assert torch.equal(tensor, ill.adapted.state_dict(index)[name]), name
 
 
+def test_a_members_steps_and_tokens_are_counted_to_its_end() -> None:
+    """The NaN shows in its first step, and the others go on: it saw that step's tokens, as a run alone would have."""
+    ill, heard = _poisoned(True)
+    seen = [ill.split.sequence(place) for place in ill.members[1].order.indices(0)]
+    assert [member.steps for member in ill.members] == [8, 1, 8, 8]
+    assert ill.members[1].input_tokens == sum(len(ids) for ids, _ in seen)
+    assert ill.members[1].target_tokens == sum(int(targets.sum()) for _, targets in seen)
+    for checkpoint in heard.checkpoints:
+        assert [state["steps"] for state in checkpoint.state["members"]] == [5, 1, 5, 5]
+
+
 def test_a_validation_loss_that_is_no_number_ends_the_run_and_keeps_what_was_best() -> None:
     recorder = Recorder()
     adapted = adapt([LoRA(rank=2)], [0])
@@ -211,6 +222,7 @@ def test_a_run_that_is_told_to_stop_leaves_the_others_bits_alone() -> None:
     assert [member.stopped for member in cut.members] == ["", "stopped at step 4", "", ""]
     assert not cut.members[1].failure
     assert heard.losses(1) == told.losses(1)[:4]
+    assert [member.steps for member in cut.members] == [10, 4, 10, 10]
     assert heard.losses(1, "validation") == told.losses(1, "validation")[:2]
     assert cut.members[1].best_loss_nats == min(heard.losses(1, "validation"))
     for index in (0, 2, 3):
@@ -249,6 +261,32 @@ def test_resumed_ends_with_the_bits_of_an_uninterrupted_run(members: int) -> Non
             assert heard.losses(index) == told.losses(index)[checkpoint.step :]
             assert largest_difference(dict(whole.state_dict(index)), dict(again.state_dict(index))) == 0.0
             assert loop.members[index].best_loss_nats == min(told.losses(index, "validation"))
+
+
+@pytest.mark.parametrize("step", [4, 5, 7], ids=["between", "right after a validation", "late"])
+def test_left_off_at_any_step_it_ends_with_the_bits_of_an_uninterrupted_run(step: int) -> None:
+    split = make_split()
+    whole, told = adapt(COHORT, SEEDS), Recorder()
+    make_loop(whole, SEEDS, RATES, split, told, checkpoint_every=20).run()
+    left = Recorder(leave_at=step)
+    loop = make_loop(adapt(COHORT, SEEDS), SEEDS, RATES, split, left, checkpoint_every=20)
+    loop.run()
+    assert (loop.step, loop.is_over) == (step, False)
+    (checkpoint,) = left.checkpoints
+    again, heard = adapt(COHORT, SEEDS), Recorder()
+    make_loop(again, SEEDS, RATES, split, heard, checkpoint_every=20).run(checkpoint)
+    for index in range(len(SEEDS)):
+        for kind in ("train", "validation"):
+            assert left.losses(index, kind) + heard.losses(index, kind) == told.losses(index, kind)
+        assert largest_difference(dict(whole.state_dict(index)), dict(again.state_dict(index))) == 0.0
+
+
+def test_a_loop_that_is_told_to_leave_off_at_its_end_is_over() -> None:
+    told = Recorder(leave_at=10)
+    loop = make_loop(adapt([LoRA(rank=2)], [0]), [0], [1e-3], make_split(), told, checkpoint_every=20)
+    loop.run()
+    assert loop.is_over
+    assert not told.checkpoints
 
 
 def test_same_seed_same_bits_and_another_seed_another_run() -> None:

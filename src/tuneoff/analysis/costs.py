@@ -5,19 +5,28 @@ from statistics import median
 
 from tuneoff.analysis.values import ArmCosts, ArmSummary, CohortCosts
 from tuneoff.study.records import Costs, Record
+from tuneoff.study.solo import SoloCosts
 
 
-def arm_costs(costs: Sequence[Costs]) -> ArmCosts | None:
-    """Return medians over runs; none where nothing was metered.
+def arm_costs(records: Sequence[Record], solo: SoloCosts | None = None) -> ArmCosts | None:
+    """Return what an arm's runs cost: as it was measured alone, else medians over runs; none where nothing was metered.
 
     What several runs cost together is no run's own, so times and memory are of those that were trained alone.
+
+    Args:
+        records: of the chosen runs.
+        solo: what was measured in a process of its own, where the runs themselves were not alone.
     """
+    costs = [record.costs for record in records if record.costs is not None]
     if not costs:
         return None
+    if solo is not None and solo.step_s is not None:
+        return _measured_alone(records, costs, solo)
     alone = [cost for cost in costs if cost.num_runs == 1]
     phases = dict.fromkeys(phase for cost in alone for phase in cost.peak_bytes)
     return ArmCosts(
         num_runs=len(alone),
+        source="own" if alone and all(cost.is_alone for cost in alone) else "beside",
         train_s=median(cost.train_s for cost in alone) if alone else None,
         step_s=median(cost.step_s for cost in alone) if alone else None,
         target_tokens_per_s=median(cost.target_tokens_per_s for cost in alone) if alone else None,
@@ -27,6 +36,23 @@ def arm_costs(costs: Sequence[Costs]) -> ArmCosts | None:
         },
         peak_kind=" and ".join(sorted({cost.peak_kind for cost in alone or costs})),
         optimizer_bytes=round(median(cost.optimizer_bytes for cost in costs)),
+        weights_bytes=round(median(cost.weights_bytes for cost in costs)),
+    )
+
+
+def _measured_alone(records: Sequence[Record], costs: Sequence[Costs], solo: SoloCosts) -> ArmCosts:
+    """Return the costs of a measurement; a run's time is that of its tokens at the measured speed."""
+    tokens = [record.training.num_input_tokens for record in records if record.training is not None]
+    per_s = solo.input_tokens_per_s
+    return ArmCosts(
+        num_runs=len(costs),
+        source="solo",
+        train_s=median(tokens) / per_s if tokens and per_s else None,
+        step_s=solo.step_s,
+        target_tokens_per_s=solo.target_tokens_per_s,
+        peak_bytes=dict(solo.peak_bytes),
+        peak_kind=solo.peak_kind,
+        optimizer_bytes=solo.optimizer_bytes,
         weights_bytes=round(median(cost.weights_bytes for cost in costs)),
     )
 

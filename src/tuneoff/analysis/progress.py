@@ -117,12 +117,14 @@ def arm_progress(search: Search, arm: Arm, tests: Mapping[str, TestRecord]) -> A
     num_tested = sum(run_id in tests for run_id in chosen)
     num_wanted = len(trials) + (len(study.seeds) - 1 if arm.is_trained and not is_lost else 0)
     num_done = sum(record.status == "done" for record in ended.values())
-    num_to_test = sum(ended[run_id].status == "done" for run_id in chosen if run_id in ended)
+    beyond = [ended[run_id] for run_id in chosen if run_id in ended and ended[run_id].is_beyond(study.testing)]
+    num_to_test = sum(ended[run_id].status == "done" for run_id in chosen if run_id in ended) - len(beyond)
+    is_untestable = bool(beyond) and len(beyond) == len(chosen)
     is_finished = len(ended) == num_wanted and num_tested >= num_to_test
     return ArmProgress(
         name=arm.name,
-        status=_status(ended, is_lost=is_lost, is_finished=is_finished),
-        reason=_reasons_of(trials) if is_lost else "",
+        status=_status(ended, is_lost=is_lost or is_untestable, is_finished=is_finished),
+        reason=_reasons_of(trials) if is_lost else _beyond(beyond),
         run_ids=run_ids,
         chosen_run_ids=chosen,
         num_wanted=num_wanted,
@@ -149,6 +151,11 @@ def _status(found: Collection[str], *, is_lost: bool, is_finished: bool) -> Stat
     if is_finished:
         return "done"
     return "partly" if found else "missing"
+
+
+def _beyond(records: Sequence[Record]) -> str:
+    """Return why runs that are trained could not be tested, each reason once."""
+    return "; ".join(dict.fromkeys(record.shortage.reason for record in records if record.shortage is not None))
 
 
 def _reasons_of(trials: Sequence[Trial]) -> str:

@@ -7,6 +7,7 @@ from tuneoff.analysis.audit import audit
 from tuneoff.analysis.costs import arm_costs, cohort_costs, shared_passes
 from tuneoff.analysis.decodings import decoding_summaries, metric_estimates
 from tuneoff.analysis.estimates import Estimate, exp_of, over_seeds
+from tuneoff.analysis.findings import Audit
 from tuneoff.analysis.flags import flags_of, truncated_flag, uniform_flag
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.measures import measure
@@ -27,7 +28,9 @@ from tuneoff.study.methods import (
     PrefixMethod,
     PromptMethod,
 )
+from tuneoff.study.predicted import Predicted
 from tuneoff.study.records import Likelihood, Parameters, Record, TestRecord
+from tuneoff.study.solo import SoloCosts
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.testing import LOSS
 
@@ -37,6 +40,8 @@ def summarise(
     records: Mapping[str, Record],
     tests: Mapping[str, TestRecord],
     items: Mapping[str, ItemScores] | None = None,
+    solo: Mapping[str, SoloCosts] | None = None,
+    predicted: Mapping[str, Predicted] | None = None,
 ) -> Summary:
     """Return what the records say about each arm of the study, and about the study as a whole.
 
@@ -45,17 +50,20 @@ def summarise(
         records: finished runs by `run_id`; runs of other studies may be among them.
         tests: the readings of the test split by `run_id`; those that were made in another way do not count.
         items: their scores by item, by `run_id`; without them intervals hold the noise of seeds alone.
+        solo: costs that were measured alone, by the arm's name.
+        predicted: what the plan foretold, likewise.
     """
     search = Search(study, records)
     full_trainable = _full_trainable(search)
     current = current_tests(study, tests)
     scores = items or {}
-    found_arms = tuple(_summarise_arm(search, arm, current, scores, full_trainable) for arm in study.arms)
-    audited = audit(study, found_arms, records, current)
-    arms = tuple(
-        arm.model_copy(update={"findings": tuple(one for one in audited.findings if arm.name in one.arms)})
-        for arm in found_arms
+    alone, foretold = solo or {}, predicted or {}
+    found_arms = tuple(
+        _summarise_arm(search, arm, current, scores, full_trainable, alone.get(arm.name), foretold.get(arm.name))
+        for arm in study.arms
     )
+    audited = audit(study, found_arms, records, current)
+    arms = tuple(_with_findings(arm, audited) for arm in found_arms)
     primary = measure(study.primary_metric, study.task.kind)
     found = [(None if arm.test is None else arm.test.of(primary), place, arm.name) for place, arm in enumerate(arms)]
     scored = [(primary.badness(score.value), place, name) for score, place, name in found if score is not None]
@@ -87,12 +95,18 @@ def summarise(
     )
 
 
+def _with_findings(arm: ArmSummary, audited: Audit) -> ArmSummary:
+    return arm.model_copy(update={"findings": tuple(one for one in audited.findings if arm.name in one.arms)})
+
+
 def _summarise_arm(
     search: Search,
     arm: Arm,
     tests: Mapping[str, TestRecord],
     items: Mapping[str, ItemScores],
     full_trainable: int | None,
+    solo: SoloCosts | None,
+    predicted: Predicted | None,
 ) -> ArmSummary:
     study, far = search.study, arm_progress(search, arm, tests)
     ended = ended_runs(far.run_ids, far.trials, search.records)
@@ -116,7 +130,9 @@ def _summarise_arm(
         validation=_scores(validated, (), (), is_drawn=arm.is_trained),
         test=_scores(likelihoods, tested, scored, is_drawn=arm.is_trained),
         generated=generated,
-        costs=arm_costs([record.costs for record in runs if record.costs is not None]),
+        costs=arm_costs(runs, solo),
+        solo=solo,
+        predicted=predicted,
         flags=(
             *uniform_flag(likelihoods or validated, study.task.kind),
             *truncated_flag(generated, study.generate.max_new_tokens),

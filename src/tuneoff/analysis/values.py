@@ -10,6 +10,8 @@ from tuneoff.analysis.measures import Measure, loss_unit, measure
 from tuneoff.analysis.progress import Status as Status
 from tuneoff.analysis.selection import Edge, Trial
 from tuneoff.study.methods import MethodSpec
+from tuneoff.study.predicted import Predicted
+from tuneoff.study.solo import SoloCosts
 from tuneoff.study.testing import LOSS, Decoding, TaskKind
 from tuneoff.study.value import Value
 
@@ -84,6 +86,10 @@ class ArmCosts(Value):
 
     num_runs: int
     """Chosen runs that were trained alone. A pass of several has one time and one peak for all of them."""
+    source: Literal["solo", "own", "beside"] = "beside"
+    """Where times and memory are from: measured alone in a process of its own; the runs' own, with nothing else of the
+    command beside them; or the runs' own, beside others, which may have slowed them down.
+    """
     train_s: float | None
     """None where every run shared its pass, as below."""
     step_s: float | None
@@ -151,6 +157,10 @@ class ArmSummary(Value):
     generated or nothing is tested yet.
     """
     costs: ArmCosts | None
+    solo: SoloCosts | None = None
+    """What was measured alone, where it was: memory of every phase, and speeds of scoring and generating, too."""
+    predicted: Predicted | None = None
+    """What the plan foretold."""
     flags: tuple[Flag, ...]
     findings: tuple[Finding, ...] = ()
     """What the audit found of it, differences that are meant among them."""

@@ -49,6 +49,7 @@ def score_split(
     pad_id: int,
     *,
     batch_size: int | None = None,
+    max_tokens: int = EVALUATION_TOKENS,
     stride_tokens: int | None = None,
 ) -> Scores:
     """Score every sequence of a split.
@@ -59,7 +60,8 @@ def score_split(
         split: tokenised sequences.
         runtime: device and compute type.
         pad_id: token that fills rows up; it is never scored.
-        batch_size: sequences in one forward; none takes as many as `EVALUATION_TOKENS` holds.
+        batch_size: sequences in one forward; none takes as many as `max_tokens` holds.
+        max_tokens: tokens of one forward, padding included; a longer sequence stands alone.
         stride_tokens: reported with the result, for text that was cut into windows.
     """
     module.eval()
@@ -69,7 +71,7 @@ def score_split(
     counts = np.zeros(len(split), dtype=np.int64)
     predictions = np.zeros(len(split), dtype=np.int64) if split.has_labels else None
     size = 0 if split.has_labels else _vocabulary_size(module)
-    for batch in evaluation_batches(split, batch_size, pad_id, EVALUATION_TOKENS, is_packed=is_packed):
+    for batch in evaluation_batches(split, batch_size, pad_id, max_tokens, is_packed=is_packed):
         placed = to_device([batch], runtime.device, pad_id, is_packed=is_packed)
         sequences = batch.slots[placed.sequences.cpu().numpy()]
         with runtime.autocast():

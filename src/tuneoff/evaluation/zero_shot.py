@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from tuneoff.data.tokens import TokenSplit
-from tuneoff.evaluation.likelihood import Scores, score_split, sum_up
+from tuneoff.evaluation.likelihood import EVALUATION_TOKENS, Scores, score_split, sum_up
 from tuneoff.training.runtime import Runtime
 from tuneoff.training.steps import Forward
 
@@ -24,6 +24,7 @@ def score_label_words(
     label_ids: Sequence[Sequence[int]],
     runtime: Runtime,
     pad_id: int,
+    max_tokens: int = EVALUATION_TOKENS,
 ) -> Scores:
     """Classify every sequence of a split by its likeliest label word.
 
@@ -34,8 +35,9 @@ def score_label_words(
         label_ids: tokens of each class's word, as they follow a prompt.
         runtime: device and compute type.
         pad_id: token that fills rows up.
+        max_tokens: tokens of one forward.
     """
-    answered = score_split(module, forward, _answered(split, label_ids), runtime, pad_id)
+    answered = score_split(module, forward, _answered(split, label_ids), runtime, pad_id, max_tokens=max_tokens)
     log_likelihoods = -answered.nll_nats.reshape(len(split), len(label_ids))
     return _of_log_probabilities(split, log_likelihoods - _log_sum_exp(log_likelihoods))
 

@@ -84,6 +84,15 @@ class ArmPlan(Value):
     """Why this model cannot take the method: the arm becomes an infeasible row. Empty where it can."""
 
     @property
+    def least_bytes(self) -> int:
+        """Memory that training takes whatever is processed at a time: weights, gradients and the optimizer's state.
+
+        All of them are there at once in every step; activations, and what the process itself takes, come on top.
+        """
+        gradients = self.optimizer_bytes // NUM_MOMENTS  # of every trainable weight, in fp32 as each moment is
+        return self.weights_bytes + gradients + self.optimizer_bytes
+
+    @property
     def num_steps(self) -> int | None:
         """Optimizer steps of all the arm's runs, without those that the search may add."""
         return None if self.steps_per_run is None else self.num_runs * self.steps_per_run

@@ -1,6 +1,6 @@
 """The columns of every table: one definition, from which the terminal, the page, Markdown, CSV and JSON are written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
@@ -11,6 +11,7 @@ from tuneoff.report import numbers, settings
 from tuneoff.report.text import clean
 from tuneoff.study.labels import method_label
 from tuneoff.study.methods import MethodSpec
+from tuneoff.study.predicted import Predicted
 
 Raw = str | int | float | None
 Group = Literal["arm", "method", "results", "costs"]
@@ -54,6 +55,12 @@ class Column(Generic[Row]):
 
 
 ArmColumn = Column[ArmSummary]
+SOURCES = {
+    "solo": "measured alone, in a process of its own",
+    "own": "of its own runs, which were alone",
+    "beside": "of its own runs, beside others of the same command",
+}
+"""What is said of where costs are from."""
 
 
 def _name(arm: ArmSummary) -> Cell:
@@ -136,9 +143,31 @@ def _cost(
         if value is None:
             return Cell(None, "shared", "trained in one pass with other runs, so it has no figure of its own")
         exact = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
-        return Cell(value, write(value), f"{exact} {unit}")
+        return Cell(value, write(value), f"{exact} {unit}; {SOURCES[arm.costs.source]}")
 
     return cell
+
+
+def _predicted(
+    read: Callable[[Predicted, bool], float | None], write: Callable[[float], str], unit: str
+) -> Callable[[ArmSummary], Cell]:
+    """Return the cells of what the plan foretold; `read` is told whether memory is measured as the process's own."""
+
+    def cell(arm: ArmSummary) -> Cell:
+        is_resident = arm.costs is None or arm.costs.peak_kind != "allocated"
+        value = None if arm.predicted is None else read(arm.predicted, is_resident)
+        if value is None:
+            return Cell()
+        exact = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+        return Cell(value, write(value), f"{exact} {unit}, foretold by the plan")
+
+    return cell
+
+
+def _predicted_bytes(found: Predicted, is_resident: bool) -> int | None:
+    """Return the memory of training: tensors, and where the process's own is measured, what it takes beside."""
+    tensors = found.peak_bytes.get("train")
+    return None if tensors is None else tensors + (found.process_bytes if is_resident else 0)
 
 
 def _bytes(read: Callable[[ArmCosts], int | None]) -> Callable[[ArmSummary], Cell]:
@@ -229,6 +258,30 @@ MEMORY = ArmColumn("peak_bytes", "memory", "costs", _bytes(lambda c: c.train_pea
 OPTIMIZER = ArmColumn("optimizer_bytes", "optimizer", "costs", _bytes(lambda c: c.optimizer_bytes), "optimizer state")
 DISK = ArmColumn("weights_bytes", "disk", "costs", _bytes(lambda c: c.weights_bytes), "size of the saved weights")
 
+PREDICTED_TIME = ArmColumn(
+    "predicted_run_s",
+    "time, predicted",
+    "costs",
+    _predicted(lambda found, _: found.run_s, numbers.duration, "s"),
+    "of a run, with its scorings of the validation split, as the plan foretold it",
+)
+PREDICTED_STEP = ArmColumn(
+    "predicted_step_s",
+    "step, predicted",
+    "costs",
+    _predicted(lambda found, _: found.step_s, numbers.duration, "s"),
+    "optimizer step, as the plan foretold it",
+)
+PREDICTED_MEMORY = ArmColumn(
+    "predicted_peak_bytes",
+    "memory, predicted",
+    "costs",
+    _predicted(_predicted_bytes, lambda value: numbers.size(int(value)), "bytes"),
+    "peak while training, as the plan foretold it",
+)
+PREDICTED = {"train_s": PREDICTED_TIME, "step_s": PREDICTED_STEP, "peak_bytes": PREDICTED_MEMORY}
+"""By the key of the column of what was measured, which it stands behind."""
+
 COUNT_COLUMNS = (TRAINABLE, TOTAL, SHARE, REDUCTION)
 COST_COLUMNS = (TIME, STEP, SPEED, MEMORY, OPTIMIZER, DISK)
 
@@ -273,8 +326,23 @@ def columns_of(summary: Summary) -> Columns:
         metric_keys=frozenset(column.key for column in metrics),
         scores=(*losses, *metrics) if summary.primary.is_loss else (*metrics, *losses),
         validation=replace(VALIDATION, about=VALIDATION.about.replace("nats per token", summary.loss_unit)),
-        costs=tuple(speed if column is SPEED else column for column in COST_COLUMNS),
+        costs=tuple(_with_predicted(summary, [speed if column is SPEED else column for column in COST_COLUMNS])),
     )
+
+
+def costs_title(summary: Summary) -> str:
+    """Return the heading of the costs, which says how they were measured."""
+    sources = {arm.costs.source for arm in summary.arms if arm.costs is not None}
+    return "Costs (medians over seeds)" if "beside" in sources or not sources else "Costs (measured alone)"
+
+
+def _with_predicted(summary: Summary, measured: Sequence[ArmColumn]) -> Iterator[ArmColumn]:
+    """Yield the columns of costs, and behind them what was foretold, where it was."""
+    is_predicted = any(arm.predicted is not None for arm in summary.arms)
+    for column in measured:
+        yield column
+        if is_predicted and column.key in PREDICTED:
+            yield PREDICTED[column.key]
 
 
 def metric_column(measure: Measure) -> ArmColumn:

@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from tuneoff.analysis.time_to_go import TimeToGo
 from tuneoff.report import numbers
+from tuneoff.report import to_go as times
 from tuneoff.report.text import clean
 from tuneoff.running.events import Event
 from tuneoff.running.schedule import Task
@@ -44,6 +46,10 @@ class Live:
         self._all = self.progress.add_task("runs", total=num_left, detail="")
         self._num_left, self._num_ended = num_left, 0
         self._start = time.monotonic()
+        self._to_go: tuple[TimeToGo, float] | None = None
+        """How long it still takes, and when that was reckoned."""
+        self._has_said = (False, False)
+        """Whether the time to go was said with its basis, once it was known and once all arms were measured."""
 
     def __enter__(self) -> "Live":
         self.progress.start()
@@ -58,6 +64,8 @@ class Live:
             self._num_left += event.body["num_more"]
             self.progress.update(self._all, total=self._num_left)
             self._say("search", event.body["what"])
+        elif event.kind == "to_go":
+            self._reckoned(event.body["to_go"])
         elif event.task is None:
             self._say("note", event.body.get("what", ""), style="yellow")
         else:
@@ -73,6 +81,7 @@ class Live:
             "infeasible": self._infeasible,
             "pruned": self._pruned,
             "failed": self._failed,
+            "left": self._left,
             "busy": self._busy,
             "problem": self._problem,
         }
@@ -86,6 +95,23 @@ class Live:
             bar = self.progress.add_task(clean(f"  {label(task)}"), total=None, detail=what)
             self._bars |= {_key(member): bar for member in task.members}
         return self._bars[key]
+
+    def _reckoned(self, found: TimeToGo) -> None:
+        """Show how long it still takes."""
+        self._to_go = (found, time.monotonic())
+        self.progress.update(self._all, detail=times.to_go(found))
+        is_known = found.seconds is not None and bool(found.arms)
+        has_said = (is_known, is_known and not found.is_rough)
+        if is_known and has_said > self._has_said:
+            self._say("time", times.explained(found))
+        self._has_said = max(has_said, self._has_said)
+
+    def _left_s(self) -> str:
+        if self._to_go is None:
+            return ""
+        found, at = self._to_go
+        said = times.to_go(found, time.monotonic() - at)
+        return f", {said} in all" if said else ""
 
     def _started(self, task: Task, body: Mapping[str, Any]) -> None:
         self._start_bar(task, "loading")
@@ -106,11 +132,13 @@ class Live:
         self.progress.update(self._start_bar(task, ""), total=total, completed=step, detail=detail)
         if not self.console.is_terminal and now - self._said.setdefault(_key(task), now) > PLAIN_LINE_EVERY_S:
             self._said[_key(task)] = now
-            self._say(label(task), f"step {step} of {total} · {detail}")
+            self._say(label(task), f"step {step} of {total} · {detail}{self._left_s()}")
 
     def _finished(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)
-        what = {"score": "test split scored", "explain": "explained"}.get(task.kind, "done")
+        what = {"score": "test split scored", "explain": "explained", "measure": "measured alone"}.get(
+            task.kind, "done"
+        )
         self._say(label(task), f"{what}{_validation(body)}{self._count(task)}", style="green")
 
     def _count(self, task: Task) -> str:
@@ -127,6 +155,11 @@ class Live:
     def _failed(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task)
         self._say(label(task), str(body["what"]), style="red")
+
+    def _left(self, task: Task, body: Mapping[str, Any]) -> None:
+        self._end(task, is_counted=False)
+        where = f"left off at step {body['step']} of {body['num_steps']}" if "step" in body else "left off"
+        self._say(label(task), f"{where}; the same command goes on")
 
     def _busy(self, task: Task, body: Mapping[str, Any]) -> None:
         self._end(task, is_counted=False)

@@ -76,6 +76,20 @@ def duration(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def about(value: float) -> str:
+    """Return seconds as far as an estimate of them is worth: `1 h 20 min`, `25 min`, `2 d 3 h`."""
+    minutes = round(value / 60)
+    if minutes < 1:
+        return "less than a minute"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {rest:02d} min"
+    days, hours = divmod(round(minutes / 60), 24)
+    return f"{days} d {hours} h"
+
+
 def rate(value: float) -> str:
     """Return a learning rate as it is written in a study file: 3e-4."""
     mantissa, _, exponent = f"{value:.3e}".partition("e")

@@ -1,6 +1,7 @@
 """How far a study is: for each arm what is done, running, infeasible and left."""
 
-from collections.abc import Set
+import json
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneoff.analysis.progress import ArmProgress, Progress
+from tuneoff.analysis.time_to_go import TimeToGo, UnderWay
 from tuneoff.report import numbers
 from tuneoff.report.text import clean
 
@@ -20,13 +22,21 @@ SHOWN_DIGITS = 8
 _STYLES = {"done": "green", "partly": "yellow", "missing": "dim", "infeasible": "red"}
 
 
-def status_table(summary: "Summary | Progress", running: Set[str] = frozenset()) -> RenderableType:
+def status_table(
+    summary: "Summary | Progress",
+    running: Set[str] = frozenset(),
+    begun: Set[str] = frozenset(),
+    to_go: TimeToGo | None = None,
+) -> RenderableType:
     """Return the state of every arm for the terminal.
 
     Args:
         summary: what is known.
         running: ids of the runs that some process works on now.
+        begun: ids of the runs that were begun and are not finished.
+        to_go: how long each arm still takes; none leaves the column out.
     """
+    times = {} if to_go is None else {arm.name: arm.seconds for arm in to_go.arms}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("arm", no_wrap=True)
     table.add_column("state")
@@ -34,14 +44,31 @@ def status_table(summary: "Summary | Progress", running: Set[str] = frozenset())
     for heading in ("done", "running", "infeasible", *stopped, "left", "tested"):
         table.add_column(heading, justify="right")
     table.add_column("rate", justify="right")
+    if to_go is not None:
+        table.add_column("to go", justify="right")
     for arm in summary.arms:
-        table.add_row(*_row(arm, running, has_stopped=bool(stopped)))
+        left = [] if to_go is None else [_time(times.get(arm.name))]
+        table.add_row(*_row(arm, running, begun, has_stopped=bool(stopped)), *left)
     working = sum(len(running & set(arm.run_ids)) for arm in summary.arms)
     table.add_section()
     ended = (summary.num_infeasible, *((summary.num_pruned,) if stopped else ()))
     totals = (summary.num_done, working, *ended, max(summary.num_left - working, 0))
     table.add_row(Text("all", style="bold"), "", *(Text(f"{total}", style="bold") for total in totals), "", "")
     return table
+
+
+def status_json(progress: Progress, to_go: TimeToGo, begun: Mapping[str, UnderWay]) -> str:
+    """Return how far a study is, how long it still takes, and the runs under way by run id, as JSON."""
+    body = {
+        "progress": progress.model_dump(mode="json"),
+        "time_to_go": to_go.model_dump(mode="json"),
+        "under_way": {run_id: own.model_dump(mode="json") for run_id, own in begun.items()},
+    }
+    return json.dumps(body, indent=2, ensure_ascii=False)
+
+
+def _time(seconds: float | None) -> str:
+    return numbers.NONE if not seconds else numbers.about(seconds)
 
 
 def run_listing(summary: "Summary | Progress") -> Text:
@@ -54,9 +81,11 @@ def run_listing(summary: "Summary | Progress") -> Text:
     return Text("\n".join(["Runs at the chosen rates:", *lines]) if lines else "No rate is chosen yet.", style="dim")
 
 
-def _row(arm: "ArmSummary | ArmProgress", running: Set[str], *, has_stopped: bool) -> tuple[Text, ...]:
-    working = len(running & set(arm.run_ids))
-    state = "running" if working and arm.status in ("missing", "partly") else arm.status
+def _row(arm: "ArmSummary | ArmProgress", running: Set[str], begun: Set[str], *, has_stopped: bool) -> tuple[Text, ...]:
+    own = set(arm.run_ids)
+    working = len(running & own)
+    is_partial = arm.status == "partly" or (arm.status == "missing" and not begun.isdisjoint(own))
+    state = "running" if working and arm.status in ("missing", "partly") else "partly" if is_partial else arm.status
     ended = (arm.num_infeasible, *((arm.num_pruned,) if has_stopped else ()))
     counts = (arm.num_done, working, *ended, max(arm.num_left - working, 0))
     lr = numbers.NONE if arm.chosen_lr is None else numbers.rate(arm.chosen_lr)

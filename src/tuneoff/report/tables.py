@@ -83,7 +83,7 @@ class StudyTable:
             names = [name for name, text in targets.items() if text == shown]
             yield Text(clean(f"targets of {', '.join(names)}: {shown}"), style="dim")
         if any(arm.costs for arm in arms):
-            yield self._table((col.NAME, *found.costs), "Costs (medians over seeds)")
+            yield self._table((col.NAME, *found.costs), col.costs_title(self.summary))
 
     def _fitted(
         self, fits: Callable[[Table], bool], title: str, whole: Sequence[ArmColumn], *parts: Sequence[ArmColumn]

@@ -13,8 +13,9 @@ class Event:
 
     Attributes:
         kind: of a task `start`, `resumed`, `phase`, `step`, `validation`, and at its end `finished`, `infeasible`,
-            `pruned`, `failed` or `busy` (another process is at it); `problem` is something to know that stops nothing,
-            `extended` that there are more trials than were known (`num_more`).
+            `pruned`, `failed`, `left` (off, to be gone on with another time) or `busy` (another process is at it);
+            `problem` is something to know that stops nothing, `extended` that there are more trials than were known
+            (`num_more`), `to_go` how long the study still takes, `ending` that the sitting is to end.
         task: the task, where it is about one.
         body: details.
     """

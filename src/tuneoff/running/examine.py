@@ -44,6 +44,7 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
         tell: is told what is going on.
     """
     tell("phase", {"what": "scoring the test split"})
+    session.at("test")
     run, store = session.runs[index], session.place.store
     start = time.perf_counter()
     with session.adapted.member(index):
@@ -57,7 +58,8 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
         labels, predicted = session.data.test.labels.tolist(), scores.predictions.tolist()
         metrics = score_classes(labels, predicted, len(session.data.classes), testing.metrics)
         files |= {PREDICTED_FILE: json.dumps(predicted).encode(), LABELS_FILE: json.dumps(labels).encode()}
-    written = _write_texts(session, index, testing, tell)
+    rows = min(testing.generate.batch_size, int(session.setup.get("generation_rows") or testing.generate.batch_size))
+    written = write_texts(session, index, testing, rows, tell)
     if written:
         metrics = written[0].generated.metrics
         files[GENERATIONS_FILE] = generations_jsonl(written)
@@ -79,6 +81,8 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
         metrics=metrics,
         generated=tuple(one.generated for one in written),
         score_s=taken,
+        evaluation_tokens=session.setup.get("evaluation_tokens"),
+        generation_rows=rows if written and rows < testing.generate.batch_size else None,
         files={name: file_sha256(folder / name) for name in files},
     )
     store.write_test(test)
@@ -87,11 +91,21 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
     trackers.finish()
 
 
-def _write_texts(session: Session, index: int, testing: Testing, tell: Tell) -> tuple[Written, ...]:
-    """Write on after the test split's prompts with each decoding strategy; nothing where none is asked for."""
+def write_texts(session: Session, index: int, testing: Testing, rows: int, tell: Tell) -> tuple[Written, ...]:
+    """Write on after the test split's prompts with each decoding strategy; nothing where none is asked for.
+
+    Args:
+        session: with the run's trained weights in place.
+        index: of the run among the session's.
+        testing: metrics and decoding.
+        rows: texts in the making at a time, on which no text depends.
+        tell: is told what is going on.
+    """
     prompts = session.data.prompts
     if prompts is None or not testing.decoding:
         return ()
+    session.at("generate")
+    less = testing.generate.model_copy(update={"batch_size": rows})
     num_prompts = min(len(prompts), testing.generate.limit or len(prompts))
     names = ", ".join(decoding.name for decoding in testing.decoding)
     tell("phase", {"what": f"writing after {num_prompts:,} prompts ({names})"})
@@ -99,7 +113,7 @@ def _write_texts(session: Session, index: int, testing: Testing, tell: Tell) -> 
         return write_and_score(
             module,
             prompts,
-            testing,
+            testing.model_copy(update={"generate": less}),
             session.tokenizer,
             seed=stream_seed(session.runs[index].seed or 0, GENERATION),
             context_length=session.context_length,

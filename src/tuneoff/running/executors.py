@@ -8,9 +8,10 @@ import faulthandler
 import os
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -20,10 +21,16 @@ from typing import TYPE_CHECKING, Any
 from tuneoff.errors import TuneoffError
 from tuneoff.files import make_folder, on_disk
 from tuneoff.running import fork_server
+from tuneoff.running.full_disk import full_disk, is_disk_full
 from tuneoff.running.lease import LOST
+from tuneoff.running.leaving import LEAVE, LEFT, Leave, LeftOffError, heed, listen_to_parent
 from tuneoff.running.schedule import Task
+from tuneoff.running.store import LOG_FILE
+from tuneoff.running.watch import KILLED_BY_KERNEL, LOOK_S, Watch
 from tuneoff.study.options import Tracker
+from tuneoff.study.shortage import OUT_OF_MEMORY, MemoryPhase, Shortage
 from tuneoff.study.spec import CheckpointSpec
+from tuneoff.training.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from tuneoff.running.session import Place
@@ -42,7 +49,12 @@ class Job:
     root: Path
     checkpoint: CheckpointSpec
     num_threads: int | None
-    micro_batch: int | None = None
+    needed_bytes: int = 0
+    """That the task takes in all at least."""
+    is_alone: bool = True
+    """Whether nothing else is started beside."""
+    shortage: Shortage | None = None
+    """What is lacking for good, where the kernel ended the child that was to say so itself."""
     study: str = ""
     trackers: tuple[Tracker, ...] = ()
     cohorts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -57,6 +69,11 @@ class Child:
     job: Job
     process: BaseProcess
     connection: Connection
+    watch: Watch
+    phase: MemoryPhase = "load"
+    """What it said last that it was doing."""
+    is_leaving: bool = False
+    """Whether it was asked to leave off."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,8 @@ class Message:
 
     Attributes:
         job: whose it is.
-        kind: step, validation, phase, resumed, untracked, or at the end done, busy, error, crashed, killed.
+        kind: step, validation, phase, resumed, untracked, or at the end done, left, busy, error, crashed, killed, or
+            starved (ended for want of memory).
         body: details, as JSON types; `error` has the exception.
     """
 
@@ -76,7 +94,7 @@ class Message:
     @property
     def is_last(self) -> bool:
         """Whether the child has ended."""
-        return self.kind in ("done", "busy", "error", "crashed", "killed")
+        return self.kind in ("done", "left", "busy", "error", "crashed", "killed", "starved")
 
 
 class LocalExecutor:
@@ -97,25 +115,54 @@ class LocalExecutor:
 
     def start(self, job: Job) -> None:
         """Start a child."""
+        log = job.folder / job.task.run.run_id / LOG_FILE
+        log_bytes = log.stat().st_size if log.exists() else 0
         process, connection = _fork(_work, job, f"tuneoff {job.task.shown.arm}")
-        self.children.append(Child(job, process, connection))
+        watch = Watch(process.pid, log, log_bytes)
+        self.children.append(Child(job, process, connection, watch))
 
-    def messages(self) -> Iterator[Message]:
+    def ask_to_leave(self, child: Child) -> None:
+        """Ask a child, once, to leave off: its last message then says how far it came."""
+        if not child.is_leaving:
+            child.is_leaving = True
+            with suppress(OSError):  # it has just ended
+                child.connection.send(LEAVE)
+
+    def messages(self, timeout_s: float | None = None, wakers: Sequence[int] = ()) -> Iterator[Message]:
         """Wait until a child says something, and yield what has come.
 
         Of an ended child the last message says how it ended.
+
+        Args:
+            timeout_s: how long to wait; none waits until something comes.
+            wakers: file descriptors that end the wait, too, when they can be read.
         """
-        ready = wait([child.connection for child in self.children])
+        ready = self._wait([*(child.connection for child in self.children), *wakers], timeout_s)
         for child in [child for child in self.children if child.connection in ready]:
             yield from self._drain(child)
+
+    def _wait(self, sources: Sequence[Any], timeout_s: float | None) -> Sequence[Any]:
+        """Wait until something can be read, or time is up, and look at the children's memory meanwhile."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = LOOK_S if end is None else min(LOOK_S, max(0.0, end - time.monotonic()))
+            ready = wait(sources, left)
+            if ready or (end is not None and time.monotonic() >= end):
+                return ready
+            for child in self.children:
+                child.watch.look()
 
     def _drain(self, child: Child) -> Iterator[Message]:
         try:
             while child.connection.poll():
                 kind, body = child.connection.recv()
+                if kind == "doing":
+                    child.phase = body["phase"]
+                    continue
                 message = Message(child.job, kind, body)
                 if message.is_last:
                     self._forget(child)
+                    body |= {"phase": child.phase, "num_others": len(self.children)}
                 yield message
                 if message.is_last:
                     return
@@ -123,11 +170,21 @@ class LocalExecutor:
             yield self._ended(child)
 
     def _ended(self, child: Child) -> Message:
-        """Say how a child ended that could not say it itself."""
+        """Say how a child ended that could not say it itself.
+
+        How a child that ended for want of memory is told from one that somebody killed, and from a crash: see
+        `tuneoff.running.watch`.
+        """
         self._forget(child)
         code = child.process.exitcode
-        kind = "busy" if code == LOST else "killed" if code is not None and code < 0 else "crashed"
-        return Message(child.job, kind, {"exit_code": code})
+        why = child.watch.why_starved(code)
+        if why == KILLED_BY_KERNEL:
+            for other in self.children:
+                other.watch.num_oom_kills += 1  # that kill is accounted for
+        kind = "starved" if why else "killed" if code is not None and code < 0 else "crashed"
+        kind = "left" if code == LEFT else "busy" if code == LOST else kind
+        body = {"exit_code": code, "why": why, "phase": child.phase, "num_others": len(self.children)}
+        return Message(child.job, kind, body)
 
     def _forget(self, child: Child) -> None:
         child.process.join()
@@ -135,9 +192,9 @@ class LocalExecutor:
         self.children.remove(child)
 
     def stop(self) -> None:
-        """End all children; their runs go on from their last checkpoints another time."""
+        """End all children at once; their runs go on from their last checkpoints another time."""
         for child in self.children:
-            child.process.terminate()
+            child.process.kill()  # to SIGTERM they would finish their step first
         for child in list(self.children):
             self._forget(child)
 
@@ -187,30 +244,46 @@ def _answer(call: tuple[Callable[[Any], Any], Any], connection: Connection) -> N
 
 def _work(job: Job, connection: Connection) -> None:
     """Do a job in the child and exit."""
-    watcher = threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True)
-    watcher.start()
+    leave = Leave()
+    heed(leave)
+    threading.Thread(target=listen_to_parent, args=(connection, leave), daemon=True).start()
     code = 0
     try:
         _log_to(job.folder / job.task.run.run_id)
-        kind, body = _do(job, connection)
+        kind, body = _do(job, connection, leave)
         connection.send((kind, body))
+    except LeftOffError as left:
+        connection.send(("left", left.body))
     except TuneoffError as error:
         connection.send(("error", {"error": error}))
     except BrokenPipeError:
         code = 1
-    except BaseException:  # the child's last line of defence: the log has the traceback, the parent is told
-        traceback.print_exc()
-        connection.send(("crashed", {"exit_code": CRASHED, "what": traceback.format_exc(limit=0).strip()}))
+    except BaseException as error:  # the child's last line of defence: the log has the traceback, the parent is told
+        if is_out_of_memory(error):
+            with suppress(OSError):
+                traceback.print_exc()
+            why = f"{OUT_OF_MEMORY} ({traceback.format_exception_only(error)[-1].strip()})"
+            connection.send(("starved", {"exit_code": CRASHED, "why": why}))
+            os._exit(CRASHED)
         code = CRASHED
-    sys.stdout.flush()
-    sys.stderr.flush()
+        if is_disk_full(error):
+            connection.send(("error", {"error": full_disk(job.folder, error)}))
+        else:
+            what = traceback.format_exc(limit=0).strip()
+            with suppress(OSError):  # the disk that the log is on may be full
+                traceback.print_exc()
+            connection.send(("crashed", {"exit_code": CRASHED, "what": what}))
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # not sys.exit: nothing of the libraries' clean-up is needed, and some of it can hang
 
 
-def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
+def _do(job: Job, connection: Connection, leave: Leave) -> tuple[str, dict[str, Any]]:
     from filelock import Timeout
 
     from tuneoff.running.explain import explain_run
+    from tuneoff.running.measure import measure_run
     from tuneoff.running.session import Place
     from tuneoff.running.store import Store
     from tuneoff.running.tracking import Tracking
@@ -227,10 +300,23 @@ def _do(job: Job, connection: Connection) -> tuple[str, dict[str, Any]]:
                 locks.enter_context(store.lock(run_id))
             arms = {member.run.run_id: member.arm for member in task.members}
             tracking = Tracking(job.trackers, job.study, task.arm, job.folder, arms=arms) if job.trackers else None
-            place = Place(store, job.root, job.checkpoint, job.num_threads, job.micro_batch, tracking)
+            place = Place(
+                store,
+                job.root,
+                job.checkpoint,
+                job.num_threads,
+                tracking,
+                needed_bytes=job.needed_bytes,
+                is_alone=job.is_alone,
+                shortage=job.shortage,
+                doing=lambda phase: tell("doing", {"phase": phase}),
+                leave=leave,
+            )
             if task.kind == "explain" and task.explaining is not None:
                 if not task.explaining.is_met_by(store.explained(task.run.run_id)):
                     explain_run(task.run, place, tell, task.explaining)
+            elif task.kind == "measure" and task.testing is not None:
+                measure_run(task.run, place, tell, task.testing, task.limit_s)
             elif task.kind == "score" and task.testing is not None:
                 test = store.test(task.run.run_id, verify=True)
                 if test is None or test.testing != task.testing:
@@ -275,18 +361,10 @@ def _log_to(folder: Path) -> None:
     """Send everything that libraries print to the run's log, on the level of file descriptors."""
     with on_disk(folder, "written"):
         make_folder(folder)
-        log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     faulthandler.enable()
-
-
-def _exit_with_parent(connection: Connection) -> None:
-    """End the child when the parent is gone: the pipe then reads as ended."""
-    try:
-        connection.poll(None)
-    finally:
-        os._exit(1)

@@ -22,11 +22,14 @@ from tuneoff.methods.changes import MatrixChange, adapter_changes, changed_layer
 from tuneoff.running.examine import Tell
 from tuneoff.running.samples import take_samples
 from tuneoff.running.session import Place, Session, load_weights, open_session
+from tuneoff.running.shortages import settled
 from tuneoff.running.store import FULL_WEIGHTS
 from tuneoff.study.explained import Explaining, ExplainRecord, LayerChange, Retention, Sample
 from tuneoff.study.identity import Run
 from tuneoff.study.methods import FullMethod, LoadMethod
+from tuneoff.study.shortage import Shortage
 from tuneoff.training.models import load_base
+from tuneoff.training.out_of_memory import is_out_of_memory
 
 SPECTRUM_SEED = 0
 """Of the start of the Lanczos method, which moves the last bits of large layers' values only."""
@@ -43,6 +46,11 @@ def explain_run(run: Run, place: Place, tell: Tell, explaining: Explaining) -> N
     tell("phase", {"what": "explaining weights"})
     start = time.perf_counter()
     session = open_session((run,), place, is_afterwards=True)
+    session.at("explain")
+    if session.shortage is not None:
+        shortage = settled(session, session.shortage).model_copy(update={"phase": "explain"})
+        _write_nothing(run, place, explaining, shortage)
+        return
     notes: list[str] = []
     text = _retention_text(session, explaining, notes)
     layers: tuple[LayerChange, ...] = ()
@@ -52,15 +60,19 @@ def explain_run(run: Run, place: Place, tell: Tell, explaining: Explaining) -> N
     else:
         if explaining.asked.weights:
             # The base's own weights are there until those of full fine-tuning are put in their places.
-            layers = _attempt(lambda: _full_layers(session), notes) or ()
+            layers = _attempt(session, lambda: _full_layers(session), notes) or ()
         load_weights(session.adapted, run, place.store)
-    retention = None if is_gone or text is None else _attempt(lambda: _score(session, text), notes)
+    retention = (
+        None if is_gone or text is None else _attempt(session, lambda: _score_halving(session, text, notes), notes)
+    )
     samples: tuple[Sample, ...] = ()
     if explaining.asked.samples and place.store.record(run.run_id) is not None:
         tell("phase", {"what": "taking samples"})
-        samples = _attempt(lambda: take_samples(session, explaining.asked, notes, is_gone=is_gone), notes) or ()
+        samples = (
+            _attempt(session, lambda: take_samples(session, explaining.asked, notes, is_gone=is_gone), notes) or ()
+        )
     if explaining.asked.weights and not is_gone:  # last, as PEFT's layers are merged for it
-        layers = layers or _attempt(lambda: _worked_out(adapter_changes(session.adapted)), notes) or ()
+        layers = layers or _attempt(session, lambda: _worked_out(adapter_changes(session.adapted)), notes) or ()
     place.store.write_explained(
         ExplainRecord(
             run_id=run.run_id,
@@ -71,18 +83,36 @@ def explain_run(run: Run, place: Place, tell: Tell, explaining: Explaining) -> N
             layers=layers,
             samples=samples,
             notes=(*notes, *((HEAD_NOTE,) if layers else ())),
+            shortage=session.shortage,
             explain_s=time.perf_counter() - start,
         )
     )
 
 
-def _attempt(work: Callable[[], Part], notes: list[str]) -> Part | None:
+def _write_nothing(run: Run, place: Place, explaining: Explaining, shortage: Shortage) -> None:
+    """Write down that there is not the memory to work anything out; where there is more, it is tried again."""
+    record = ExplainRecord(
+        run_id=run.run_id,
+        asked=explaining.asked,
+        model_sha256=explaining.model_sha256,
+        retention_sha256=explaining.retention_sha256,
+        notes=(shortage.reason,),
+        shortage=shortage,
+        explain_s=0.0,
+    )
+    place.store.write_explained(record)
+
+
+def _attempt(session: Session, work: Callable[[], Part], notes: list[str]) -> Part | None:
     """Return what `work` gives, or none with a note where it cannot be had."""
     try:
         return work()
     except (TuneoffError, ValueError) as error:
         notes.append(str(error))
-        return None
+    except Exception as error:  # what memory ran out with has many kinds; every other is raised again
+        session.shortage = session.lacking(error)
+        notes.append(session.shortage.reason)
+    return None
 
 
 def _retention_text(session: Session, explaining: Explaining, notes: list[str]) -> RetentionText | None:
@@ -90,7 +120,21 @@ def _retention_text(session: Session, explaining: Explaining, notes: list[str]) 
     if source is None:
         return None
     task, tokenizer, root = session.first.task, session.tokenizer, session.place.root
-    return _attempt(lambda: prepare_retention(source, task, tokenizer, root), notes)
+    return _attempt(session, lambda: prepare_retention(source, task, tokenizer, root), notes)
+
+
+def _score_halving(session: Session, text: RetentionText, notes: list[str]) -> Retention:
+    """Score the retention text, with fewer tokens at a time where memory runs out."""
+    while True:
+        before = session.evaluation_tokens
+        try:
+            return _score(session, text)
+        except Exception as error:
+            if before <= session.first.task.max_length or not is_out_of_memory(error):
+                raise
+        half = max(session.first.task.max_length, before // 2)
+        session.setup["evaluation_tokens"] = half  # of this session alone: nothing of training hangs on it
+        notes.append(f"Out of memory on the retention text: scored {half:,} tokens at a time instead of {before:,}.")
 
 
 def _score(session: Session, text: RetentionText) -> Retention:
@@ -98,7 +142,13 @@ def _score(session: Session, text: RetentionText) -> Retention:
     split = text.split
     with session.adapted.member(0) as module:
         scores = score_split(
-            module, session.forward, split, session.runtime, session.pad_id, stride_tokens=text.stride_tokens
+            module,
+            session.forward,
+            split,
+            session.runtime,
+            session.pad_id,
+            max_tokens=session.evaluation_tokens,
+            stride_tokens=text.stride_tokens,
         )
     num_items, counts = len(split.item_names), split.targets_by_sequence.astype(np.float64)
     values = ratio_values(sums(split.items, scores.nll_nats, num_items), sums(split.items, counts, num_items))

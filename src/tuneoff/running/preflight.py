@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tuneoff.analysis.time_to_go import ArmWork, Workload
 from tuneoff.data.batching import num_steps
 from tuneoff.data.metrics import check_metrics
 from tuneoff.data.prepare import prepare
@@ -17,8 +18,9 @@ from tuneoff.running.tracking import check_trackers
 from tuneoff.study.identity import task_key
 from tuneoff.study.spec import Study
 from tuneoff.study.value import Value
+from tuneoff.training.memory_limits import Available
 from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
-from tuneoff.training.runtime import check_precision, device_bytes
+from tuneoff.training.runtime import check_precision, device_bytes, room
 
 
 class Preflight(Value):
@@ -43,6 +45,17 @@ class Preflight(Value):
     """Hash of the tokenised retention text; empty where none is asked for."""
     memory: CohortMemory = CohortMemory(device_bytes=0, base_bytes=0, run_bytes=0)
     """What LoRA runs need that share a pass."""
+    available: Available
+    """What a child of this command may take, with the libraries loaded and nothing else."""
+
+    def workload(self, num_jobs: int) -> Workload:
+        """Return what the work is made of, with so many processes at a time."""
+        counted = {arm.name: arm.parameters for arm in self.plan.arms}
+        return Workload(
+            num_steps=self.num_steps,
+            num_jobs=num_jobs,
+            arms={name: ArmWork(trainable=own.trainable, total=own.total) for name, own in counted.items()},
+        )
 
     def lines(self) -> Iterator[str]:
         """Yield what a person should know before the run starts."""
@@ -58,6 +71,7 @@ def preflight(study: Study) -> Preflight:
     Raises:
         TuneoffError: the first thing that is wrong.
     """
+    available = room()
     check_search(study)
     check_trackers(study.trackers)
     check_metrics(study.task.metric_names, study.root)
@@ -97,6 +111,7 @@ def preflight(study: Study) -> Preflight:
         model_sha256=model_sha256,
         retention_sha256=general.sha256 if general is not None else "",
         memory=_memory(study, planned, config),
+        available=available,
     )
 
 

@@ -7,14 +7,12 @@ from importlib.metadata import version
 import tuneoff
 from tuneoff.running.session import Session
 from tuneoff.study.records import Provenance
-from tuneoff.training.models import fingerprint
 
 RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "safetensors", "numpy")
 
 
 def provenance(session: Session) -> Provenance:
     """Return the provenance of what a session is about to record."""
-    run = session.first
     return Provenance(
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tuneoff_version=tuneoff.__version__,
@@ -24,9 +22,10 @@ def provenance(session: Session) -> Provenance:
         device=session.runtime.device_name,
         num_threads=session.runtime.num_threads,
         micro_batch=session.setup["micro_batch"],
+        evaluation_tokens=session.setup.get("evaluation_tokens"),
         num_sittings=session.setup["num_sittings"],
         cohort=tuple(session.setup["cohort"]) if len(session.setup["cohort"]) > 1 else (),
-        model_sha256=fingerprint(run.model, session.place.root, run.revision),
+        model_sha256=session.model_sha256,
         data_sha256=session.data.sha256,
         notes=session.notes,
         cautions=session.data.cautions,

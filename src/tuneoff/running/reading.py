@@ -3,10 +3,13 @@
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tuneoff.analysis.progress import Progress, progress
+from tuneoff.analysis.progress import Progress, current_tests, progress
+from tuneoff.analysis.time_to_go import TimeToGo, UnderWay, Workload, time_to_go
 from tuneoff.running.store import Store
+from tuneoff.running.underway import planned_step_s, read_workload, runs_under_way
 from tuneoff.study.expand import base_run
 from tuneoff.study.explained import ExplainRecord, Sample
+from tuneoff.study.solo import SoloCosts, solo_key
 from tuneoff.study.spec import Study
 
 if TYPE_CHECKING:
@@ -34,11 +37,57 @@ class Reading:
         return progress(self.study, self.records, self.tests)
 
     @cached_property
+    def running(self) -> frozenset[str]:
+        """The runs that some process works on now."""
+        return frozenset(run_id for run_id in self.store.run_ids() if self.store.is_locked(run_id))
+
+    @cached_property
+    def under_way(self) -> dict[str, UnderWay]:
+        """The runs that were begun and are not finished, with how far they are."""
+        return runs_under_way(self.store, self.records.keys(), self.running)
+
+    @cached_property
+    def _workload(self) -> Workload | None:
+        return read_workload(self.store)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps of each run; none where the data decide, and the study was not run yet."""
+        if self.study.budget.steps is not None:
+            return self.study.budget.steps
+        return None if self._workload is None else self._workload.num_steps
+
+    @cached_property
+    def time_to_go(self) -> TimeToGo:
+        """How long the study still takes, with as many processes as work on it now, or else as it was last run with."""
+        at_work = sum(1 / own.num_runs for own in self.under_way.values() if own.is_at_work)
+        return time_to_go(
+            self.study,
+            self.progress,
+            self.records,
+            current_tests(self.study, self.tests),
+            workload=self._workload,
+            under_way=self.under_way,
+            planned_step_s=planned_step_s(self.store),
+            num_jobs=round(at_work) or None,
+        )
+
+    @cached_property
     def summary(self) -> "Summary":
         """What is known about each arm."""
         from tuneoff.analysis.summary import summarise
 
-        return summarise(self.study, self.records, self.tests, self._items())
+        return summarise(self.study, self.records, self.tests, self._items(), self._solo(), self.store.predicted())
+
+    def _solo(self) -> "dict[str, SoloCosts]":
+        """Return what was measured of each arm alone, by its name."""
+        found = {}
+        for arm in self.progress.arms:
+            record = next((self.records[run_id] for run_id in arm.chosen_run_ids if run_id in self.records), None)
+            solo = None if record is None else self.store.solo(solo_key(record, self.study.testing))
+            if solo is not None:
+                found[arm.name] = solo
+        return found
 
     def _items(self) -> "dict[str, ItemScores]":
         found = ((run_id, self.store.items(run_id)) for run_id in self.tests)

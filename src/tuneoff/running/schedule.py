@@ -1,18 +1,21 @@
 """What is left to do in a study, as a pure function of its records.
 
-Every arm at its first seed before any second one.
+Every arm at its first seed before any second one. This is the study's order, in which cohorts are parted; in what order
+tasks are started says `order`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tuneoff.analysis.selection import is_current
 from tuneoff.analysis.tuning import Rounds, Search
-from tuneoff.study.expand import base_run, chosen_runs, trials
+from tuneoff.errors import StudyError, did_you_mean
+from tuneoff.study.expand import base_run, chosen_runs, num_runs, trials
 from tuneoff.study.explained import Explaining, ExplainRecord
 from tuneoff.study.identity import Run
 from tuneoff.study.records import Halving, Record, TestRecord
+from tuneoff.study.solo import solo_key
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.testing import Testing
 from tuneoff.study.value import Value
@@ -21,20 +24,26 @@ from tuneoff.study.value import Value
 class Task(Value):
     """One thing for a child process to do."""
 
-    kind: Literal["train", "score", "explain"]
-    """Train (and validate), read the test split with weights that are there, or work out what these became."""
+    kind: Literal["train", "score", "explain", "measure"]
+    """Train (and validate), read the test split with weights that are there, work out what these became, or measure
+    what the method costs alone.
+    """
     arm: str
     run: Run
     testing: Testing | None = None
     """How to read the test split; of a training task, right after it, as the rate is chosen already."""
     explaining: Explaining | None = None
     """What to work out."""
+    limit_s: float = 0.0
+    """About how long the steps of a measurement may take."""
     halving: Halving | None = None
     """What a trial is held against while it is trained; none trains it to the end."""
     others: tuple["Task", ...] = ()
     """Of a cohort: the runs that are trained in the same pass, in its order."""
     is_along: bool = False
     """Whether the run of a cohort is finished, and only trained along: the bits of the others depend on the pass."""
+    turn: int = 0
+    """Of a trial: its place among its arm's, rates rising."""
 
     @property
     def members(self) -> tuple["Task", ...]:
@@ -63,6 +72,36 @@ class Explained:
         """Whether something is to be worked out of a run and has not been."""
         nothing = run.method.method == "none" and not (self.wanted.asked.samples or self.wanted.retention)
         return not (nothing or self.wanted.is_empty or self.wanted.is_met_by(self.records.get(run.run_id)))
+
+
+MAX_MEASURE_S, MAX_MEASURE_SHARE = 15.0, 0.03
+"""Of the steps of one arm's measurement: the shorter of the two, as a share of what its runs train in all."""
+
+
+def measurements(
+    study: Study, arms: Sequence[Arm], records: Mapping[str, Record], is_measured: Callable[[str], bool]
+) -> Iterator[Task]:
+    """Yield the arms whose costs are to be measured alone: the first seed's run is done and was not alone itself.
+
+    Args:
+        study: the study.
+        arms: those to work on.
+        records: finished runs.
+        is_measured: says of a key (see `solo_key`) whether its measurement is there.
+    """
+    search = Search(study, records)
+    for arm in arms if study.solo_costs else ():
+        lr = search.choose(arm)
+        run = chosen_runs(study, arm, lr)[0] if lr is not None or not arm.is_trained else None
+        record = None if run is None else records.get(run.run_id)
+        if run is None or record is None or record.status != "done" or is_measured(solo_key(record, study.testing)):
+            continue
+        costs = record.costs
+        if costs is not None and costs.is_alone and costs.num_runs == 1:
+            continue
+        trained_s = 0.0 if costs is None else costs.train_s / costs.num_runs * num_runs(study, arm)
+        limit_s = min(MAX_MEASURE_S, MAX_MEASURE_SHARE * trained_s)
+        yield Task(kind="measure", arm=arm.name, run=run, testing=study.testing, limit_s=limit_s)
 
 
 def ready_tasks(
@@ -96,11 +135,11 @@ def _trials(search: Search, rounds: Rounds, arm: Arm) -> Iterator[Task]:
     """Yield the trials that an arm has still to do: one after another where each is held against those before it."""
     study = search.study
     missing = {trial.run_id for trial in rounds.trials[arm.name] if trial.status == "missing"}
-    for run in trials(study, arm, rounds.rates(arm)):
+    for turn, run in enumerate(trials(study, arm, rounds.rates(arm))):
         if run.run_id in missing:
             halving = search.halving(arm, run.run_id)
             testing = None if arm.is_tuned else study.testing
-            yield Task(kind="train", arm=arm.name, run=run, testing=testing, halving=halving)
+            yield Task(kind="train", arm=arm.name, run=run, testing=testing, halving=halving, turn=turn)
             if halving is not None:
                 return
 
@@ -123,7 +162,9 @@ def _seed(
     if record is None or record.status == "pruned":
         if index:  # the first seed's runs are the trials
             yield Task(kind="train", arm=arm.name, run=run, testing=study.testing)
-    elif record.status == "done" and not is_current(tests.get(run.run_id), study):
+    elif (
+        record.status == "done" and not is_current(tests.get(run.run_id), study) and not record.is_beyond(study.testing)
+    ):
         yield Task(kind="score", arm=arm.name, run=run, testing=study.testing)
 
 
@@ -158,3 +199,18 @@ def unchosen(study: Study, records: Mapping[str, Record]) -> Iterator[str]:
         tried |= {run.run_id: None for run in runs}
         needed |= {run.run_id for run in runs if lr is None or run.lr == lr}
     yield from (run_id for run_id in tried if run_id not in needed)
+
+
+def select_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
+    """Return the arms that `only` names, by name or by family; all where it is empty.
+
+    Raises:
+        StudyError: a name that is no arm.
+    """
+    for name in only:
+        if not any(name in (arm.name, arm.family) for arm in study.arms):
+            names = [arm.name for arm in study.arms]
+            raise StudyError(
+                f"--only {name}: no arm is called so.{did_you_mean(name, names)} Arms: {', '.join(names)}."
+            )
+    return tuple(arm for arm in study.arms if not only or arm.name in only or arm.family in only)

@@ -10,25 +10,23 @@ from safetensors.torch import load_file
 
 from tuneoff.data.prepare import PreparedData, prepare
 from tuneoff.data.tokens import TokenSplit
-from tuneoff.errors import MethodError, UnsupportedError
-from tuneoff.evaluation.likelihood import Scores, score_split
+from tuneoff.errors import MethodError
+from tuneoff.evaluation.likelihood import EVALUATION_TOKENS, Scores, score_split
 from tuneoff.evaluation.zero_shot import score_label_words, score_majority
 from tuneoff.files import on_disk, remove_folder
-from tuneoff.methods import cohort_from_specs, interchange
+from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
-from tuneoff.methods.heads import draw_head, train_head
-from tuneoff.methods.selective import FrozenModel, NoTraining
+from tuneoff.running.loading import adapt, lacking, load
+from tuneoff.running.place import Place as Place
 from tuneoff.running.store import ADAPTER_WEIGHTS, CHECKPOINT_FOLDER, FULL_WEIGHTS, Store
-from tuneoff.running.tracking import Tracking
 from tuneoff.study.identity import Run
 from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod, NoneMethod
 from tuneoff.study.records import RECORD_VERSION, Halving
-from tuneoff.study.spec import CheckpointSpec
-from tuneoff.study.streams import HEAD, INIT, stream_seed
+from tuneoff.study.shortage import MemoryPhase, Shortage
 from tuneoff.training.checkpoint import save_tensors
+from tuneoff.training.memory_limits import Available
 from tuneoff.training.meter import Meter
-from tuneoff.training.models import load_base, load_config, load_tokenizer, tokenizer_notes
-from tuneoff.training.recompute import recompute_activations
+from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
 from tuneoff.training.runtime import Runtime, open_runtime
 from tuneoff.training.steps import Forward
 
@@ -39,23 +37,7 @@ of a split by length and drops nothing, so it always packs on a CPU.
 """
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a child works and on what."""
-
-    store: Store
-    root: Path
-    """Where the study's relative paths start."""
-    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
-    """How often the state is saved."""
-    num_threads: int | None = None
-    micro_batch: int | None = None
-    """A smaller micro-batch than the study's, after an out-of-memory."""
-    tracking: Tracking | None = None
-    """Experiment trackers that the runs are sent to."""
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -71,11 +53,19 @@ class Session:
     adapted: AdaptedModel
     meter: Meter
     setup: dict[str, Any]
+    room: Available
+    """What the process could have before it loaded anything."""
+    model_sha256: str = ""
+    """Hash of the base, of runs that are to be recorded."""
     context_length: int | None = None
     """Tokens that the base sees in all; none where it does not say."""
     notes: tuple[str, ...] = ()
     problem: str = ""
     """Why this model cannot take the method; empty where it can."""
+    phase: MemoryPhase = "load"
+    """What is being done now."""
+    shortage: Shortage | None = None
+    """What memory was lacking with the least at a time; none while there is enough."""
     halving: Halving | None = None
     """What the run is held against while it is trained; none trains it to the end."""
     along: frozenset[int] = frozenset()
@@ -89,6 +79,24 @@ class Session:
     def first(self) -> Run:
         """The run that stands for what all of them share."""
         return self.runs[0]
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Tokens of one forward of scoring."""
+        return int(self.setup.get("evaluation_tokens") or EVALUATION_TOKENS)
+
+    def at(self, phase: MemoryPhase) -> None:
+        """Note, here and with the parent, what begins."""
+        self.phase = phase
+        self.place.doing(phase)
+
+    def lacking(self, error: BaseException) -> Shortage:
+        """Return what an error says of the memory that ran out, and what there was.
+
+        Raises:
+            BaseException: the error itself, where it is about something else.
+        """
+        return lacking(error, self.phase, self.room)
 
 
 def open_session(
@@ -118,12 +126,11 @@ def open_session(
     data = prepare(first.task, tokenizer, place.root, context_length, trust_remote_code=first.trust_remote_code)
     if not is_afterwards:
         _guard_checkpoint(runs, place, setup, data.sha256)
-    problem = ""
+    is_over = is_trained or is_afterwards
+    # Before anything is loaded: it maps the whole file, for which there may be no room beside what a run needs.
+    model_sha256 = "" if is_over else fingerprint(first.model, place.root, first.revision)
     with meter.phase("load"):
-        try:
-            adapted = _adapt(runs, place, runtime, len(data.classes))
-        except UnsupportedError as error:
-            problem, adapted = str(error), FrozenModel(torch.nn.Module())
+        loaded = load(runs, place, runtime, len(data.classes))
     session = Session(
         runs=tuple(runs),
         place=place,
@@ -132,15 +139,21 @@ def open_session(
         pad_id=tokenizer.pad_token_id,
         tokenizer=tokenizer,
         context_length=context_length,
-        adapted=adapted,
+        adapted=loaded.adapted,
         meter=meter,
         setup=setup,
         notes=(*tokenizer_notes(tokenizer), *data.notes, *setup["notes"]),
         along=frozenset(along),
-        problem=problem,
+        model_sha256=model_sha256,
+        problem=loaded.problem,
+        room=loaded.room,
+        shortage=loaded.shortage,
     )
-    if not problem:
-        _check_forward(session)
+    if not session.problem and session.shortage is None:
+        try:
+            _check_forward(session)
+        except Exception as error:  # of another kind it is raised again
+            session.shortage = session.lacking(error)
     return session
 
 
@@ -177,7 +190,7 @@ def open_weights(run: Run, place: Place, num_classes: int) -> AdaptedModel:
         TuneoffError: the base cannot be had, or the weights are gone.
     """
     runtime = open_runtime(run.precision)
-    adapted = _adapt((run,), place, runtime, num_classes)
+    adapted = adapt((run,), place, runtime, num_classes)
     load_weights(adapted, run, place.store)
     adapted.module.eval()
     return adapted
@@ -186,75 +199,27 @@ def open_weights(run: Run, place: Place, num_classes: int) -> AdaptedModel:
 def _settle_setup(runs: Sequence[Run], place: Place, *, is_trained: bool) -> dict[str, Any]:
     """Return what the bits depend on: as it was stored when the run first started, else as it is now."""
     stored = place.store.setup(runs[0].run_id)
-    micro_batch = place.micro_batch or runs[0].micro_batch or runs[0].budget.batch_size
+    micro_batch = runs[0].micro_batch or runs[0].budget.batch_size
     setup = {
         "num_threads": place.num_threads or torch.get_num_threads(),
         "micro_batch": min(micro_batch, runs[0].budget.batch_size),
         "cohort": [run.run_id for run in runs],
         "root": str(place.root),
         "num_sittings": 1,
+        "is_alone": place.is_alone,
         "version": RECORD_VERSION,
         "notes": [],
     }
     if stored is not None and is_trained:
         setup["cohort"] = stored.get("cohort", setup["cohort"])
     if stored is not None and all(stored.get(key) == setup[key] for key in ("cohort", "version")):
-        has_shrunk = place.micro_batch is not None
-        kept = ("num_threads", *(() if has_shrunk else ("micro_batch",)))
-        setup |= {key: stored[key] for key in kept if key in stored}  # a cohort may have been parted before its start
+        # A cohort may have been parted before its start.
+        kept = ("num_threads", "micro_batch", "evaluation_tokens", "generation_rows")
+        setup |= {key: stored[key] for key in kept if key in stored}
         setup |= {"num_sittings": stored["num_sittings"] + 1, "data_sha256": stored.get("data_sha256")}
+        setup["is_alone"] = place.is_alone and bool(stored.get("is_alone", place.is_alone))
         setup["notes"] = stored.get("notes", [])
     return setup
-
-
-def _adapt(runs: Sequence[Run], place: Place, runtime: Runtime, num_classes: int) -> AdaptedModel:
-    """Load the base and put the runs' method on it; what is not trained classifies as a language model."""
-    first = runs[0]
-    if isinstance(first.method, LoadMethod):
-        adapted = _load_existing(first, first.method, place, runtime, num_classes)
-    else:
-        method = cohort_from_specs([run.method for run in runs])
-        dtype = torch.float32 if method.trains_base else runtime.compute_dtype
-        base = _base(first, place, dtype, 0 if isinstance(first.method, NoneMethod) else num_classes)
-        draw_head(base, torch.Generator().manual_seed(stream_seed(first.seed or 0, HEAD)))
-        if first.gradient_checkpointing and not isinstance(first.method, NoneMethod):
-            recompute_activations(base)
-        generators = [torch.Generator().manual_seed(stream_seed(run.seed or 0, INIT)) for run in runs]
-        adapted = train_head(method.adapt(base, generators))
-    adapted.module.to(runtime.device)
-    return adapted
-
-
-def _base(run: Run, place: Place, dtype: torch.dtype, num_classes: int) -> "PreTrainedModel":
-    return load_base(
-        run.model,
-        place.root,
-        run.revision,
-        run.trust_remote_code,
-        dtype,
-        num_classes=num_classes,
-        quantize=run.method.quantize if isinstance(run.method, LoraMethod) else "none",
-    )
-
-
-def _load_existing(run: Run, method: LoadMethod, place: Place, runtime: Runtime, num_classes: int) -> AdaptedModel:
-    folder = place.root / method.path
-    if interchange.is_adapter_folder(folder):
-        return interchange.load_peft(_base(run, place, runtime.compute_dtype, num_classes), folder)
-    if not folder.is_dir():
-        raise MethodError(
-            f"load: {method.path!r} is no folder. Give a PEFT adapter folder or a Transformers checkpoint."
-        )
-    model = load_base(
-        str(folder),
-        place.root,
-        None,
-        run.trust_remote_code,
-        runtime.compute_dtype,
-        num_classes=num_classes,
-        has_head=bool(num_classes),
-    )
-    return NoTraining().adapt(model, torch.Generator())
 
 
 def score(session: Session, split: str) -> Scores:
@@ -263,9 +228,19 @@ def score(session: Session, split: str) -> Scores:
     rows: TokenSplit = getattr(data, split)
     if data.classes and isinstance(session.first.method, NoneMethod):
         if data.label_ids:
-            return score_label_words(module, forward, rows, data.label_ids, session.runtime, session.pad_id)
+            return score_label_words(
+                module, forward, rows, data.label_ids, session.runtime, session.pad_id, session.evaluation_tokens
+            )
         return score_majority(data.train, rows, len(data.classes))
-    return score_split(module, forward, rows, session.runtime, session.pad_id, stride_tokens=data.stride_tokens)
+    return score_split(
+        module,
+        forward,
+        rows,
+        session.runtime,
+        session.pad_id,
+        max_tokens=session.evaluation_tokens,
+        stride_tokens=data.stride_tokens,
+    )
 
 
 def _weights_name(run: Run) -> str:
@@ -273,12 +248,17 @@ def _weights_name(run: Run) -> str:
 
 
 def save_weights(session: Session, index: int) -> None:
-    """Write a run's trained weights into its folder: LoRA under PEFT's names, full under the model's own."""
+    """Write a run's trained weights into its folder."""
     run = session.runs[index]
+    write_weights(session, index, session.place.store.run_folder(run.run_id) / _weights_name(run))
+
+
+def write_weights(session: Session, index: int, path: Path) -> None:
+    """Write a run's trained weights: LoRA under PEFT's names, full under the model's own."""
     state = session.adapted.state_dict(index)
-    if isinstance(run.method, LoraMethod):
+    if isinstance(session.runs[index].method, LoraMethod):
         state = interchange.peft_state(state)
-    save_tensors(session.place.store.run_folder(run.run_id) / _weights_name(run), state)
+    save_tensors(path, state)
 
 
 def restore_weights(session: Session, index: int) -> None:

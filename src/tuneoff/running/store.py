@@ -10,6 +10,7 @@
                       explain.json   what was worked out of the trained weights, once they are tested
                       log.txt        what libraries said
                       .lease, .lock   who works on it now (see `lease`)
+    runs/STUDY/costs/KEY.json        what a run's method costs when it is measured alone (see `tuneoff.study.solo`)
     runs/STUDY/.index                what the records held when they were last read, of a large study (see `index`)
 
 A record carries the sha256 of itself and of its files; a torn or altered one counts as missing and is said so. One that
@@ -42,7 +43,9 @@ from tuneoff.running.index import Index
 from tuneoff.running.lease import RunLock, is_held
 from tuneoff.study.explained import ExplainRecord
 from tuneoff.study.identity import canonical_json, digest
+from tuneoff.study.predicted import PLAN_FILE, Predicted
 from tuneoff.study.records import RECORD_VERSION, Record, TestRecord, to_json
+from tuneoff.study.solo import SoloCosts
 from tuneoff.study.spec import Study
 from tuneoff.study.value import plain
 
@@ -64,9 +67,10 @@ CHECKPOINT_FOLDER = "checkpoint"
 STUDY_FILE = "study.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "model.safetensors"
+COSTS_FOLDER = "costs"
 CHECKSUM = "checksum"
 
-AnyRecord = TypeVar("AnyRecord", Record, TestRecord, ExplainRecord)
+AnyRecord = TypeVar("AnyRecord", Record, TestRecord, ExplainRecord, SoloCosts)
 
 
 class Store:
@@ -136,6 +140,19 @@ class Store:
     def explained(self, run_id: str) -> ExplainRecord | None:
         """Return what was worked out of a run's weights, or none."""
         return self._read(self.run_folder(run_id) / EXPLAIN_FILE, ExplainRecord)
+
+    def solo(self, key: str) -> SoloCosts | None:
+        """Return what a run's method costs when it is measured alone, by `solo_key`, or none."""
+        return self._read(self.folder / COSTS_FOLDER / f"{key}.json", SoloCosts)
+
+    def predicted(self) -> dict[str, Predicted]:
+        """Return what a plan that was kept here foretells of each arm, by its name; nothing where there is none."""
+        try:
+            arms = from_json((self.folder / PLAN_FILE).read_bytes())["plan"]["arms"]
+            known = {str(arm["name"]): arm.get("predicted") for arm in arms}
+            return {name: Predicted.model_validate(own) for name, own in known.items() if own is not None}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
 
     def items(self, run_id: str) -> "ItemScores | None":
         """Return a run's test scores by item, or none where there are none that can be read."""
@@ -251,6 +268,11 @@ class Store:
         """Write what was worked out of a run's weights."""
         self._write(self.run_folder(record.run_id) / EXPLAIN_FILE, plain(record))
 
+    def write_solo(self, key: str, costs: SoloCosts) -> None:
+        """Write what a run's method costs when it is measured alone."""
+        (self.folder / COSTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        self._write(self.folder / COSTS_FOLDER / f"{key}.json", plain(costs))
+
     def _write(self, path: Path, body: dict[str, Any]) -> None:
         write_synced(path, json.dumps(body | {CHECKSUM: digest(body)}, indent=2, ensure_ascii=False).encode())
 
@@ -273,6 +295,11 @@ class Store:
         folder = self.run_folder(run_id) / CHECKPOINT_FOLDER
         if folder.exists() and (self.setup(run_id) or {}).get("cohort") == [run_id] and not self.is_locked(run_id):
             remove_folder(folder)
+
+    def begin_anew(self, run_id: str) -> None:
+        """Set a run aside with what it was set up with: on another machine, it starts as the study asks."""
+        self.set_aside(run_id)
+        self._remove(self.run_folder(run_id) / SETUP_FILE)
 
     def setup(self, run_id: str) -> dict[str, Any] | None:
         """Return what a run was set up with, or none where it was not, or the file is torn.

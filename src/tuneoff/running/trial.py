@@ -7,24 +7,24 @@ from typing import Any
 from torch import nn
 
 from tuneoff.data.batching import BatchSequence, num_steps, sequence_sha256
-from tuneoff.errors import InfeasibleError
 from tuneoff.files import file_sha256, remove_folder
 from tuneoff.methods.base import num_parameters
-from tuneoff.running.cohorts import part_stored
 from tuneoff.running.examine import Tell, read_test_split
 from tuneoff.running.halving import reason_to_stop
+from tuneoff.running.leaving import LeftOffError
 from tuneoff.running.provenance import provenance
 from tuneoff.running.resume import find_resume
 from tuneoff.running.session import Place, Session, open_session, restore_weights, save_weights, score
+from tuneoff.running.shortages import settle, settled
 from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE
 from tuneoff.running.tracking import RunTrackers
 from tuneoff.study.identity import Run
 from tuneoff.study.records import Costs, Halving, Likelihood, Parameters, Record, Training
+from tuneoff.study.shortage import Shortage
 from tuneoff.study.testing import Testing
 from tuneoff.training.checkpoint import Checkpoint, save_checkpoint
 from tuneoff.training.loop import Loop, LoopPlan, Member
 from tuneoff.training.optim import MemberOptimizer
-from tuneoff.training.runtime import is_out_of_memory
 
 EVALUATIONS_PER_RUN = 10
 TAIL_SHARE = 0.1
@@ -53,39 +53,71 @@ def train_runs(
 
     Raises:
         TuneoffError: bad input.
-        InfeasibleError: out of memory in a cohort, which is then stored as smaller ones, or of one run with more than
-            one sequence at a time.
+        LeftOffError: the process was asked to leave off; what is not finished goes on from a checkpoint another time.
+        InfeasibleError: out of memory, and less at a time may do, or nothing else beside (see
+            `tuneoff.running.shortages`).
     """
     session = open_session(runs, place, along=along)
     session.halving = halving
-    if session.problem:
+    if session.shortage is not None:
+        session.shortage = settled(session, session.shortage)
+    if session.problem or session.shortage is not None:
         _record_problem(session)
     elif session.adapted.trainable_parameters():
-        _train(session, tell)
+        with place.leave.deferred():
+            _train(session, tell)
     else:
         _record_untrained(session, tell)
     for index, own in enumerate(testing):
         record = place.store.record(session.runs[index].run_id)
         if own is not None and index not in session.along and record is not None and record.status == "done":
-            restore_weights(session, index)
-            read_test_split(session, index, own, tell)
+            _test(session, index, own, tell)
 
 
 def score_run(run: Run, place: Place, tell: Tell, testing: Testing) -> None:
     """Read the test split with the weights that a finished run left."""
+    record = place.store.record(run.run_id)
+    if record is not None and record.shortage is not None:  # it was lacking another time
+        place.store.write_record(record.model_copy(update={"shortage": None}))
     session = open_session((run,), place, is_trained=True)
-    restore_weights(session, 0)
-    read_test_split(session, 0, testing, tell)
+    if session.shortage is None:
+        _test(session, 0, testing, tell)
+    else:
+        shortage = session.shortage if place.shortage is not None else settled(session, session.shortage)
+        _record_untested(session, 0, shortage.model_copy(update={"testing": testing}))
+
+
+def _test(session: Session, index: int, testing: Testing, tell: Tell) -> None:
+    """Read the test split with a run; where memory runs out with the least at a time, its record says so."""
+    session.at("test")
+    try:
+        restore_weights(session, index)
+        read_test_split(session, index, testing, tell)
+    except Exception as error:  # what memory ran out with has many kinds; `settle` raises every other again
+        shortage = settle(session, error, testing)
+    else:
+        return
+    _record_untested(session, index, shortage)
+
+
+def _record_untested(session: Session, index: int, shortage: Shortage) -> None:
+    """Write down that a run is trained and its test cannot be read here: what was trained is not lost."""
+    store, run_id = session.place.store, session.runs[index].run_id
+    record = store.record(run_id)
+    if record is not None:
+        store.write_record(record.model_copy(update={"shortage": shortage}))
 
 
 def _record_problem(session: Session) -> None:
-    """Write down that the model cannot take the method: an infeasible row, and the study goes on."""
+    """Write down that the model cannot take the method, or not here: an infeasible row, and the study goes on."""
+    shortage = session.shortage
     for run in _written(session):
         record = Record(
             run_id=run.run_id,
             run=run,
             status="infeasible",
-            reason=f"unsupported: {session.problem}",
+            reason=f"unsupported: {session.problem}" if shortage is None else shortage.reason,
+            shortage=shortage,
             classes=session.data.classes,
             provenance=provenance(session),
         )
@@ -94,8 +126,15 @@ def _record_problem(session: Session) -> None:
 
 def _record_untrained(session: Session, tell: Tell) -> None:
     tell("phase", {"what": "scoring the validation split"})
-    with session.meter.evaluating():
-        likelihood = score(session, "validation").likelihood
+    session.at("validate")
+    try:
+        with session.meter.evaluating():
+            likelihood = score(session, "validation").likelihood
+    except Exception as error:  # what memory ran out with has many kinds; `settle` raises every other again
+        session.shortage = settle(session, error)
+    if session.shortage is not None:
+        _record_problem(session)
+        return
     run = session.first
     record = Record(
         run_id=run.run_id,
@@ -120,7 +159,10 @@ class _Host:
 
     def evaluate(self, module: nn.Module) -> Likelihood:
         """Score the validation split."""
-        return score(self.session, "validation").likelihood
+        self.session.at("validate")
+        found = score(self.session, "validation").likelihood
+        self.session.at("train")
+        return found
 
     def curve(self, member: int, row: dict[str, Any]) -> None:
         """Append a point to the member's learning curve."""
@@ -155,6 +197,10 @@ class _Host:
             {"step": step, "num_steps": self.num_steps, "loss_nats": loss_nats, "tokens_per_s": tokens_per_s},
         )
 
+    def must_leave(self) -> bool:
+        """Whether this process was asked to leave off."""
+        return self.session.place.leave.is_asked
+
 
 def _train(session: Session, tell: Tell) -> None:
     first, store = session.first, session.place.store
@@ -168,7 +214,7 @@ def _train(session: Session, tell: Tell) -> None:
         micro_batch=session.setup["micro_batch"],
         pad_id=session.pad_id,
     )
-    members = [_member(session, index, steps) for index in range(len(session.runs))]
+    members = [make_member(session, index, steps) for index in range(len(session.runs))]
     folder = store.run_folder(first.run_id) / CHECKPOINT_FOLDER
     resume = find_resume(store, folder, session.runs, session.along, tell)
     if resume is not None:
@@ -194,13 +240,17 @@ def _train(session: Session, tell: Tell) -> None:
         session.meter,
     )
     _run_loop(session, loop, resume)
+    if not loop.is_over:
+        for tracker in trackers:
+            tracker.finish()
+        raise LeftOffError({"step": loop.step, "num_steps": steps})
     session.meter.note_peak("train")
     for index, member in enumerate(members):
         if index in session.along:
             continue
         if session.runs[index].keep == "last" and not member.is_over:
             save_weights(session, index)
-        record = _trained_record(session, index, member, loop)
+        record = _trained_record(session, index, member)
         store.write_record(record)
         trackers[index].record(record)
         trackers[index].finish()
@@ -208,22 +258,19 @@ def _train(session: Session, tell: Tell) -> None:
 
 
 def _run_loop(session: Session, loop: Loop, resume: Checkpoint | None) -> None:
-    """Train to the end; one run that runs out of memory with one sequence at a time is infeasible.
+    """Train to the end; where memory runs out with the least at a time, the run is infeasible.
 
     Raises:
         InfeasibleError: out of memory with more than that, so that less at a time may do.
     """
+    session.at("train")
     try:
         loop.run(resume)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(loop.members) > 1:
-            raise _parted(session) from None
-        if loop.plan.micro_batch > 1:
-            raise InfeasibleError(str(error) or "out of memory", "out_of_memory") from None
+    except Exception as error:  # what memory ran out with has many kinds; `settle` raises every other again
+        session.shortage = settle(session, error)
+    if session.shortage is not None:
         for member in loop.members:
-            member.failure = "out of memory with one sequence at a time"
+            member.failure = member.failure or session.shortage.reason
 
 
 def _written(session: Session) -> list[Run]:
@@ -231,19 +278,8 @@ def _written(session: Session) -> list[Run]:
     return [run for index, run in enumerate(session.runs) if index not in session.along]
 
 
-def _parted(session: Session) -> InfeasibleError:
-    """Store a cohort that ran out of memory as two halves, and return what to say of it.
-
-    The cohort before the micro-batch: with fewer runs a pass, as many sequences of each fit.
-    """
-    num_runs = len(session.runs)
-    size = (num_runs + 1) // 2
-    what = f"out of memory in a cohort of {num_runs}; trained in cohorts of {size} at most"
-    part_stored(session.place.store, tuple(session.setup["cohort"]), size, what)
-    return InfeasibleError(what, "out_of_memory")
-
-
-def _member(session: Session, index: int, steps: int) -> Member:
+def make_member(session: Session, index: int, steps: int) -> Member:
+    """Return one of a session's runs as the loop trains it, with an optimizer for so many steps."""
     run = session.runs[index]
     seed = run.seed or 0
     order = BatchSequence(len(session.data.train), run.budget.batch_size, seed)
@@ -258,16 +294,16 @@ def _member(session: Session, index: int, steps: int) -> Member:
     return Member(seed=seed, order=order, optimizer=optimizer)
 
 
-def _trained_record(session: Session, index: int, member: Member, loop: Loop) -> Record:
+def _trained_record(session: Session, index: int, member: Member) -> Record:
     run, store = session.runs[index], session.place.store
     weights = store.weights(run.run_id)
     tail = member.losses[-max(1, round(len(member.losses) * TAIL_SHARE)) :]
     training = Training(
-        steps=loop.step,
-        epochs=member.order.epochs(loop.step),
+        steps=member.steps,
+        epochs=member.order.epochs(member.steps),
         num_target_tokens=member.target_tokens,
         num_input_tokens=member.input_tokens,
-        batch_sequence_sha256=sequence_sha256(member.order, loop.step),
+        batch_sequence_sha256=sequence_sha256(member.order, member.steps),
         best_step=member.best_step,
         final_loss_nats=sum(tail) / len(tail) if tail else None,
     )
@@ -287,6 +323,7 @@ def _trained_record(session: Session, index: int, member: Member, loop: Loop) ->
         run=run,
         status="infeasible" if member.failure else "pruned" if member.stopped else "done",
         reason=member.failure or member.stopped,
+        shortage=session.shortage,
         halving=session.halving if member.stopped and not member.failure else None,
         classes=session.data.classes,
         parameters=Parameters(
@@ -306,6 +343,6 @@ def _costs(session: Session, member: Member, weights: Path | None) -> Costs:
     """Return what the pass cost; of a cohort the bytes of the optimizer are the member's own."""
     costs = session.meter.costs(weights.stat().st_size if weights else 0)
     if len(session.runs) == 1:
-        return costs
+        return costs.model_copy(update={"is_alone": bool(session.setup["is_alone"])})
     own = {"num_runs": len(session.runs), "optimizer_bytes": member.optimizer.num_bytes}
     return costs.model_copy(update=own)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from tuneoff.study.options import ExplainSpec
 from tuneoff.study.records import RECORD_VERSION, Likelihood
+from tuneoff.study.shortage import Shortage
 from tuneoff.study.value import Value
 
 
@@ -120,5 +121,7 @@ class ExplainRecord(Value):
     samples: tuple[Sample, ...] = ()
     notes: tuple[str, ...] = ()
     """Why something could not be worked out."""
+    shortage: Shortage | None = None
+    """What memory was lacking for some of it; where there is more, it is worked out again."""
     explain_s: float
     files: Mapping[str, str] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, computed_field, model_validator
 
 from tuneoff.study.identity import Run
+from tuneoff.study.shortage import Shortage
 from tuneoff.study.testing import Decoding, Testing
 from tuneoff.study.value import Value
 
@@ -124,6 +125,8 @@ class Costs(Value):
     """Runs that were trained in one pass. Times, tokens per second and peaks are of all of them together; of several
     they are no run's own. Bytes of the optimizer and of the file are always the run's own.
     """
+    is_alone: bool = False
+    """Whether nothing else of the same command was at work beside it, in any of its sittings."""
     peak_kind: Literal["resident", "allocated"]
     optimizer_bytes: int
     weights_bytes: int
@@ -155,6 +158,9 @@ class Provenance(Value):
     device: str
     num_threads: int
     micro_batch: int
+    """Sequences in one forward: as the study asks, or fewer where memory ran out."""
+    evaluation_tokens: int | None = None
+    """Tokens in one forward of scoring, where memory ran out; none is as many as always."""
     num_sittings: int = 1
     """How many times the run was started until it was done."""
     cohort: tuple[str, ...] = ()
@@ -188,6 +194,10 @@ class Record(Value):
     """Pruned: stopped before its end, as its rate fell behind."""
     reason: str = ""
     """Why an infeasible run is infeasible, or a pruned one was stopped."""
+    shortage: Shortage | None = None
+    """What memory it lacked where it is infeasible for want of it, or is done and its test could not be read; where
+    there is more, it is tried again.
+    """
     halving: Halving | None = None
     """What a pruned run was held against; where another is asked for, it is trained anew."""
     classes: tuple[str, ...] = ()
@@ -199,6 +209,10 @@ class Record(Value):
     provenance: Provenance
     files: Mapping[str, str] = Field(default_factory=dict)
     """Sha256 of each file that belongs to the record."""
+
+    def is_beyond(self, testing: Testing) -> bool:
+        """Whether the run is done and memory ran out as the test split was read in this way."""
+        return self.status == "done" and self.shortage is not None and self.shortage.testing == testing
 
 
 class Generated(Value):
@@ -248,6 +262,10 @@ class TestRecord(Value):
     generated: tuple[Generated, ...] = ()
     """One for each decoding strategy, in the study's order."""
     score_s: float
+    evaluation_tokens: int | None = None
+    """Tokens in one forward of scoring, where memory ran out; none is as many as always."""
+    generation_rows: int | None = None
+    """Texts in the making at a time, where memory ran out with `testing.generate.batch_size` of them."""
     files: Mapping[str, str] = Field(default_factory=dict)
 
 

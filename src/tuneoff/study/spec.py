@@ -291,6 +291,10 @@ class Study(Value):
 
     `none` tests with the best, and then removes the weights of full fine-tuning; adapters are small and stay.
     """
+    solo_costs: bool = True
+    """Measure time and memory of each arm alone in a process of its own, where its runs were not. Not part of a run's
+    identity.
+    """
     root: Annotated[Path, Field(exclude=True)] = Path()
     """Folder that relative paths in the file start from. Not part of the study's identity."""
 

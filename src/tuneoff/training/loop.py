@@ -51,7 +51,10 @@ class Member:
     validation: Likelihood | None = None
     """At the best step."""
     last_validation: Likelihood | None = None
+    steps: int = 0
+    """Optimizer steps that it took part in: of one that is over, up to the step that ended it."""
     target_tokens: int = 0
+    """Seen in those steps."""
     input_tokens: int = 0
     losses: list[float] = field(default_factory=list)
     failure: str = ""
@@ -71,6 +74,7 @@ class Member:
             "best_step": self.best_step,
             "validation": self.validation.model_dump() if self.validation else None,
             "last_validation": self.last_validation.model_dump() if self.last_validation else None,
+            "steps": self.steps,
             "target_tokens": self.target_tokens,
             "input_tokens": self.input_tokens,
             "losses": self.losses,
@@ -87,6 +91,7 @@ class Member:
         self.validation = Likelihood.model_validate(state["validation"]) if state["validation"] else None
         last = state["last_validation"]
         self.last_validation = Likelihood.model_validate(last) if last else None
+        self.steps = state.get("steps", len(state["losses"]))
         self.target_tokens, self.input_tokens = state["target_tokens"], state["input_tokens"]
         self.losses, self.failure = list(state["losses"]), state["failure"]
         self.stopped = state.get("stopped", "")
@@ -116,6 +121,9 @@ class Host(Protocol):
 
     def progress(self, step: int, loss_nats: float, tokens_per_s: float) -> None:
         """Show how far the loop is."""
+
+    def must_leave(self) -> bool:
+        """Say after a step, and the validation that follows it, whether to leave off: a later sitting goes on."""
 
 
 class Loop:
@@ -152,18 +160,28 @@ class Loop:
         self.step = 0
         self.timer = CheckpointTimer(plan.checkpoint_every, plan.checkpoint_minutes)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train: the budget is used up, or every member is over."""
+        return self.step == self.plan.num_steps or all(member.is_over for member in self.members)
+
     def run(self, resume: Checkpoint | None = None) -> None:
-        """Train from the start, or from a checkpoint, to the end of the budget or until every member is over."""
+        """Train from the start, or from a checkpoint, until it is over or the host wants to leave off.
+
+        Where it leaves off it has saved its state, from which another loop goes on to the same bits.
+        """
         self.adapted.before_training(self.plan.num_steps)
         if resume is not None:
             self._restore(resume)
-        while self.step < self.plan.num_steps and not all(member.is_over for member in self.members):
+        must_leave = False
+        while not (self.is_over or must_leave):
             self._train_step()
             self.step += 1
             is_last = self.step == self.plan.num_steps
             if is_last or self.step % self.plan.evaluate_every == 0:
                 self._validate()
-            if not is_last and self.timer.is_due(self.step):
+            must_leave = self.host.must_leave()
+            if not is_last and (must_leave or self.timer.is_due(self.step)):
                 with self.timer.saving():
                     self.host.checkpoint(self._checkpoint())
 
@@ -189,6 +207,7 @@ class Loop:
         layout = self._micro_batches(self.step)
         num_targets = [sum(int(batch.targets.sum()) for batch in column) for column in zip(*layout, strict=True)]
         num_inputs = [sum(int(batch.lengths.sum()) for batch in column) for column in zip(*layout, strict=True)]
+        was_over = [member.is_over for member in self.members]
         self.adapted.module.train()
         with self.meter.step(sum(num_inputs), sum(num_targets)):
             sums = [torch.zeros((), device=self.runtime.device) for _ in self.members]
@@ -203,8 +222,10 @@ class Loop:
                 for index, (member, loss) in enumerate(zip(self.members, losses, strict=True))
             ]
         for index, member in enumerate(self.members):
-            member.target_tokens += num_targets[index]
-            member.input_tokens += num_inputs[index]
+            if not was_over[index]:
+                member.steps += 1
+                member.target_tokens += num_targets[index]
+                member.input_tokens += num_inputs[index]
             if not member.is_over:
                 member.losses.append(losses[index])
                 self.host.curve(index, self._train_row(member, losses[index], norms[index]))

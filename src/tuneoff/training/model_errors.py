@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tuneoff.errors import ModelError, TuneoffError
+from tuneoff.training.out_of_memory import is_out_of_memory
 
 UNAUTHORISED, FORBIDDEN, NOT_FOUND, TOO_MANY = 401, 403, 404, 429
 LOG_IN = "log in with `hf auth login` (or set HF_TOKEN)"
@@ -24,14 +25,12 @@ def explained(name: str, what: str = "model") -> Iterator[None]:
         name: the model as the study names it.
         what: the part that is being read (`configuration`, `tokenizer`, `weights`).
     """
-    import torch
-
     try:
         yield
-    except (TuneoffError, MemoryError, torch.OutOfMemoryError):
+    except TuneoffError:
         raise
     except Exception as error:  # the tokenizers library raises `Exception` itself, so nothing narrower would do
-        if "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         raise ModelError(f"model {name!r}: {_explain(error, name, what)}") from None
 

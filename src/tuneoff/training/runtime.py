@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from tuneoff.errors import DeviceError
+from tuneoff.training.memory_limits import Available, available_bytes
 from tuneoff.training.products import WideProducts, is_slow
 
 COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -79,6 +80,13 @@ def device_bytes() -> int:
     return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
 
+def room() -> Available:
+    """Return what a run of this process may still take: of the GPU's memory where there is one, else as it is here."""
+    if not torch.cuda.is_available():
+        return available_bytes()
+    return Available(num_bytes=int(torch.cuda.mem_get_info()[0]), source="GPU")
+
+
 def open_runtime(precision: str, num_threads: int | None = None) -> Runtime:
     """Set this process up. Call it once, before anything is put on a device.
 
@@ -97,8 +105,3 @@ def open_runtime(precision: str, num_threads: int | None = None) -> Runtime:
         torch.use_deterministic_algorithms(True, warn_only=True)
     # Accelerate's own mixed precision is off: its one loss scale for all would tie the runs of a cohort together.
     return Runtime(Accelerator(mixed_precision="no"), COMPUTE_TYPES[precision])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; PyTorch says so on the CPU by the text of a plain `RuntimeError` alone."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
