@@ -29,14 +29,14 @@ from tuneoff.running.store import EXPLAIN_FILE, RECORD_FILE, TEST_FILE
 from tuneoff.study.spec import Study
 
 ARMS: dict[str, Any] = {
-    "lora": {"method": "lora", "rank": [2, 4], "dropout": 0.1, "tune": {"lr": [1e-3, 1e-2]}},
+    "lora": {"method": "lora", "rank": [2, 4], "dropout": 0.1, "lr": 1e-2},
     "full": {"method": "full", "lr": 1e-3},
 }
 CHANGES: dict[str, Any] = {
-    "budget": {"steps": 60, "batch_size": 4},
+    "budget": {"steps": 24, "batch_size": 4},
     "seeds": [0, 1],
-    "evaluate": {"every": 20},
-    "checkpoint": {"every": 5},
+    "evaluate": {"every": 8},
+    "checkpoint": {"every": 4},
 }
 POLL_S = 0.02
 

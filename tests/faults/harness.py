@@ -39,7 +39,8 @@ CHANGES: dict[str, Any] = {
 }
 TRACEBACK = 99
 """Exit code of an attempt that ended with an error which is no `TuneoffError`."""
-WAIT_S = 300
+WAIT_S = 1800
+"""After which an attempt counts as hung, on however busy a machine."""
 CLOCKS = frozenset(
     {"created_at", "num_sittings", "costs", "score_s", "explain_s", "elapsed_s", "checksum", "generate_s"}
 )

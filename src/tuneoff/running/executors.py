@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneoff.errors import TuneoffError
+from tuneoff.errors import DeviceError, TuneoffError
 from tuneoff.files import make_folder, on_disk
 from tuneoff.running import fork_server
 from tuneoff.running.full_disk import full_disk, is_disk_full
@@ -203,7 +203,7 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
     """Call a function of this package in a child and return what it returns; both ways must be picklable.
 
     Raises:
-        TuneoffError: what the function raised.
+        TuneoffError: what the function raised, or that the child was killed.
         RuntimeError: the child crashed; the message has the traceback.
     """
     process, connection = _fork(_answer, (function, argument), "tuneoff")
@@ -211,6 +211,12 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
         kind, body = connection.recv()
     except EOFError:
         process.join()
+        if (process.exitcode or 0) < 0:
+            raise DeviceError(
+                f"the process that was to look at the study was ended by signal {-(process.exitcode or 0)} before it "
+                "could answer. Nothing was trained. Where nobody ended it, memory ran out: make room; the same command "
+                "tries again."
+            ) from None
         raise RuntimeError(f"a child process ended with exit code {process.exitcode} and said nothing") from None
     process.join()
     if kind == "error":
