@@ -185,6 +185,18 @@ def test_an_altered_checkpoint_is_not_gone_on_from(study: Study, undisturbed: ap
     events = Events()
     second = api.run(study, tmp_path, num_jobs=NUM_JOBS, listener=events)
     assert not events.of("resumed")
+    assert any("step-" in event.body["what"] and "torn" in event.body["what"] for event in events.of("problem"))
+    assert_same(second, undisturbed)
+
+
+def test_a_curve_that_is_shorter_than_its_checkpoint(study: Study, undisturbed: api.Result, tmp_path: Path) -> None:
+    first = api.run(study, tmp_path, num_jobs=NUM_JOBS, listener=Killer("step"))
+    curve = first.store.run_folder(next(iter(first.failed))) / CURVE_FILE
+    curve.write_bytes(b"".join(curve.read_bytes().splitlines(keepends=True)[:3]))
+    events = Events()
+    second = api.run(study, tmp_path, num_jobs=NUM_JOBS, listener=events)
+    assert not events.of("resumed")
+    assert any("the learning curve is torn" in event.body["what"] for event in events.of("problem"))
     assert_same(second, undisturbed)
 
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tuneoff.data.tokens import ARRAYS, PROMPT_ARRAYS, PreparedData, Prompts, TokenSplit, hash_splits
-from tuneoff.files import user_cache, write_synced
+from tuneoff.errors import StoreError
+from tuneoff.files import on_disk, user_cache, write_synced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,7 +130,8 @@ def save_entry(path: Path, data: PreparedData) -> None:
         arrays |= {f"{PROMPTS}.{array}": values for array, values in data.prompts.arrays().items()}
     arrays[EXTRA] = np.frombuffer(json.dumps(extra).encode(), dtype=np.uint8)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with on_disk(path, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, save(arrays))
-    except OSError as error:
-        log.warning("%s cannot be written (%s): the next run tokenises the data again", path, error.strerror or error)
+    except StoreError as error:
+        log.warning("%s: the next run tokenises the data again", error)

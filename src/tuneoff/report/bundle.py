@@ -11,6 +11,7 @@ from pathlib import Path
 
 import vl_convert
 
+from tuneoff.errors import StoreError
 from tuneoff.files import user_cache, write_synced
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
@@ -43,7 +44,7 @@ def _made(path: Path) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, f"{_checksum(bundle)}\n{bundle}".encode())
-    except OSError as error:
+    except (OSError, StoreError) as error:
         log.info("%s cannot be kept (%s); every page makes its own", path, error)
     return bundle
 

@@ -68,8 +68,9 @@ def write_report(
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_synced(folder / name, content)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, StoreError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = getattr(cause, "strerror", None) or error
         raise StoreError(f"{folder}: the report cannot be written there ({reason}). Give another folder.") from None
     return [folder / name for name in files]
 

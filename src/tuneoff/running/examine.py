@@ -22,7 +22,7 @@ from tuneoff.data.text_metrics import BLEU
 from tuneoff.data.tokens import hash_targets
 from tuneoff.evaluation.generated import Written, generations_jsonl, predictions_json, write_and_score
 from tuneoff.evaluation.likelihood import Scores
-from tuneoff.files import file_sha256, write_synced
+from tuneoff.files import file_sha256, on_disk, write_synced
 from tuneoff.running.session import Session, score
 from tuneoff.running.store import GENERATIONS_FILE, ITEMS_FILE, LABELS_FILE, PREDICTED_FILE, PREDICTIONS_FILE
 from tuneoff.running.tracking import RunTrackers
@@ -69,7 +69,8 @@ def read_test_split(session: Session, index: int, testing: Testing, tell: Tell) 
     files[ITEMS_FILE] = _items_json(session, values)
     for path in (folder / GENERATIONS_FILE, *folder.glob("predictions-*.json")):
         if path.name not in files:  # of an earlier reading, by strategies that are not asked for any more
-            path.unlink(missing_ok=True)
+            with on_disk(path, "removed"):
+                path.unlink(missing_ok=True)
     for name, content in files.items():
         write_synced(folder / name, content)
     test = TestRecord(

@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneoff.errors import DeviceError, TuneoffError
+from tuneoff.files import make_folder, on_disk
 from tuneoff.running import fork_server
 from tuneoff.running.full_disk import full_disk, is_disk_full
+from tuneoff.running.lease import LOST
 from tuneoff.running.leaving import LEAVE, LEFT, Leave, LeftOffError, heed, listen_to_parent
 from tuneoff.running.schedule import Task
 from tuneoff.running.store import LOG_FILE
 from tuneoff.running.watch import KILLED_BY_KERNEL, LOOK_S, Watch
 from tuneoff.study.options import Tracker
 from tuneoff.study.shortage import OUT_OF_MEMORY, MemoryPhase, Shortage
+from tuneoff.study.spec import CheckpointSpec
 from tuneoff.training.memory_limits import available_bytes, shown_bytes
 from tuneoff.training.out_of_memory import is_out_of_memory
 
@@ -45,7 +48,7 @@ class Job:
     task: Task
     folder: Path
     root: Path
-    checkpoint_every: int | None
+    checkpoint: CheckpointSpec
     num_threads: int | None
     needed_bytes: int = 0
     """That the task takes in all at least."""
@@ -180,7 +183,7 @@ class LocalExecutor:
             for other in self.children:
                 other.watch.num_oom_kills += 1  # that kill is accounted for
         kind = "starved" if why else "killed" if code is not None and code < 0 else "crashed"
-        kind = "left" if code == LEFT else kind
+        kind = "left" if code == LEFT else "busy" if code == LOST else kind
         body = {"exit_code": code, "why": why, "phase": child.phase, "num_others": len(self.children)}
         return Message(child.job, kind, body)
 
@@ -202,7 +205,7 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
 
     Raises:
         TuneoffError: what the function raised.
-        DeviceError: there is not the memory for it.
+        DeviceError: there is not the memory for it, or the child was killed.
         RuntimeError: the child crashed; the message has the traceback.
     """
     process, connection = _fork(_answer, (function, argument), "tuneoff")
@@ -216,6 +219,12 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
             raise DeviceError(
                 f"{what}. `ulimit -v` leaves {shown_bytes(left.num_bytes)} of address space, of which the libraries "
                 "alone take about 2 GB. Raise it."
+            ) from None
+        if (process.exitcode or 0) < 0:
+            raise DeviceError(
+                f"the process that was to look at the study was ended by signal {-(process.exitcode or 0)} before it "
+                "could answer. Nothing was trained. Where nobody ended it, memory ran out: make room; the same command "
+                "tries again."
             ) from None
         raise RuntimeError(what) from None
     process.join()
@@ -314,7 +323,7 @@ def _do(job: Job, connection: Connection, leave: Leave) -> tuple[str, dict[str, 
             place = Place(
                 store,
                 job.root,
-                job.checkpoint_every,
+                job.checkpoint,
                 job.num_threads,
                 tracking,
                 needed_bytes=job.needed_bytes,
@@ -370,8 +379,9 @@ def _is_trained(store: "Store", task: Task) -> bool:
 
 def _log_to(folder: Path) -> None:
     """Send everything that libraries print to the run's log, on the level of file descriptors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    with on_disk(folder, "written"):
+        make_folder(folder)
+        log = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

@@ -16,6 +16,7 @@ from tuneoff.data.items import ratio_values, sums
 from tuneoff.data.retention import RetentionText, prepare_retention
 from tuneoff.errors import TuneoffError
 from tuneoff.evaluation.likelihood import score_split
+from tuneoff.files import on_disk
 from tuneoff.methods import interchange
 from tuneoff.methods.changes import MatrixChange, adapter_changes, changed_layers
 from tuneoff.running.examine import Tell
@@ -161,7 +162,8 @@ def _full_layers(session: Session) -> tuple[LayerChange, ...]:
     """
     run, place = session.first, session.place
     if isinstance(run.method, FullMethod):
-        with safe_open(place.store.run_folder(run.run_id) / FULL_WEIGHTS, "pt") as file:
+        path = place.store.run_folder(run.run_id) / FULL_WEIGHTS
+        with on_disk(path), safe_open(path, "pt") as file:
             names = set(file.keys())
             return _worked_out(
                 changed_layers(session.adapted.module, lambda name: file.get_tensor(name) if name in names else None)

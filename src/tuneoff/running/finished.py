@@ -42,6 +42,8 @@ class Finished:
         self._listener = listener
         self._verified: dict[str, tuple[Record, TestRecord | None]] = {}
         self._explained: dict[str, ExplainRecord] = {}
+        self._num_said = 0
+        """Problems of the store that were told."""
 
     def forget(self, run_id: str, *, is_trained: bool) -> None:
         """Read a run anew: what was worked out of it before went with its old record.
@@ -56,17 +58,19 @@ class Finished:
 
     def read(self) -> tuple[dict[str, Record], dict[str, TestRecord]]:
         """Return what is done, each file verified once in a sitting."""
-        known = len(self.store.problems)
         for run_id in self.store.run_ids():
             record, test = self._verified.get(run_id, (None, None))
             if record is None:
                 record = self._unless_lacking(self._unless_stale(self.store.record(run_id, verify=True)))
+                if record is not None:
+                    self.store.tidy(run_id)
             if record is not None and not is_current(test, self.study):
                 test = self.store.test(run_id, verify=True)
             if record is not None:
                 self._verified[run_id] = (record, test)
-        for problem in self.store.problems[known:]:
+        for problem in self.store.problems[self._num_said :]:
             self._listener(Event("problem", body={"what": problem}))
+        self._num_said = len(self.store.problems)
         records = {run_id: record for run_id, (record, _) in self._verified.items()}
         return records, {run_id: test for run_id, (_, test) in self._verified.items() if test is not None}
 

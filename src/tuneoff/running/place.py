@@ -8,6 +8,7 @@ from tuneoff.running.leaving import Leave
 from tuneoff.running.store import Store
 from tuneoff.running.tracking import Tracking
 from tuneoff.study.shortage import MemoryPhase, Shortage
+from tuneoff.study.spec import CheckpointSpec
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Place:
     store: Store
     root: Path
     """Where the study's relative paths start."""
-    checkpoint_every: int | None = None
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    """How often the state is saved."""
     num_threads: int | None = None
     tracking: Tracking | None = None
     """Experiment trackers that the runs are sent to."""

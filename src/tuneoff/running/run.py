@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -245,7 +245,7 @@ class StudyRunner:
                 task=task,
                 folder=self.store.folder,
                 root=self.study.root,
-                checkpoint_every=self.study.checkpoint.every,
+                checkpoint=self.study.checkpoint,
                 num_threads=threads,
                 needed_bytes=needed if task.kind == "train" else 0,
                 is_alone=self.options.num_jobs == 1 or self.memory.is_alone(task),
@@ -370,4 +370,5 @@ class StudyRunner:
         if self.study.keep == "none":
             gone += [run_id for run_id in tests if run_id in records and not explained.is_left(records[run_id].run)]
         for run_id in gone:
-            (self.store.run_folder(run_id) / FULL_WEIGHTS).unlink(missing_ok=True)
+            with suppress(OSError):  # what cannot be removed now is removed another time
+                (self.store.run_folder(run_id) / FULL_WEIGHTS).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from tuneoff.data.tokens import TokenSplit
 from tuneoff.errors import MethodError
 from tuneoff.evaluation.likelihood import EVALUATION_TOKENS, Scores, score_split
 from tuneoff.evaluation.zero_shot import score_label_words, score_majority
-from tuneoff.files import remove_folder
+from tuneoff.files import on_disk, remove_folder
 from tuneoff.methods import interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.running.loading import adapt, lacking, load
@@ -272,4 +272,6 @@ def load_weights(adapted: AdaptedModel, run: Run, store: Store, member: int = 0)
     path = store.run_folder(run.run_id) / _weights_name(run)
     if not path.exists():
         raise MethodError(f"run {run.run_id}: its weights are gone ({path.name}); the study's `keep` says which stay")
-    adapted.load_state_dict(interchange.from_peft_state(load_file(path)), member)
+    with on_disk(path):
+        state = load_file(path)
+    adapted.load_state_dict(interchange.from_peft_state(state), member)

@@ -9,25 +9,39 @@
                       predictions.jsonl, items.json, test.json   the one reading of the test split
                       explain.json   what was worked out of the trained weights, once they are tested
                       log.txt        what libraries said
+                      .lease, .lock   who works on it now (see `lease`)
     runs/STUDY/costs/KEY.json        what a run's method costs when it is measured alone (see `tuneoff.study.solo`)
     runs/STUDY/.index                what the records held when they were last read, of a large study (see `index`)
 
-A record carries the sha256 of itself and of its files; a torn or altered one counts as missing and is said so.
+A record carries the sha256 of itself and of its files; a torn or altered one counts as missing and is said so. One that
+is there and that the disk does not give is an error: to train its run again would throw away what may be whole.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from tuneoff.errors import StoreError
-from tuneoff.files import file_sha256, remove_folder, write_synced
+from tuneoff.files import (
+    STALE_S,
+    file_sha256,
+    make_folder,
+    on_disk,
+    read_if_there,
+    remove_asides,
+    remove_folder,
+    sync,
+    write_synced,
+)
+from tuneoff.running import curve_file
 from tuneoff.running.index import Index
+from tuneoff.running.lease import RunLock, is_held
 from tuneoff.study.explained import ExplainRecord
 from tuneoff.study.identity import canonical_json, digest
 from tuneoff.study.predicted import PLAN_FILE, Predicted
@@ -50,7 +64,6 @@ GENERATIONS_FILE = "generations.jsonl"
 ITEMS_FILE = "items.json"
 EXPLAIN_FILE = "explain.json"
 LOG_FILE = "log.txt"
-LOCK_FILE = ".lock"
 CHECKPOINT_FOLDER = "checkpoint"
 STUDY_FILE = "study.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -84,14 +97,15 @@ class Store:
             StoreError: the folder cannot be written to.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            content = json.dumps(plain(study), indent=2, ensure_ascii=False).encode()
-            write_synced(self.folder / STUDY_FILE, content)
+            make_folder(self.folder)
         except OSError as error:
             raise StoreError(
                 f"results cannot be written to {self.folder} ({error.strerror}). "
                 "Make it writable, or name another with --out."
             ) from None
+        remove_asides(self.folder, STALE_S)
+        content = json.dumps(plain(study), indent=2, ensure_ascii=False).encode()
+        write_synced(self.folder / STUDY_FILE, content)
 
     def run_folder(self, run_id: str) -> Path:
         """Return the folder of a run, which need not be there."""
@@ -113,7 +127,9 @@ class Store:
     def run_ids(self) -> Iterator[str]:
         """Yield the names of the run folders that are there; a link out of the store is none."""
         if self.folder.is_dir():
-            yield from sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False))
+            with on_disk(self.folder):
+                names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False))
+            yield from names
 
     def record(self, run_id: str, *, verify: bool = False) -> Record | None:
         """Return a finished run's record, or none where there is none or it cannot be trusted.
@@ -121,9 +137,12 @@ class Store:
         Args:
             run_id: name of the run.
             verify: compare the files' checksums too, which reads the weights.
+
+        Raises:
+            StoreError: it is to be verified, and the disk does not give it.
         """
         path = self.run_folder(run_id) / RECORD_FILE
-        body = self._read(path, Record)
+        body = self._read(path, Record, verify=verify)
         if body is None or (verify and not self._files_are_whole(run_id, body.files)):
             return None
         if body.run_id != run_id or (verify and body.run.run_id != run_id):
@@ -132,8 +151,8 @@ class Store:
         return body
 
     def test(self, run_id: str, *, verify: bool = False) -> TestRecord | None:
-        """Return a run's reading of the test split, or none."""
-        body = self._read(self.run_folder(run_id) / TEST_FILE, TestRecord)
+        """Return a run's reading of the test split, or none (see `record`)."""
+        body = self._read(self.run_folder(run_id) / TEST_FILE, TestRecord, verify=verify)
         if body is None or (verify and not self._files_are_whole(run_id, body.files)):
             return None
         return body
@@ -164,12 +183,15 @@ class Store:
             return ItemScores.from_json(from_json(path.read_bytes()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except OSError as error:
+            self._note(f"{path} cannot be read now ({error.strerror or error})")
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._distrust(path, "cannot be read")
             return None
 
-    def _read(self, path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
-        body = self._body(path)
+    def _read(self, path: Path, kind: type[AnyRecord], *, verify: bool = False) -> AnyRecord | None:
+        body = self._body(path, verify=verify)
         if body is None:
             return None
         if body.get("version") != RECORD_VERSION:
@@ -181,7 +203,7 @@ class Store:
             self._distrust(path, f"is not a valid record ({error.error_count()} errors)")
             return None
 
-    def _body(self, path: Path) -> dict[str, Any] | None:
+    def _body(self, path: Path, *, verify: bool) -> dict[str, Any] | None:
         """Return what a file holds whose checksum is right, or was when the index took it up."""
         try:
             found = None if self._index is None else self._index.body(path)
@@ -192,7 +214,13 @@ class Store:
                 body = from_json(handle.read(), allow_inf_nan=False)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            if verify:
+                with on_disk(path):
+                    raise
+            self._note(f"{path} cannot be read now ({error.strerror or error})")
+            return None
+        except ValueError as error:
             self._distrust(path, f"cannot be read ({error})")
             return None
         if not isinstance(body, dict) or body.pop(CHECKSUM, None) != digest(body):
@@ -203,7 +231,9 @@ class Store:
         return body
 
     def _distrust(self, path: Path, what: str) -> None:
-        line = f"{path} {what}; the run will be done again"
+        self._note(f"{path} {what}; the run will be done again")
+
+    def _note(self, line: str) -> None:
         if line not in self.problems:
             self.problems.append(line)
 
@@ -236,14 +266,22 @@ class Store:
         return records, tests
 
     def write_record(self, record: Record) -> None:
-        """Write a run's record; from then on the run is finished. What was read with other weights goes."""
+        """Write a run's record; from then on the run is finished. What was read with other weights goes.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        folder = self.run_folder(record.run_id)
+        for name in record.files:  # the record vouches for them, so they are safe before it is there
+            with on_disk(folder / name, "written"):
+                sync(folder / name)
         for name in (TEST_FILE, EXPLAIN_FILE):
-            (self.run_folder(record.run_id) / name).unlink(missing_ok=True)
-        self._write(self.run_folder(record.run_id) / RECORD_FILE, to_json(record))
+            self._remove(folder / name)
+        self._write(folder / RECORD_FILE, to_json(record))
 
     def write_test(self, test: TestRecord) -> None:
         """Write a run's reading of the test split. What was worked out beside an earlier one goes."""
-        (self.run_folder(test.run_id) / EXPLAIN_FILE).unlink(missing_ok=True)
+        self._remove(self.run_folder(test.run_id) / EXPLAIN_FILE)
         self._write(self.run_folder(test.run_id) / TEST_FILE, to_json(test))
 
     def write_explained(self, record: ExplainRecord) -> None:
@@ -258,59 +296,81 @@ class Store:
     def _write(self, path: Path, body: dict[str, Any]) -> None:
         write_synced(path, json.dumps(body | {CHECKSUM: digest(body)}, indent=2, ensure_ascii=False).encode())
 
+    @staticmethod
+    def _remove(path: Path) -> None:
+        with on_disk(path, "removed"):
+            path.unlink(missing_ok=True)
+
     def set_aside(self, run_id: str) -> None:
         """Take a finished run out of the results; its old record stays readable next to where it was."""
         folder = self.run_folder(run_id)
-        for name in (RECORD_FILE, TEST_FILE, EXPLAIN_FILE):
-            if (folder / name).exists():
-                (folder / name).rename(folder / f"{name}.old")
+        with on_disk(folder, "written"):
+            for name in (RECORD_FILE, TEST_FILE, EXPLAIN_FILE):
+                with suppress(FileNotFoundError):
+                    (folder / name).rename(folder / f"{name}.old")
         remove_folder(folder / CHECKPOINT_FOLDER)
+
+    def tidy(self, run_id: str) -> None:
+        """Remove a checkpoint that a finished run left when it was killed; a cohort's may be of use to the others."""
+        folder = self.run_folder(run_id) / CHECKPOINT_FOLDER
+        if folder.exists() and (self.setup(run_id) or {}).get("cohort") == [run_id] and not self.is_locked(run_id):
+            remove_folder(folder)
 
     def begin_anew(self, run_id: str) -> None:
         """Set a run aside with what it was set up with: on another machine, it starts as the study asks."""
         self.set_aside(run_id)
-        (self.run_folder(run_id) / SETUP_FILE).unlink(missing_ok=True)
+        self._remove(self.run_folder(run_id) / SETUP_FILE)
 
     def setup(self, run_id: str) -> dict[str, Any] | None:
-        """Return what a run was set up with, or none where it cannot be read or is not what was written."""
-        try:
-            body = json.loads((self.run_folder(run_id) / SETUP_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+        """Return what a run was set up with, or none where it was not, or the file is torn or not what was written.
+
+        Raises:
+            StoreError: the disk does not give it.
+        """
+        path = self.run_folder(run_id) / SETUP_FILE
+        content = read_if_there(path)
+        if content is None:
             return None
-        is_whole = isinstance(body, dict) and all(
-            isinstance(body.get(key, kind()), kind) for key, kind in SETUP.items()
-        )
-        return body if is_whole else None
+        try:
+            body: dict[str, Any] | None = from_json(content)
+        except (ValueError, RecursionError):
+            body = None
+        is_whole = isinstance(body, dict) and body.pop(CHECKSUM, None) in (None, digest(body))  # none in older ones
+        if (
+            body is not None
+            and is_whole
+            and all(isinstance(body.get(key, kind()), kind) for key, kind in SETUP.items())
+        ):
+            return body
+        self._note(f"{path} is torn or was altered; the run starts anew")
+        return None
 
     def write_setup(self, run_id: str, setup: Mapping[str, Any]) -> None:
-        """Store what the bits of a run depend on."""
-        self.run_folder(run_id).mkdir(parents=True, exist_ok=True)
-        write_synced(self.run_folder(run_id) / SETUP_FILE, canonical_json(dict(setup)).encode())
+        """Store what the bits of a run depend on.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        path, body = self.run_folder(run_id) / SETUP_FILE, dict(setup)
+        with on_disk(path, "written"):
+            make_folder(path.parent)
+        write_synced(path, canonical_json(body | {CHECKSUM: digest(body)}).encode())
 
     def curve(self, run_id: str) -> list[dict[str, Any]]:
-        """Return a run's learning curve; a torn last line is left out."""
-        try:
-            lines = (self.run_folder(run_id) / CURVE_FILE).read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return []
-        try:  # all at once: one by one takes three times as long
-            whole: list[dict[str, Any]] = from_json(f"[{','.join(lines)}]")
-            return whole
-        except ValueError:
-            pass
-        rows = []
-        for line in lines:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        """Return a run's learning curve (see `curve_file`, as of what follows)."""
+        return curve_file.rows(self.run_folder(run_id) / CURVE_FILE)
+
+    def add_to_curve(self, run_id: str, row: Mapping[str, Any]) -> None:
+        """Append a point to a run's learning curve. It is safe once `sync_curves` was called."""
+        curve_file.add(self.run_folder(run_id) / CURVE_FILE, row)
+
+    def sync_curves(self, run_ids: Iterable[str]) -> None:
+        """Make the learning curves as safe as the checkpoint that is saved next: who goes on from there only adds."""
+        curve_file.make_safe(self.run_folder(run_id) / CURVE_FILE for run_id in run_ids)
 
     def cut_curve(self, run_id: str, step: int) -> None:
         """Drop the points after a step, which a resumed run will write again."""
-        rows = [row for row in self.curve(run_id) if row["step"] <= step]
-        content = "".join(json.dumps(row) + "\n" for row in rows)
-        write_synced(self.run_folder(run_id) / CURVE_FILE, content.encode())
+        curve_file.cut(self.run_folder(run_id) / CURVE_FILE, step)
 
     def weights(self, run_id: str) -> Path | None:
         """Return the file with a run's weights, or none where it has none or they were pruned."""
@@ -320,16 +380,10 @@ class Store:
                 return path
         return None
 
-    def lock(self, run_id: str) -> FileLock:
-        """Return the lock that whoever works on a run holds; the system lets it go when its holder dies."""
-        return FileLock(self.run_folder(run_id) / LOCK_FILE, timeout=0)
+    def lock(self, run_id: str) -> RunLock:
+        """Return the lock that whoever works on a run holds; it ends when its holder dies (see `lease`)."""
+        return RunLock(self.run_folder(run_id))
 
     def is_locked(self, run_id: str) -> bool:
         """Whether some process works on a run now."""
-        if not (self.run_folder(run_id) / LOCK_FILE).exists():
-            return False
-        try:
-            with self.lock(run_id):
-                return False
-        except Timeout:
-            return True
+        return is_held(self.run_folder(run_id))

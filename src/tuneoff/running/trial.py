@@ -1,6 +1,5 @@
 """What a child process does: train runs (one, or a cohort), or read the test split with weights that are there."""
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tuneoff.running.examine import Tell, read_test_split
 from tuneoff.running.halving import reason_to_stop
 from tuneoff.running.leaving import LeftOffError
 from tuneoff.running.provenance import provenance
+from tuneoff.running.resume import find_resume
 from tuneoff.running.session import Place, Session, open_session, restore_weights, save_weights, score
 from tuneoff.running.shortages import settle, settled
 from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE
@@ -22,7 +22,7 @@ from tuneoff.study.identity import Run
 from tuneoff.study.records import Costs, Halving, Likelihood, Parameters, Record, Training
 from tuneoff.study.shortage import Shortage
 from tuneoff.study.testing import Testing
-from tuneoff.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tuneoff.training.checkpoint import Checkpoint, save_checkpoint
 from tuneoff.training.loop import Loop, LoopPlan, Member
 from tuneoff.training.optim import MemberOptimizer
 
@@ -168,9 +168,7 @@ class _Host:
         """Append a point to the member's learning curve."""
         if member in self.session.along:
             return
-        path = self.session.place.store.run_folder(self.session.runs[member].run_id) / CURVE_FILE
-        with path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        self.session.place.store.add_to_curve(self.session.runs[member].run_id, row)
         self.trackers[member].curve(row)
         if row["kind"] == "validation":
             self.tell("validation", {"step": row["step"], "loss_nats": row["loss_nats"]})
@@ -187,7 +185,9 @@ class _Host:
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Save the state of all members, in the first one's folder."""
-        folder = self.session.place.store.run_folder(self.session.first.run_id)
+        store = self.session.place.store
+        store.sync_curves(run.run_id for run in _written(self.session))
+        folder = store.run_folder(self.session.first.run_id)
         save_checkpoint(folder / CHECKPOINT_FOLDER, checkpoint)
 
     def progress(self, step: int, loss_nats: float, tokens_per_s: float) -> None:
@@ -209,15 +209,14 @@ def _train(session: Session, tell: Tell) -> None:
     plan = LoopPlan(
         num_steps=steps,
         evaluate_every=evaluate_every,
-        checkpoint_every=session.place.checkpoint_every or evaluate_every,
+        checkpoint_every=session.place.checkpoint.every,
+        checkpoint_minutes=session.place.checkpoint.minutes,
         micro_batch=session.setup["micro_batch"],
         pad_id=session.pad_id,
     )
     members = [make_member(session, index, steps) for index in range(len(session.runs))]
     folder = store.run_folder(first.run_id) / CHECKPOINT_FOLDER
-    resume = load_checkpoint(folder)
-    for run in _written(session):
-        store.cut_curve(run.run_id, resume.step if resume else 0)
+    resume = find_resume(store, folder, session.runs, session.along, tell)
     if resume is not None:
         tell("resumed", {"step": resume.step, "num_steps": steps})
     first_step, sitting = (resume.step + 1 if resume else 0), session.setup["num_sittings"]

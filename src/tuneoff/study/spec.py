@@ -210,7 +210,11 @@ class CheckpointSpec(Value):
     """When the state of a run is saved, so that it can go on after a kill."""
 
     every: PositiveInt | None = None
-    """Optimizer steps between checkpoints; none is after every validation."""
+    """Optimizer steps between checkpoints."""
+    minutes: PositiveFloat | None = None
+    """Minutes between checkpoints; of both given the one that comes first counts. Of none given it is a minute, or as
+    much longer as saving may take 1 % of the time.
+    """
 
 
 class Arm(Value):

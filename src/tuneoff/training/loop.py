@@ -18,7 +18,7 @@ from tuneoff.errors import NotFiniteError
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.study.records import DIVERGED, Likelihood
 from tuneoff.study.streams import DROPOUT, stream_seed
-from tuneoff.training.checkpoint import Checkpoint
+from tuneoff.training.checkpoint import Checkpoint, CheckpointTimer
 from tuneoff.training.meter import Meter
 from tuneoff.training.optim import MemberOptimizer
 from tuneoff.training.runtime import Runtime
@@ -31,10 +31,12 @@ class LoopPlan:
 
     num_steps: int
     evaluate_every: int
-    checkpoint_every: int
+    checkpoint_every: int | None
+    """Steps between checkpoints; none where time decides."""
     micro_batch: int
     """Rows of one member in one forward."""
     pad_id: int
+    checkpoint_minutes: float | None = None
 
 
 @dataclass
@@ -156,6 +158,7 @@ class Loop:
         self.meter = meter
         self.runtime: Runtime = meter.runtime
         self.step = 0
+        self.timer = CheckpointTimer(plan.checkpoint_every, plan.checkpoint_minutes)
 
     @property
     def is_over(self) -> bool:
@@ -178,8 +181,9 @@ class Loop:
             if is_last or self.step % self.plan.evaluate_every == 0:
                 self._validate()
             must_leave = self.host.must_leave()
-            if not is_last and (must_leave or self.step % self.plan.checkpoint_every == 0):
-                self.host.checkpoint(self._checkpoint())
+            if not is_last and (must_leave or self.timer.is_due(self.step)):
+                with self.timer.saving():
+                    self.host.checkpoint(self._checkpoint())
 
     def _micro_batches(self, step: int) -> list[list[Batch]]:
         """Return the step's micro-batches, each as one batch for every member."""
