@@ -41,7 +41,7 @@ check: env
 	$(BIN)/codespell
 
 test: check
-	$(BIN)/pytest -n $(WORKERS) -m "not gpu and not golden"
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not gpu and not golden"
 
 test-fast: env
 	$(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu and not golden"

@@ -83,7 +83,7 @@ def test_a_folder_of_text_and_one_without_a_choice(tmp_path: Path) -> None:
 
 def test_splits_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"train": pairs(9), "validation": pairs(2), "unsupervised": pairs(2)}
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: list(held))
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config, revision: list(held))
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: datasets.Dataset.from_list(held[split]))
     found = survey_data("owner/name", tmp_path).survey
     assert (found.kind, found.split_sources) == ("instruction", {"test": "validation"})

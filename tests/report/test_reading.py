@@ -40,9 +40,9 @@ def test_a_page_and_a_table_are_made_from_one_reading(
     asked: list[Path] = []
     read = Store._read
 
-    def counted(self: Store, path: Path, kind: Any) -> Any:
+    def counted(self: Store, path: Path, kind: Any, **options: Any) -> Any:
         asked.append(path)
-        return read(self, path, kind)
+        return read(self, path, kind, **options)
 
     monkeypatch.setattr(Store, "_read", counted)
     reading = result.read()

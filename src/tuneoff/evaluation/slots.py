@@ -6,6 +6,7 @@ with room for all that may come, its columns from the left without gaps; a slot 
 Shapes: S slots, R texts in the first R of them, H key-value heads, D width of a head, W columns that are looked at.
 """
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,7 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def __init__(self, slots: "SlotCache", keys: Tensor, values: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._slots = slots
+        self._slots = weakref.proxy(slots)  # no cycle, so that keys and values go with the last use of their cache
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True

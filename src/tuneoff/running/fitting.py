@@ -7,10 +7,11 @@ runs/STUDY/plan.json    what its arms were foretold to need and take
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneoff.files import write_synced
+from tuneoff.files import make_folder, on_disk, write_synced
 from tuneoff.running.executors import in_child
 from tuneoff.study.identity import digest
 from tuneoff.study.predicted import PLAN_FILE
@@ -40,13 +41,15 @@ def fit(study: Study, folder: Path, kinds: str | None) -> tuple[Study, list[str]
     from tuneoff.planning.fit import fitted, parse_kinds
 
     if kinds is None:
-        (folder / FIT_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written to is told of where the study begins
+            (folder / FIT_FILE).unlink()
         return study, []
     allowed = parse_kinds(kinds)
     kept = _kept(study, folder)
     if kept is None or not set().union(*(change.kinds for change in kept.values())) <= set(allowed):
         found: dict[str, Change] = in_child(_changes, (study, allowed))
-        folder.mkdir(parents=True, exist_ok=True)
+        with on_disk(folder, "written"):
+            make_folder(folder)
         body = {"study": _key(study), "changes": {name: plain(change) for name, change in found.items()}}
         write_synced(folder / FIT_FILE, json.dumps(body, sort_keys=True).encode())
         kept = found
