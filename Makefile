@@ -7,15 +7,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast test-slow check bench format lock clean
+.PHONY: help env demo test test-fast test-slow test-long check bench format lock clean
 
 help:
 	@echo "make env        create $(VENV) with the pinned packages"
 	@echo "make demo       run the embedded study, offline, to its report"
 	@echo "make check      static checks: format, lint, types, import floors, spelling"
-	@echo "make test       static checks and every test that needs no accelerator"
+	@echo "make test       static checks and the tests that need no accelerator"
 	@echo "make test-fast  the unit tests alone"
 	@echo "make test-slow  the slow tests alone"
+	@echo "make test-long  what make test leaves out: more of its kind, 20 to 70 seconds each"
 	@echo "make bench      speed and memory beside the usual tools; hours on 2 cores without bf16 instructions"
 	@echo "make format     rewrite the sources in the one format"
 	@echo "make lock       write constraints.txt from $(VENV)"
@@ -41,13 +42,16 @@ check: env
 	$(BIN)/codespell
 
 test: check
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not gpu and not golden"
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not gpu and not golden and not long"
 
 test-fast: env
 	$(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu and not golden"
 
 test-slow: env
 	$(BIN)/pytest -n $(WORKERS) -m "slow and not gpu and not golden"
+
+test-long: env
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "long and not gpu"
 
 bench: env
 	$(BIN)/python -m benchmarks.speed

@@ -35,6 +35,28 @@ settings.register_profile("tuneoff", deadline=None, derandomize=True)
 settings.load_profile("tuneoff")
 
 
+LONG = (
+    "tests/faults/test_faults.py::test_a_sample_of_faults",
+    "tests/running/test_kill.py::test_a_killed_command[the whole group]",
+    "tests/running/test_time_budget.py::test_a_signal_leaves_a_checkpoint_at_the_step_and_the_same_command_goes_on[SIG",
+    "tests/test_notebooks.py::test_runs[lora_on_squad]",
+    "tests/test_notebooks.py::test_runs[methods_on_sst2]",
+    "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[book-gpt2]",
+    "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[dolly-llama3]",
+    "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[oasst1-gpt2]",
+    "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[sst2-gpt2]",
+    "tests/training/test_loop.py::test_a_cohort_trains_the_same_adapters_as_its_runs_alone[dtype1",
+)
+"""Tests that take 20 to 70 seconds and go over ground that another of their kind covers: `make test-long` runs them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the long ones."""
+    for item in items:
+        if item.nodeid.startswith(LONG):
+            item.add_marker(pytest.mark.long)
+
+
 def pytest_unconfigure() -> None:
     """Remove the caches of this session."""
     shutil.rmtree(_CACHE, ignore_errors=True)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +18,8 @@ from tuneoff.starting.choices import (
     num_sequences,
 )
 from tuneoff.starting.lines import WIDTH, Lines, flow
-from tuneoff.study.loading import _Loader
 from tuneoff.study.spec import BudgetSpec, SplitsSpec, TaskSpec
+from tuneoff.study.yaml_text import parse_yaml
 
 
 def lengths(median: int = 40, p95: int = 90, p99: int = 100, longest: int = 300, total: int = 40_000) -> SplitLengths:
@@ -138,7 +137,7 @@ VALUES = st.recursive(
 def test_flow_reads_back(value: Any) -> None:
     text = flow(value)
     assert "\n" not in text
-    found = yaml.load(f"key: {text}", Loader=_Loader)["key"]
+    found = parse_yaml(f"key: {text}", "study.yaml")["key"]
     assert found == value
 
 
@@ -153,7 +152,7 @@ def test_comments_are_comments(reason: str, more: str) -> None:
     lines.say(more, bullet="- ")
     lines.key("key: 1", reason)
     lines.key("other: 2", more, is_off=True)
-    assert yaml.load(lines.text(), Loader=_Loader) == {"key": 1}
+    assert parse_yaml(lines.text(), "study.yaml") == {"key": 1}
 
 
 def test_reasons_stand_behind_or_above() -> None:

@@ -22,7 +22,8 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def __init__(self, slots: "SlotCache", keys: Tensor, values: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._slots = weakref.proxy(slots)  # no cycle, so that keys and values go with the last use of their cache
+        # no cycle, so that keys and values go with the last use of their cache
+        self._slots: SlotCache = weakref.proxy(slots)
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True

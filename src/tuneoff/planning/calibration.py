@@ -11,6 +11,7 @@ at least as long as the host needs to start its kernels.
 
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -115,6 +116,8 @@ class Calibration:
     budget_s: float = 0.0
     path: Path | None = None
     clock: Clock = time.perf_counter
+    is_busy: bool = False
+    """Whether the machine had other work, so that all is slower than it will be: nothing of it is kept."""
 
     @property
     def name(self) -> str:
@@ -125,7 +128,8 @@ class Calibration:
     def basis(self) -> str:
         """How it is known."""
         threads = self.machine["threads"]
-        return f"measured on this machine ({threads} {'thread' if threads == 1 else 'threads'})"
+        busy = ", busy with other work now: it will be faster without" if self.is_busy else ""
+        return f"measured on this machine ({threads} {'thread' if threads == 1 else 'threads'}{busy})"
 
     def learn(self, work: Work) -> None:
         """Time what a piece of work needs and is not known yet, as far as the budget goes, and keep it."""
@@ -189,9 +193,16 @@ def calibrate(
     if kept is not None:
         rates, timed = kept
         return Calibration(machine, rates, timed, budget_s, path, clock)
-    found = Calibration(machine, measure_rates(bool(machine["is_gpu"]), clock), {}, budget_s, path, clock)
+    is_busy = folder is None and _is_busy()
+    rates = measure_rates(bool(machine["is_gpu"]), clock)
+    found = Calibration(machine, rates, {}, budget_s, None if is_busy else path, clock, is_busy)
     found.save()
     return found
+
+
+def _is_busy() -> bool:
+    """Whether more processes want to run than there are processors, over the last minute."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
 def this_machine() -> dict[str, Any]:
