@@ -191,10 +191,10 @@ def _folder() -> Iterator[Path]:
 def measure(case: MemoryCase) -> dict[str, int]:
     """Measure one case, in this process."""
     import tuneoff.running.trial  # noqa: F401  # all that a child of a study imports
-    from tuneoff.planning.resident import resident_bytes
+    from tuneoff.training.memory_limits import resident_bytes
     from tuneoff.training.meter import CLEAR_PEAK, resident_peak_bytes
 
-    interpreter = resident_bytes()
+    interpreter = resident_bytes(os.getpid()) or 0
     with _folder() as folder:
         phase = build(case, folder)
         Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)

@@ -65,14 +65,21 @@ def test_what_the_work_is_made_of(store: Store) -> None:
     assert read_workload(store) is None
 
 
+PREDICTED = {"phases": {}, "process_bytes": 1, "micro_batch": 1}
+
+
 @pytest.mark.parametrize(
     ("body", "wanted"),
     [
         (
-            {"plan": {"arms": [{"name": "a", "predicted": {"step_s": 2}}, {"name": "b", "predicted": None}]}},
+            {
+                "plan": {
+                    "arms": [{"name": "a", "predicted": PREDICTED | {"step_s": 2}}, {"name": "b", "predicted": None}]
+                }
+            },
             {"a": 2.0},
         ),
-        ({"plan": {"arms": [{"name": "a", "predicted": {"step_s": None}}]}}, {}),
+        ({"plan": {"arms": [{"name": "a", "predicted": PREDICTED}]}}, {}),
         ({"plan": None}, {}),
         ([], {}),
     ],

@@ -29,7 +29,6 @@ FIXED_PARTS = ("weights", "gradients", "optimizer")
 """Of a phase's peak what does not go with its sequences."""
 NEVER = 1 << 62
 """Bytes that an arm needs which the model cannot take so changed."""
-EVALUATIONS_PER_RUN = 10
 CURVE_ROW_BYTES, PREDICTION_ROW_BYTES, RECORD_BYTES = 220, 130, 6000
 """On disk: of a step in the learning curve, of a test sequence, of a run's records."""
 
@@ -244,7 +243,7 @@ def num_evaluations(study: Study, num_steps: int) -> int:
 
 
 def _first_scoring(study: Study, num_steps: int) -> int:
-    return min(num_steps, study.evaluate.every or max(1, round(num_steps / EVALUATIONS_PER_RUN)))
+    return min(num_steps, study.evaluate.steps_between(num_steps))
 
 
 def total_s(study: Study, arm: Arm, planned: ArmPlan, run_s: float, shortest_s: float, reading: Seconds) -> Seconds:

@@ -1,23 +1,10 @@
 """From tensors to a process's resident memory on a CPU."""
 
-from pathlib import Path
-
 FIRST_USE_BYTES = 45_000_000
 """What the first step of the smallest model leaves beside its tensors: pages of the libraries' code that are read when
 they are first used, modules that are imported then, the kernels' own tables. 40 MB in fp32, 50 MB in bf16 (`python -m
 benchmarks.memory --first-use`).
 """
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process holds now; 0 where the system does not say (Linux alone does)."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
 
 
 def predicted_resident_bytes(tensor_bytes: int, interpreter_bytes: int) -> int:

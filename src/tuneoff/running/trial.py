@@ -26,7 +26,6 @@ from tuneoff.training.checkpoint import Checkpoint, save_checkpoint
 from tuneoff.training.loop import Loop, LoopPlan, Member
 from tuneoff.training.optim import MemberOptimizer
 
-EVALUATIONS_PER_RUN = 10
 TAIL_SHARE = 0.1
 """Share of the steps over which the final training loss is averaged: single steps are noisy."""
 
@@ -205,7 +204,7 @@ class _Host:
 def _train(session: Session, tell: Tell) -> None:
     first, store = session.first, session.place.store
     steps = num_steps(first.budget, session.data.train)
-    evaluate_every = first.evaluate.every or max(1, round(steps / EVALUATIONS_PER_RUN))
+    evaluate_every = first.evaluate.steps_between(steps)
     plan = LoopPlan(
         num_steps=steps,
         evaluate_every=evaluate_every,

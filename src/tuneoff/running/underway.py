@@ -19,7 +19,6 @@ from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE, Store
 from tuneoff.study.value import plain
 
 WORKLOAD_FILE = "workload.json"
-PLAN_FILE = "plan.json"
 TAIL_BYTES = 4096
 """Read from the end of a learning curve: several lines."""
 
@@ -40,19 +39,7 @@ def read_workload(store: Store) -> Workload | None:
 
 def planned_step_s(store: Store) -> dict[str, float]:
     """Return the seconds of a step that a plan foretells, by arm; nothing where there is no plan, or it tells none."""
-    try:
-        body = from_json((store.folder / PLAN_FILE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    found = {}
-    try:
-        for arm in body["plan"]["arms"]:
-            step_s = (arm["predicted"] or {}).get("step_s")
-            if step_s is not None and float(step_s) > 0:
-                found[str(arm["name"])] = float(step_s)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return {}
-    return found
+    return {name: own.step_s for name, own in store.predicted().items() if own.step_s}
 
 
 def runs_under_way(store: Store, finished: Collection[str], running: Collection[str]) -> dict[str, UnderWay]:

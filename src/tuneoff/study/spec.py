@@ -199,11 +199,18 @@ class OptimizerSpec(Value):
     """Largest gradient norm of a step, over a run's own trainable weights; none does not clip."""
 
 
+EVALUATIONS_PER_RUN = 10
+
+
 class EvaluateSpec(Value):
     """When the validation split is scored while training."""
 
     every: PositiveInt | None = None
     """Optimizer steps between scorings; none is a tenth of the budget. The last step is always scored."""
+
+    def steps_between(self, num_steps: int) -> int:
+        """Return the optimizer steps between scorings of a run of so many."""
+        return self.every or max(1, round(num_steps / EVALUATIONS_PER_RUN))
 
 
 class CheckpointSpec(Value):
