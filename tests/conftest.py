@@ -37,11 +37,14 @@ settings.load_profile("tuneoff")
 
 LONG = (
     "tests/faults/test_faults.py::test_a_sample_of_faults",
+    "tests/running/test_cohort.py::test_a_killed_cohort_is_formed_again_whatever_the_flag_says[3]",
     "tests/running/test_kill.py::test_a_killed_command[the whole group]",
+    "tests/running/test_kill.py::test_two_commands_at_once_share_the_work",
     "tests/running/test_time_budget.py::test_a_signal_leaves_a_checkpoint_at_the_step_and_the_same_command_goes_on[SIG",
     "tests/test_notebooks.py::test_runs[lora_on_squad]",
     "tests/test_notebooks.py::test_runs[methods_on_sst2]",
     "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[book-gpt2]",
+    "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[demo]",
     "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[dolly-llama3]",
     "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[oasst1-gpt2]",
     "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[sst2-gpt2]",
@@ -92,4 +95,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> "Result":
     """A finished study; only to be read."""
     from tests.running import world as worlds
 
-    return worlds.finished(tmp_path_factory.getbasetemp())
+    base = tmp_path_factory.getbasetemp()
+    return worlds.finished(base, base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)

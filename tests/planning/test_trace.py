@@ -49,7 +49,12 @@ ROTARY_BYTES = 2 * 64 * FP32
 """Of Llama's rotation frequencies, held twice."""
 
 
-def config_of(name: str, num_layers: int = 6) -> PreTrainedConfig:
+NUM_LAYERS = 2
+"""So few are all traced. More are reckoned from a few (`MANY_LAYERS`)."""
+MANY_LAYERS = 6
+
+
+def config_of(name: str, num_layers: int = NUM_LAYERS) -> PreTrainedConfig:
     """Return a configuration whose products are large enough to matter, and small enough for a test."""
     if name == "gpt2":
         return GPT2Config(
@@ -109,11 +114,11 @@ def test_weights_gradients_and_adams_state_of_full_fine_tuning_are_the_closed_fo
 def test_lora_holds_a_frozen_base_in_the_compute_type_and_what_it_trains_in_fp32(precision: str, size: int) -> None:
     base = shape_only(config_of("gpt2"))
     num, width = sum(parameter.numel() for parameter in base.parameters()), 64
-    trained = 6 * 4 * sum((width + 3 * width, width + width, width + 4 * width, 4 * width + width))
+    trained = NUM_LAYERS * 4 * sum((width + 3 * width, width + width, width + 4 * width, 4 * width + width))
     found = trace(study_of("lora", precision=precision, micro_batch=2), LENGTHS, base)["train"]
     assert found.parts["weights"] == size * num + FP32 * trained
     assert found.parts["gradients"] == FP32 * trained
-    assert found.parts["optimizer"] == MOMENTS * FP32 * trained + FP32 * 2 * 4 * 6
+    assert found.parts["optimizer"] == MOMENTS * FP32 * trained + FP32 * 2 * 4 * NUM_LAYERS
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -121,10 +126,10 @@ def test_a_quantised_base_takes_its_few_bits(kind: str) -> None:
     base = shape_only(config_of("gpt2"))
     width = 64
     layers = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-    dense = 6 * sum(one * other for one, other in layers)
+    dense = NUM_LAYERS * sum(one * other for one, other in layers)
     num = sum(parameter.numel() for parameter in base.parameters())
-    trained = 6 * 4 * sum(one + other for one, other in layers)
-    held = 6 * sum(quantised_bytes(kind, *layer) for layer in layers)
+    trained = NUM_LAYERS * 4 * sum(one + other for one, other in layers)
+    held = NUM_LAYERS * sum(quantised_bytes(kind, *layer) for layer in layers)
     study = study_of(LORA | {"quantize": kind}, precision="bf16", micro_batch=2)
     found = trace(study, LENGTHS, base)["train"]
     assert found.parts["weights"] == 2 * (num - dense) + held + FP32 * trained
@@ -160,8 +165,8 @@ def test_llama_3_8b_is_its_closed_formulas() -> None:
     [("gpt2", "bottleneck"), ("gpt2", "dropped"), ("gpt2", "prefix"), ("llama", "full"), ("llama", "none")],
 )
 def test_reckoned_from_a_few_layers_a_trace_is_that_of_all(method: str, name: str) -> None:
-    base = shape_only(config_of(name))
-    study = study_of(method, micro_batch=2)
+    base = shape_only(config_of(name, MANY_LAYERS))
+    study = study_of(method, micro_batch=2, generate={"max_new_tokens": 3, "batch_size": 4})
     lengths = LENGTHS if method != "prefix" else lengths_of(64, 60, 50, 64)
     lengths = lengths.model_copy(update={"prompts": (30, 20, 20)})
     few = trace(study, lengths, base, num_layers=(3, 4))
@@ -179,7 +184,7 @@ def test_reckoned_from_a_few_layers_a_trace_is_that_of_all(method: str, name: st
 
 def test_layers_that_differ_are_all_traced() -> None:
     study = study_of(LORA | {"targets": ["h.5.attn.c_attn"]})
-    found = trace(study, LENGTHS)["train"]
+    found = trace(study, LENGTHS, shape_only(config_of("gpt2", MANY_LAYERS)))["train"]
     assert found.parts["optimizer"] == MOMENTS * FP32 * 4 * (64 + 192) + 2 * FP32
 
 
@@ -300,8 +305,8 @@ def test_bf16_halves_what_is_frozen_and_most_of_what_is_kept() -> None:
 def test_keys_and_values_are_the_slots() -> None:
     study = study_of("none", generate={"max_new_tokens": 100, "batch_size": 4})
     found = trace(study, lengths_of(128, prompts=(30, 30, 30, 30)))["generate"]
-    slots = 2 * 6 * 4 * (30 + 100) * 64 * FP32  # keys and values, layers, slots, columns, width
-    assert slots <= found.parts["key_values"] <= slots + 2 * 6 * 4 * 30 * 64 * FP32
+    slots = 2 * NUM_LAYERS * 4 * (30 + 100) * 64 * FP32  # keys and values, layers, slots, columns, width
+    assert slots <= found.parts["key_values"] <= slots + 2 * NUM_LAYERS * 4 * 30 * 64 * FP32
     assert found.num_targets == 4 * 100
 
 

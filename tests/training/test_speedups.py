@@ -6,6 +6,7 @@ Ten optimizer steps of the loop, all dropouts on, at a rate that moves the weigh
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ BOUNDS = {"float64": 1e-12, "fp32": 1e-5, "bf16": 1e-2}
 make of it 2e-15, 2e-6 and (of the loss, a mean over many targets) 2e-3, measured."""
 EXACT = "float64 from weights that are bf16 numbers"
 DRAWS_STAY = [name for name, switch in SWITCHES.items() if switch.keeps_draws]
+OFF = [
+    *((off, "float64") for off in (*DRAWS_STAY, "all") if off != "products"),
+    ("all", "fp32"),
+    *((off, "bf16") for off in (*DRAWS_STAY, "all")),
+]
+"""Each speed-up alone where any difference shows (float64) and where the types of a step differ (bf16); all at once in
+fp32, whose code is float64's. Products are bf16's alone."""
+PARTS = [(1, "float64"), (3, "float64"), (3, "fp32"), (1, "bf16")]
+"""Sizes of a micro-batch, and types."""
 CASES = pytest.mark.parametrize(("architecture", "method"), [
     ("gpt2", "full"), ("gpt2", "lora"), ("llama-tied", "full"), ("llama-tied", "lora"),
 ])  # fmt: skip
@@ -137,9 +147,14 @@ def assert_same(on: Trained, off: Trained, exact: Trained | None, bound: float) 
         assert float((on.weights - exact.weights).norm()) <= 3 * float((off.weights - exact.weights).norm())
 
 
+def each(cells: list[tuple[Any, str]], name: str) -> pytest.MarkDecorator:
+    """Parametrise by something and a type; what is not in float64 is slow."""
+    marked = [pytest.param(*cell, marks=pytest.mark.slow if cell[1] != "float64" else ()) for cell in cells]
+    return pytest.mark.parametrize((name, "precision"), marked)
+
+
 @CASES
-@TYPES
-@pytest.mark.parametrize("off", [*DRAWS_STAY, "all"])
+@each(OFF, "off")
 def test_without_a_speed_up_it_is_the_same_run(architecture: str, method: str, precision: str, off: str) -> None:
     names = DRAWS_STAY if off == "all" else [off]
     on, without_it = trained(architecture, method, precision), trained(architecture, method, precision, *names)
@@ -148,8 +163,7 @@ def test_without_a_speed_up_it_is_the_same_run(architecture: str, method: str, p
 
 
 @CASES
-@TYPES
-@pytest.mark.parametrize("micro_batch", [1, 3])
+@each(PARTS, "micro_batch")
 def test_the_micro_batch_gives_the_same_run(architecture: str, method: str, precision: str, micro_batch: int) -> None:
     whole = trained(architecture, method, precision)
     parts = trained(architecture, method, precision, micro_batch=micro_batch)
