@@ -25,10 +25,11 @@ help:
 env: $(STAMP)
 
 # torch goes first and alone, so that its exact pin decides which build is taken (a CPU build where the index has one).
+# Modules are compiled as they are first imported: most of the 20,000 that come along never are.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
 demo: env
