@@ -16,7 +16,7 @@ help:
 	@echo "make test       static checks and the tests that need no accelerator"
 	@echo "make test-fast  the unit tests alone"
 	@echo "make test-slow  the slow tests alone"
-	@echo "make test-long  what make test leaves out: more of its kind, 20 to 70 seconds each"
+	@echo "make test-long  what make test leaves out: more of its kind, 5 to 70 seconds each"
 	@echo "make bench      speed and memory beside the usual tools; hours on 2 cores without bf16 instructions"
 	@echo "make format     rewrite the sources in the one format"
 	@echo "make lock       write constraints.txt from $(VENV)"

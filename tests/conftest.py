@@ -37,20 +37,21 @@ settings.load_profile("tuneoff")
 
 LONG = (
     "tests/faults/test_faults.py::test_a_sample_of_faults",
+    "tests/planning/test_trace.py::test_reckoned_from_a_few_layers_a_trace_is_that_of_all[gpt2-bottleneck]",
+    "tests/planning/test_trace.py::test_the_highest_point_is_the_allocators[gpt2-dropped-bf16]",
     "tests/running/test_cohort.py::test_a_killed_cohort_is_formed_again_whatever_the_flag_says[3]",
     "tests/running/test_kill.py::test_a_killed_command[the whole group]",
     "tests/running/test_kill.py::test_two_commands_at_once_share_the_work",
     "tests/running/test_time_budget.py::test_a_signal_leaves_a_checkpoint_at_the_step_and_the_same_command_goes_on[SIG",
-    "tests/test_notebooks.py::test_runs[lora_on_squad]",
-    "tests/test_notebooks.py::test_runs[methods_on_sst2]",
-    "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[book-gpt2]",
+    "tests/test_notebooks.py::test_runs[",
     "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[demo]",
     "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[dolly-llama3]",
     "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[oasst1-gpt2]",
+    "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[squad-gpt2]",
     "tests/test_recipes.py::TestSmoke::test_runs_from_end_to_end[sst2-gpt2]",
     "tests/training/test_loop.py::test_a_cohort_trains_the_same_adapters_as_its_runs_alone[dtype1",
 )
-"""Tests that take 20 to 70 seconds and go over ground that another of their kind covers: `make test-long` runs them."""
+"""Tests that take long (5 to 70 seconds) and go over ground that another of their kind covers, for `make test-long`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
