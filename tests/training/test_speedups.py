@@ -42,21 +42,30 @@ BOUNDS = {"float64": 1e-12, "fp32": 1e-5, "bf16": 1e-2}
 made of it 2e-15, 2e-6 and (of the loss, a mean over many targets) 2e-3, measured."""
 EXACT = "float64 from weights that are bf16 numbers"
 DRAWS_STAY = [name for name, switch in SWITCHES.items() if switch.keeps_draws]
+CASES = [("gpt2", "full"), ("gpt2", "lora"), ("llama-tied", "full"), ("llama-tied", "lora")]
+ALONE = [name for name in DRAWS_STAY if name != "products"]
+"""Products are bf16's."""
 OFF = [
-    *((off, "float64") for off in (*DRAWS_STAY, "all") if off != "products"),
-    ("all", "fp32"),
-    *((off, "bf16") for off in (*DRAWS_STAY, "all")),
+    *((*case, "float64", off) for off in (*ALONE, "all") for case in CASES),
+    *((*case, "fp32", "all") for case in CASES),
+    *((*case, "bf16", off) for off in DRAWS_STAY for case in CASES[1:3]),
+    *((*case, "bf16", "all") for case in CASES),
 ]
-"""Each speed-up alone where any difference shows (float64) and where the types of a step differ (bf16); all at once in
-fp32, whose code is float64's. Products are bf16's alone."""
-PARTS = [(1, "float64"), (3, "float64"), (3, "fp32"), (1, "bf16")]
-"""Sizes of a micro-batch, and types."""
-CASES = pytest.mark.parametrize(("architecture", "method"), [
-    ("gpt2", "full"), ("gpt2", "lora"), ("llama-tied", "full"), ("llama-tied", "lora"),
-])  # fmt: skip
+"""Each speed-up alone where any difference shows (float64), and on each base and with each method once where the types
+of a step differ (bf16); all at once everywhere. The code of fp32 is that of float64."""
+PARTS = [(*case, *part) for part in [("float64", 1), ("float64", 3), ("fp32", 3), ("bf16", 1)] for case in CASES]
+"""Types, and sizes of a micro-batch."""
 TYPES = pytest.mark.parametrize(
     "precision", ["float64", pytest.param("fp32", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)]
 )
+
+
+def each(cells: list[tuple[Any, ...]], names: str = "architecture, method") -> pytest.MarkDecorator:
+    """Parametrise by an architecture, a method, and what more there is; what is not in float64 is slow."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        names, [pytest.param(*cell, marks=slow if {"fp32", "bf16"} & {*cell} else ()) for cell in cells]
+    )
 
 
 @dataclass(frozen=True)
@@ -147,14 +156,7 @@ def assert_same(on: Trained, off: Trained, exact: Trained | None, bound: float) 
         assert float((on.weights - exact.weights).norm()) <= 3 * float((off.weights - exact.weights).norm())
 
 
-def each(cells: list[tuple[Any, str]], name: str) -> pytest.MarkDecorator:
-    """Parametrise by something and a type; what is not in float64 is slow."""
-    marked = [pytest.param(*cell, marks=pytest.mark.slow if cell[1] != "float64" else ()) for cell in cells]
-    return pytest.mark.parametrize((name, "precision"), marked)
-
-
-@CASES
-@each(OFF, "off")
+@each(OFF, "architecture, method, precision, off")
 def test_without_a_speed_up_it_is_the_same_run(architecture: str, method: str, precision: str, off: str) -> None:
     names = DRAWS_STAY if off == "all" else [off]
     on, without_it = trained(architecture, method, precision), trained(architecture, method, precision, *names)
@@ -162,8 +164,7 @@ def test_without_a_speed_up_it_is_the_same_run(architecture: str, method: str, p
     assert_same(on, without_it, exact, BOUNDS[precision])
 
 
-@CASES
-@each(PARTS, "micro_batch")
+@each(PARTS, "architecture, method, precision, micro_batch")
 def test_the_micro_batch_gives_the_same_run(architecture: str, method: str, precision: str, micro_batch: int) -> None:
     whole = trained(architecture, method, precision)
     parts = trained(architecture, method, precision, micro_batch=micro_batch)
@@ -171,7 +172,7 @@ def test_the_micro_batch_gives_the_same_run(architecture: str, method: str, prec
     assert_same(whole, parts, exact, BOUNDS[precision])
 
 
-@CASES
+@each(CASES)
 @TYPES
 def test_gradient_checkpointing_gives_the_same_bits(architecture: str, method: str, precision: str) -> None:
     kept, again = trained(architecture, method, precision), trained(architecture, method, precision, recompute=True)
@@ -240,7 +241,7 @@ def plain_losses(model: nn.Module, split: TokenSplit, draw: PlainDropout) -> lis
 
 @pytest.mark.slow
 @pytest.mark.reference
-@CASES
+@each(CASES)
 def test_it_is_the_run_of_transformers_and_peft(
     architecture: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
