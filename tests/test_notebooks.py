@@ -1,8 +1,10 @@
 """The notebooks are valid, hold no outputs, and run from end to end on the demo base and data."""
 
+import ast
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -31,6 +33,26 @@ def test_is_small_and_holds_no_outputs(name: str) -> None:
     # What a user changes stands at the top.
     assert 'MODEL = "demo"' in code[0].source
     assert 'DATA = "demo"' in code[0].source
+
+
+def run_cell(source: str, names: dict[str, Any]) -> Any:
+    """Run a cell and return what it would show: the value of its last line, where that is an expression."""
+    *lines, last = ast.parse(source).body
+    lines += [] if isinstance(last, ast.Expr) else [last]
+    exec(compile(ast.Module(lines, []), "cell", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if isinstance(last, ast.Expr) else None
+
+
+@pytest.mark.slow
+def test_the_first_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which has the libraries; each has a kernel of its own in `make test-long`."""
+    monkeypatch.chdir(tmp_path)
+    notebook, names = nbformat.read(FOLDER / "first_look.ipynb", as_version=4), {"__name__": "notebook"}
+    shown = [run_cell(cell.source, names) for cell in notebook.cells if cell.cell_type == "code"]
+    charts = [one for one in shown if hasattr(one, "_repr_mimebundle_") and "vega" in str(one._repr_mimebundle_())]
+    assert charts
+    assert any("lora" in str(one) for one in shown[2:] if isinstance(one, str))  # the verdict
+    assert list(tmp_path.glob("runs/*/*/test.json"))
 
 
 @pytest.fixture

@@ -192,6 +192,16 @@ def plan(
     return foretell(study, basis_of(named, memory, anew=recalibrate), kinds=kinds, is_fitted=fit is not None)
 
 
+def check_fitted(fit: str | None) -> None:
+    """Refuse to write a study that is not to be made to fit, before anything is planned.
+
+    Raises:
+        StudyError: it is not.
+    """
+    if fit is None:
+        raise StudyError("--write: only a study that was made to fit is written; add --fit")
+
+
 def write_fitted(
     found: "Plan",
     fit: str | None,
@@ -216,8 +226,7 @@ def write_fitted(
     """
     from tuneoff.planning.fitted_file import write_study
 
-    if fit is None:
-        raise StudyError("--write: only a study that was made to fit is written; add --fit")
+    check_fitted(fit)
     changes = {arm.name: arm.changed for arm in found.arms if arm.changed is not None}
     write_study(path, source, overrides, changes, smoke=smoke)
 

@@ -104,6 +104,8 @@ def plan(
     from tuneoff.planning.render import render
 
     loaded = api.load(study, overrides or (), smoke=smoke)
+    if write is not None:
+        api.check_fitted(fit)
     found = api.plan(loaded, device=device, device_memory=device_memory, fit=fit, recalibrate=recalibrate)
     if write is not None:
         api.write_fitted(found, fit, study, write, overrides or (), smoke=smoke)

@@ -64,7 +64,7 @@ def _tables(folder: Path) -> Iterator[str]:
         for case in cases:
             own = Path(tempfile.mkdtemp(dir=folder))
             start = time.process_time()
-            found = run_case(case, placed(case, base, lambda: finished(folder).store.folder, own))
+            found = run_case(case, placed(case, base, lambda: finished(folder, folder).store.folder, own))
             check(case, found)
             print(f"{time.process_time() - start:6.2f} s  {case.given}", flush=True)  # noqa: T201
             yield row(case, found, own) + "\n"

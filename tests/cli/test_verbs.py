@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ VERBS = {
 @pytest.fixture
 def study_file(finished: Result) -> str:
     """The finished study as a file, beside the data it was made from."""
-    path = finished.study.root / "three.yaml"
+    path = finished.study.root / f"three-{os.getpid()}.yaml"
     path.write_text(json.dumps(body("three", THREE, seeds=[0, 1])), encoding="utf-8")
     return str(path)
 

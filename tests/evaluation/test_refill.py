@@ -77,8 +77,10 @@ def sharp(model: nn.Module) -> Base:
     return Base(model, questions(), max(set(tokens), key=tokens.count), 64)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama, grouped queries", "sliding window"])
-@pytest.mark.parametrize("has_end", [True, False])
+@pytest.mark.parametrize(
+    ("name", "has_end"),
+    [("gpt2", True), ("llama, grouped queries", True), ("sliding window", True), ("llama, grouped queries", False)],
+)
 def test_all_strategies_at_once(name: str, has_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     base, prompts = BASES[name](), questions()
     options: dict[str, Any] = {} if has_end else {"eos_id": None}

@@ -1,6 +1,8 @@
 """Small random models: Conv1D and tied, separate and grouped-query projections, tied and untied, parallel residuals."""
 
+import copy
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import nn
@@ -61,20 +63,33 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
+@cache
+def _made(name: str, seed: int, num_classes: int | None) -> tuple[nn.Module, torch.Tensor]:
+    """Return a model, and the state that torch's generator was left in."""
+    torch.manual_seed(seed)
+    config = CONFIGS[name]()
+    if num_classes is None:
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    else:
+        config.num_labels, config.pad_token_id = num_classes, 0
+        model = AutoModelForSequenceClassification.from_config(config)
+    return model.eval(), torch.get_rng_state()
+
+
+def _copy_of(model: nn.Module, state: torch.Tensor) -> nn.Module:
+    """Return a copy, as if the model were made now: making it takes several times as long."""
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
 def make_model(name: str, seed: int = 0) -> nn.Module:
     """Return a model with random weights, in evaluation mode; its dropouts are those of its architecture."""
-    torch.manual_seed(seed)
-    model: nn.Module = AutoModelForCausalLM.from_config(CONFIGS[name]())
-    return model.eval()
+    return _copy_of(*_made(name, seed, None))
 
 
 def make_classifier(name: str, num_classes: int = 3, seed: int = 0) -> nn.Module:
     """Return a sequence classifier with random weights, in evaluation mode; padding is token 0."""
-    torch.manual_seed(seed)
-    config = CONFIGS[name]()
-    config.num_labels, config.pad_token_id = num_classes, 0
-    model: nn.Module = AutoModelForSequenceClassification.from_config(config)
-    return model.eval()
+    return _copy_of(*_made(name, seed, num_classes))
 
 
 def make_ids(rows: int = 4, seed: int = 1) -> torch.Tensor:

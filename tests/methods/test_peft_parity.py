@@ -56,8 +56,12 @@ def _without_dropout(*models: nn.Module) -> None:
                 module.p = 0.0
 
 
+# Without dropout "dropout" is "lora" again, and "rslora" is "lora" with another scale.
+CURVES = [case for case in CASES if case[0] not in ("dropout", "rslora") and case[1] in ("gpt2", "llama-tied")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "architecture"), [case for case in CASES if case[1] in ("gpt2", "llama-tied")])
+@pytest.mark.parametrize(("name", "architecture"), CURVES)
 def test_fifty_steps_give_the_loss_curve_of_peft_in_abare_loop(name: str, architecture: str) -> None:
     ours, theirs, _ = lora_pair(LORAS[name], architecture)
     _without_dropout(ours.module, theirs)

@@ -196,6 +196,8 @@ def test_a_fitted_study_is_written_and_runs_as_written(study_file: Path, tmp_pat
 
 
 def test_the_command_line_plans_for_a_device_and_makes_it_fit(study_file: Path, tmp_path: Path) -> None:
+    arms = {"full": RAW["arms"]["full"], "lora": RAW["arms"]["lora"] | {"rank": 2}}
+    study_file.write_text(yaml.safe_dump(RAW | {"arms": arms}), encoding="utf-8")
     done = tuneoff("plan", str(study_file), "--device-memory", "800MB", "--json", "--set", "budget.batch_size=16")
     assert done.code == 0, done.errors
     body = json.loads(done.text)

@@ -49,7 +49,12 @@ ROTARY_BYTES = 2 * 64 * FP32
 """Of Llama's rotation frequencies, held twice."""
 
 
-def config_of(name: str, num_layers: int = 6) -> PreTrainedConfig:
+NUM_LAYERS = 2
+"""So few are all traced. More are reckoned from a few (`MANY_LAYERS`)."""
+MANY_LAYERS = 6
+
+
+def config_of(name: str, num_layers: int = NUM_LAYERS) -> PreTrainedConfig:
     """Return a configuration whose products are large enough to matter, and small enough for a test."""
     if name == "gpt2":
         return GPT2Config(
@@ -84,6 +89,11 @@ def trace(study: Study, lengths: Lengths, base: PreTrainedModel | None = None, *
     return {one.phase: one for one in trace_arm(study, study.arms[0], base, lengths, **options)}
 
 
+def train_trace(study: Study, lengths: Lengths, base: PreTrainedModel | None = None, **options: Any) -> PhaseTrace:
+    """Return the trace of the training step alone."""
+    return trace(study, lengths, base, phases=("train",), **options)["train"]
+
+
 LENGTHS = lengths_of(128, 120, 110, 128)
 
 
@@ -96,7 +106,7 @@ def test_weights_gradients_and_adams_state_of_full_fine_tuning_are_the_closed_fo
     num = sum(parameter.numel() for parameter in base.parameters())
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in base.buffers())
     # with two micro-batches the gradients are all there wherever the highest point lies
-    found = trace(study_of("full", micro_batch=2), LENGTHS, base)["train"]
+    found = train_trace(study_of("full", micro_batch=2), LENGTHS, base)
     assert found.parts["weights"] == FP32 * num + buffers
     assert found.parts["gradients"] == FP32 * num
     num_tensors = len(list(base.parameters()))
@@ -109,11 +119,11 @@ def test_weights_gradients_and_adams_state_of_full_fine_tuning_are_the_closed_fo
 def test_lora_holds_a_frozen_base_in_the_compute_type_and_what_it_trains_in_fp32(precision: str, size: int) -> None:
     base = shape_only(config_of("gpt2"))
     num, width = sum(parameter.numel() for parameter in base.parameters()), 64
-    trained = 6 * 4 * sum((width + 3 * width, width + width, width + 4 * width, 4 * width + width))
-    found = trace(study_of("lora", precision=precision, micro_batch=2), LENGTHS, base)["train"]
+    trained = NUM_LAYERS * 4 * sum((width + 3 * width, width + width, width + 4 * width, 4 * width + width))
+    found = train_trace(study_of("lora", precision=precision, micro_batch=2), LENGTHS, base)
     assert found.parts["weights"] == size * num + FP32 * trained
     assert found.parts["gradients"] == FP32 * trained
-    assert found.parts["optimizer"] == MOMENTS * FP32 * trained + FP32 * 2 * 4 * 6
+    assert found.parts["optimizer"] == MOMENTS * FP32 * trained + FP32 * 2 * 4 * NUM_LAYERS
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -121,12 +131,12 @@ def test_a_quantised_base_takes_its_few_bits(kind: str) -> None:
     base = shape_only(config_of("gpt2"))
     width = 64
     layers = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-    dense = 6 * sum(one * other for one, other in layers)
+    dense = NUM_LAYERS * sum(one * other for one, other in layers)
     num = sum(parameter.numel() for parameter in base.parameters())
-    trained = 6 * 4 * sum(one + other for one, other in layers)
-    held = 6 * sum(quantised_bytes(kind, *layer) for layer in layers)
+    trained = NUM_LAYERS * 4 * sum(one + other for one, other in layers)
+    held = NUM_LAYERS * sum(quantised_bytes(kind, *layer) for layer in layers)
     study = study_of(LORA | {"quantize": kind}, precision="bf16", micro_batch=2)
-    found = trace(study, LENGTHS, base)["train"]
+    found = train_trace(study, LENGTHS, base)
     assert found.parts["weights"] == 2 * (num - dense) + held + FP32 * trained
 
 
@@ -137,11 +147,11 @@ def test_llama_3_8b_is_its_closed_formulas() -> None:
     rank, width, key_width, num_layers = 16, 4096, 1024, 32
     trained = num_layers * rank * 2 * (2 * width + width + key_width)
     assert trained == 13_631_488
-    lora = {one.phase: one for one in trace_arm(study, study.arm("lora-r16"), base, lengths)}["train"]
+    (lora,) = trace_arm(study, study.arm("lora-r16"), base, lengths, phases=("train",))
     assert lora.parts["weights"] == 2 * LLAMA3_8B + FP32 * trained + ROTARY_BYTES
     assert lora.parts["gradients"] == FP32 * trained
     assert lora.parts["optimizer"] == MOMENTS * FP32 * trained + FP32 * num_layers * 4 * 2
-    full = {one.phase: one for one in trace_arm(study, study.arm("full"), base, lengths)}["train"]
+    (full,) = trace_arm(study, study.arm("full"), base, lengths, phases=("train",))
     assert full.parts["weights"] == FP32 * LLAMA3_8B + ROTARY_BYTES
     assert full.parts["gradients"] == FP32 * LLAMA3_8B
     # forward 2, backward 4 for each weight of a product and token, but for the embeddings; attention comes on top
@@ -160,8 +170,8 @@ def test_llama_3_8b_is_its_closed_formulas() -> None:
     [("gpt2", "bottleneck"), ("gpt2", "dropped"), ("gpt2", "prefix"), ("llama", "full"), ("llama", "none")],
 )
 def test_reckoned_from_a_few_layers_a_trace_is_that_of_all(method: str, name: str) -> None:
-    base = shape_only(config_of(name))
-    study = study_of(method, micro_batch=2)
+    base = shape_only(config_of(name, MANY_LAYERS))
+    study = study_of(method, micro_batch=2, generate={"max_new_tokens": 3, "batch_size": 4})
     lengths = LENGTHS if method != "prefix" else lengths_of(64, 60, 50, 64)
     lengths = lengths.model_copy(update={"prompts": (30, 20, 20)})
     few = trace(study, lengths, base, num_layers=(3, 4))
@@ -179,7 +189,7 @@ def test_reckoned_from_a_few_layers_a_trace_is_that_of_all(method: str, name: st
 
 def test_layers_that_differ_are_all_traced() -> None:
     study = study_of(LORA | {"targets": ["h.5.attn.c_attn"]})
-    found = trace(study, LENGTHS)["train"]
+    found = train_trace(study, LENGTHS, shape_only(config_of("gpt2", MANY_LAYERS)))
     assert found.parts["optimizer"] == MOMENTS * FP32 * 4 * (64 + 192) + 2 * FP32
 
 
@@ -275,24 +285,25 @@ def test_the_highest_point_is_the_allocators(name: str, method: str, precision: 
 
 
 def test_a_smaller_micro_batch_takes_less_and_computes_the_same() -> None:
-    whole = trace(study_of("full"), lengths_of(128, 128, 128, 128))["train"]
-    halved = trace(study_of("full", micro_batch=2), lengths_of(128, 128, 128, 128))["train"]
+    whole = train_trace(study_of("full"), lengths_of(128, 128, 128, 128))
+    halved = train_trace(study_of("full", micro_batch=2), lengths_of(128, 128, 128, 128))
     assert halved.parts["activations"] < 0.7 * whole.parts["activations"]
     assert halved.flop == pytest.approx(whole.flop, rel=1e-9)
     assert halved.num_operations > whole.num_operations
 
 
 def test_checkpointing_takes_less_and_computes_a_forward_more() -> None:
-    kept = trace(study_of("lora"), LENGTHS)["train"]
-    again = trace(study_of("lora", gradient_checkpointing=True), LENGTHS)["train"]
+    base = shape_only(config_of("gpt2", MANY_LAYERS))
+    kept = train_trace(study_of("lora"), LENGTHS, base)
+    again = train_trace(study_of("lora", gradient_checkpointing=True), LENGTHS, base)
     assert again.parts["activations"] < 0.5 * kept.parts["activations"]
     assert again.flop > 1.2 * kept.flop
     assert again.parts["weights"] == kept.parts["weights"]
 
 
 def test_bf16_halves_what_is_frozen_and_most_of_what_is_kept() -> None:
-    wide = trace(study_of("lora"), LENGTHS)["train"]
-    narrow = trace(study_of("lora", precision="bf16"), LENGTHS, device="cuda")["train"]
+    wide = train_trace(study_of("lora"), LENGTHS)
+    narrow = train_trace(study_of("lora", precision="bf16"), LENGTHS, device="cuda")
     assert narrow.parts["activations"] < 0.75 * wide.parts["activations"]
     assert narrow.parts["weights"] < 0.7 * wide.parts["weights"]
 
@@ -300,8 +311,8 @@ def test_bf16_halves_what_is_frozen_and_most_of_what_is_kept() -> None:
 def test_keys_and_values_are_the_slots() -> None:
     study = study_of("none", generate={"max_new_tokens": 100, "batch_size": 4})
     found = trace(study, lengths_of(128, prompts=(30, 30, 30, 30)))["generate"]
-    slots = 2 * 6 * 4 * (30 + 100) * 64 * FP32  # keys and values, layers, slots, columns, width
-    assert slots <= found.parts["key_values"] <= slots + 2 * 6 * 4 * 30 * 64 * FP32
+    slots = 2 * NUM_LAYERS * 4 * (30 + 100) * 64 * FP32  # keys and values, layers, slots, columns, width
+    assert slots <= found.parts["key_values"] <= slots + 2 * NUM_LAYERS * 4 * 30 * 64 * FP32
     assert found.num_targets == 4 * 100
 
 
@@ -312,7 +323,7 @@ def test_nothing_is_traced_of_what_is_not_done() -> None:
 
 
 def test_products_are_the_flop() -> None:
-    found = trace(study_of("lora"), LENGTHS)["train"]
+    found = train_trace(study_of("lora"), LENGTHS)
     assert found.flop == pytest.approx(sum(one.flop * one.num_calls for one in found.products))
     assert {one.dtype for one in found.products} == {"float32"}
     names = {one.operation for one in found.products}

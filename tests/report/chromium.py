@@ -18,6 +18,8 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VARIABLE = "TUNEOFF_CHROMIUM"
+HEIGHT = 900
+"""Of a window, in pixels."""
 TIMEOUT_S = 60.0
 """How long the browser may take over one answer. It answers in milliseconds; a shared machine may stall."""
 FLAGS = (
@@ -101,15 +103,19 @@ class Tab:
     Args:
         browser: the browser.
         url: what is opened.
+        width: of the window, in pixels.
+        is_phone: whether it is a phone's.
     """
 
-    def __init__(self, browser: Browser, url: str) -> None:
+    def __init__(self, browser: Browser, url: str, width: int = 1280, *, is_phone: bool = False) -> None:
         self.browser = browser
         self.url = url
         target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        size = {"width": width, "height": HEIGHT, "deviceScaleFactor": 1}
+        self.call("Emulation.setDeviceMetricsOverride", mobile=is_phone, **size)
         self.open()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -117,7 +123,7 @@ class Tab:
         return self.browser.call(method, self.session, **parameters)
 
     def open(self) -> None:
-        """Open the page, anew if it is open, and wait until its charts are drawn."""
+        """Open the page and wait until its charts are drawn."""
         self.call("Page.navigate", url=self.url)
         self.wait(f"location.href === {json.dumps(self.url)} && document.documentElement?.dataset.drawn === 'yes'")
 
@@ -149,11 +155,6 @@ class Tab:
         """Show the page as on another medium, or to someone with other preferences (`prefers_color_scheme`)."""
         named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self.call("Emulation.setEmulatedMedia", media=media, features=named)
-
-    def resize(self, width: int, height: int, *, is_phone: bool = False) -> None:
-        """Give the page another window."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1}
-        self.call("Emulation.setDeviceMetricsOverride", mobile=is_phone, **size)
 
 
 @contextmanager

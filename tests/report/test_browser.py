@@ -55,7 +55,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tab(browser: chromium.Browser, url: str) -> Iterator[Tab]:
     """The page, opened; at the end of each test it must have said and asked for nothing."""
     tab = Tab(browser, url)
-    tab.resize(1280, 900)
     yield tab
     check_quiet(tab)
     tab.close()
@@ -198,14 +197,15 @@ def test_the_policy_stops_what_is_not_ours(browser: chromium.Browser, url: str) 
 
 
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
-def test_nothing_overflows(tab: Tab, width: int) -> None:
-    tab.resize(width, 800, is_phone=width < 500)
-    tab.open()
+def test_nothing_overflows(browser: chromium.Browser, url: str, width: int) -> None:
+    tab = Tab(browser, url, width, is_phone=width < 500)
     assert tab.value("innerWidth") == width
     beyond = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert tab.value(beyond) == 0
     tab.value("for (const part of document.querySelectorAll('details')) part.open = true")
     assert tab.value(beyond) == 0
+    check_quiet(tab)
+    tab.close()
 
 
 def brightness(tab: Tab) -> dict[str, float]:

@@ -12,6 +12,7 @@ from reader import Reader, section
 
 from tuneoff.analysis.findings import Audit, Finding
 from tuneoff.analysis.summary import summarise
+from tuneoff.analysis.values import Summary
 from tuneoff.report import page
 from tuneoff.report.examples import examples
 from tuneoff.report.points import difference_points, far_off
@@ -25,6 +26,13 @@ def _small_bundle() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "vega_bundle", lambda: "window.vegaEmbed = () => {};")
         yield
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[Fakes, Summary]:
+    """A made-up study and its answer; only to be read."""
+    fakes = Fakes(make_study())
+    return fakes, summary_of(fakes)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +53,10 @@ def test_the_score_stands_before_what_is_made_of_it(whole: str) -> None:
     assert heads[:3] == ["arm", "loss", "against the best"]
 
 
-def test_an_untrained_arm_that_lies_far_off_is_left_out_of_the_chart_and_named(whole: str) -> None:
-    summary = summary_of(Fakes(make_study()))
+def test_an_untrained_arm_that_lies_far_off_is_left_out_of_the_chart_and_named(
+    whole: str, plain: tuple[Fakes, Summary]
+) -> None:
+    _, summary = plain
     assert far_off(summary) == ("zero-shot",)
     drawn = {point["arm"] for point in difference_points(summary)}
     assert drawn == {arm.name for arm in summary.arms} - {"full", "zero-shot"}
@@ -62,9 +72,8 @@ def test_points_that_charts_share_are_on_the_page_once(whole: str) -> None:
     assert {one["points"] for one in charts.values() if isinstance(one["points"], str)} <= set(charts)
 
 
-def test_every_difference_is_in_the_numbers(whole: str) -> None:
-    fakes = Fakes(make_study())
-    summary = summary_of(fakes)
+def test_every_difference_is_in_the_numbers(whole: str, plain: tuple[Fakes, Summary]) -> None:
+    _, summary = plain
     words = section(whole, "Differences between arms")
     for pair in summary.comparisons:
         if pair.one == summary.ranking[0]:  # against full too, which is the best here
@@ -73,9 +82,8 @@ def test_every_difference_is_in_the_numbers(whole: str) -> None:
     assert f"corrected for all {len(summary.comparisons)} pairs" in words
 
 
-def test_each_arm_says_how_it_stands_to_the_best(whole: str) -> None:
-    fakes = Fakes(make_study())
-    summary = summary_of(fakes)
+def test_each_arm_says_how_it_stands_to_the_best(whole: str, plain: tuple[Fakes, Summary]) -> None:
+    _, summary = plain
     best, *others = summary.ranking
     for arm in others:
         pair = summary.comparison(best, arm)
@@ -110,9 +118,12 @@ def test_the_audit_names_what_is_broken() -> None:
 
 
 @pytest.mark.parametrize("kind", get_args(Invariant))
-def test_each_kind_of_unfairness_is_said_in_the_verdict_in_the_audit_and_beside_the_numbers(kind: Invariant) -> None:
-    fakes = Fakes(make_study())
-    summary = summary_of(fakes)
+def test_each_kind_of_unfairness_is_said_in_the_verdict_in_the_audit_and_beside_the_numbers(
+    kind: Invariant, plain: tuple[Fakes, Summary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "panels", lambda *_: {})  # charts take most of a page's time
+    monkeypatch.setattr(page, "topics", lambda *_: ())
+    fakes, summary = plain
     found = Finding(kind=kind, arms=("lora-rank8",), label="unlike", message=f"its <{kind}> differs")
     own = [arm.model_copy(update={"findings": (found,) if arm.name == "lora-rank8" else ()}) for arm in summary.arms]
     broken = summary.audit.model_copy(update={"findings": (found,)})
@@ -124,9 +135,8 @@ def test_each_kind_of_unfairness_is_said_in_the_verdict_in_the_audit_and_beside_
     assert (words.count("kept"), words.count(" broken")) == (11, 2)  # once of that invariant, once in the first line
 
 
-def test_a_difference_that_is_meant_breaks_nothing() -> None:
-    fakes = Fakes(make_study())
-    summary = summary_of(fakes)
+def test_a_difference_that_is_meant_breaks_nothing(plain: tuple[Fakes, Summary]) -> None:
+    fakes, summary = plain
     found = Finding(kind="budget", arms=("full",), label="budget", message="its budget differs", is_declared=True)
     meant: Audit = summary.audit.model_copy(update={"findings": (found,)})
     text = page.render_page(fakes.study, summary.model_copy(update={"audit": meant}), fakes.curves)
@@ -137,9 +147,8 @@ def test_a_difference_that_is_meant_breaks_nothing() -> None:
     assert (words.count("kept"), words.count(" meant")) == (11, 1)
 
 
-def test_every_sentence_and_every_part_of_the_explanation_is_shown(whole: str) -> None:
-    fakes = Fakes(make_study())
-    explanation = explanation_of(fakes, summary_of(fakes))
+def test_every_sentence_and_every_part_of_the_explanation_is_shown(whole: str, plain: tuple[Fakes, Summary]) -> None:
+    explanation = explanation_of(*plain)
     words = section(whole, "When, why and how")
     assert len(explanation.sentences) >= 6
     for sentence in explanation.sentences:
@@ -168,15 +177,16 @@ def test_without_an_explanation_there_is_no_section_for_it() -> None:
         ([f"Long {'x' * 200}"], [f"Long {'x' * 85}\u2026"]),
     ],
 )
-def test_a_sample_is_named_by_what_is_its_own(prompts: list[str], titles: list[str]) -> None:
-    summary = summary_of(Fakes(make_study()))
+def test_a_sample_is_named_by_what_is_its_own(
+    prompts: list[str], titles: list[str], plain: tuple[Fakes, Summary]
+) -> None:
+    _, summary = plain
     own = [Sample(item=f"{place}", prompt=text, reference="", text="") for place, text in enumerate(prompts)]
     assert [example.title for example in examples(summary, {"full": own})] == titles
 
 
-def test_samples_stand_side_by_side_as_text(whole: str) -> None:
-    fakes = Fakes(make_study())
-    samples = samples_of(fakes, summary_of(fakes))
+def test_samples_stand_side_by_side_as_text(whole: str, plain: tuple[Fakes, Summary]) -> None:
+    samples = samples_of(*plain)
     words = section(whole, "Samples side by side")
     assert len(samples) >= 4
     for arm in samples:

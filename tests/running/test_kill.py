@@ -154,9 +154,7 @@ def lora_folder(result: api.Result) -> Path:
     ("name", "is_cut", "num_trained"),
     [
         (RECORD_FILE, False, 1),
-        (RECORD_FILE, True, 1),
         (ADAPTER_WEIGHTS, True, 1),
-        (ADAPTER_WEIGHTS, False, 1),
         (CURVE_FILE, True, 1),
         (PREDICTIONS_FILE, False, 0),
         (TEST_FILE, True, 0),

@@ -125,7 +125,7 @@ def test_who_lost_the_lease_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert is_removed or holder(tmp_path) == "theirs"  # what is not ours is left where it is
 
 
-def _compete(folder: Path, go: Any, won: Any) -> None:
+def _compete(folder: Path, go: Any, won: Any, over: Any) -> None:
     """Take the run without a lock of the system, as on a share that has none, and say so."""
 
     def without(*_: Any) -> None:
@@ -136,7 +136,7 @@ def _compete(folder: Path, go: Any, won: Any) -> None:
     try:
         RunLock(folder).acquire()
         won.put(os.getpid())
-        time.sleep(3.0)
+        over.wait(120)
     except Timeout:
         won.put(0)
 
@@ -147,12 +147,13 @@ def test_of_several_one_takes_it_without_locks_of_the_system(tmp_path: Path, is_
     if is_left:
         write_lease(tmp_path, pid=2**22 + 1)
     context = get_context("spawn")
-    go, won = context.Event(), context.Queue()
-    processes = [context.Process(target=_compete, args=(tmp_path, go, won)) for _ in range(6)]
+    go, won, over = context.Event(), context.Queue(), context.Event()
+    processes = [context.Process(target=_compete, args=(tmp_path, go, won, over)) for _ in range(6)]
     for process in processes:
         process.start()
     go.set()
     winners = [pid for pid in (won.get(timeout=120) for _ in processes) if pid]
+    over.set()
     for process in processes:
         process.join()
     assert len(winners) == 1

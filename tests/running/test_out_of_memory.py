@@ -116,7 +116,7 @@ def test_an_arm_that_cannot_fit_is_a_row_and_the_others_finish(heavy: Path, tmp_
 
 
 def test_the_micro_batch_is_halved_until_it_fits(heavy: Path, tmp_path: Path) -> None:
-    wanted = study(heavy, "halved", LORA)
+    wanted = study(heavy, "halved", LORA, budget={"steps": 2, "batch_size": 32})
     free = api.run(wanted, tmp_path / "free")
     told = Events()
     with address_space(round(3.0 * WEIGHTS_BYTES)):

@@ -26,13 +26,23 @@ ARMS = {"full": {"method": "full", "lr": 1e-3}}
 ALL = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
-def ran(world: Path, out: Path, *trackers: Tracker, **changes: Any) -> tuple[Path, list[dict[str, Any]], api.Result]:
+Ran = tuple[Path, list[dict[str, Any]], api.Result]
+"""A folder of trackers, a curve, and where both come from."""
+
+
+def ran(world: Path, out: Path, *trackers: Tracker, **changes: Any) -> Ran:
     """Run a small study; return its trackers' folder and the curve of its one run."""
     study = study_of(world, "tracked", ARMS, trackers=list(trackers), **changes)
     result = api.run(study, out, num_jobs=NUM_JOBS)
     assert not result.failed
     (run_id,) = result.records()[0]
     return result.store.folder / tracking.FOLDER, result.store.curve(run_id), result
+
+
+@pytest.fixture(scope="module")
+def told(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A run that was told to all trackers at once; only to be read."""
+    return ran(world, tmp_path_factory.mktemp("told"), *ALL)
 
 
 def losses(curve: list[dict[str, Any]], kind: str = "train") -> list[tuple[int, float]]:
@@ -53,8 +63,9 @@ def approximate(curve: list[tuple[int, float]]) -> list[tuple[int, Any]]:
     return [(step, pytest.approx(loss, rel=1e-6)) for step, loss in curve]
 
 
-def test_tensorboard(world: Path, tmp_path: Path) -> None:
-    folder, curve, result = ran(world, tmp_path, "tensorboard")
+@pytest.mark.slow
+def test_tensorboard(told: Ran) -> None:
+    folder, curve, result = told
     run = folder / "tensorboard" / "full lr 0.001 seed 0"
     for kind in ("train", "validation"):
         assert scalars(run, f"{kind}/loss_nats") == approximate(losses(curve, kind))
@@ -98,10 +109,11 @@ def wandb_records(path: Path) -> Iterator[bytes]:
             record = b""
 
 
-def test_wandb_offline(world: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_wandb_offline(told: Ran) -> None:
     from wandb.proto.wandb_internal_pb2 import Record
 
-    folder, curve, _ = ran(world, tmp_path, "wandb")
+    folder, curve, _ = told
     found: dict[str, list[tuple[int, float]]] = {}
     for path in folder.rglob("*.wandb"):
         name = ""
@@ -114,8 +126,9 @@ def test_wandb_offline(world: Path, tmp_path: Path) -> None:
     assert found == {"full lr 0.001 seed 0": losses(curve)}
 
 
-def test_trackio(world: Path, tmp_path: Path) -> None:
-    folder, curve, _ = ran(world, tmp_path, "trackio")
+@pytest.mark.slow
+def test_trackio(told: Ran) -> None:
+    folder, curve, _ = told
     with sqlite3.connect(folder / "trackio" / "tracked.db") as database:
         rows = database.execute("select step, metrics from metrics where run_name = 'full lr 0.001 seed 0'").fetchall()
     lines = [(step, json.loads(values)) for step, values in sorted(rows)]
@@ -123,9 +136,9 @@ def test_trackio(world: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_the_same_without(world: Path, tmp_path: Path) -> None:
-    plain = api.run(study_of(world, "tracked", ARMS), tmp_path / "plain", num_jobs=NUM_JOBS)
-    folder, _, tracked = ran(world, tmp_path, *ALL)
+def test_a_run_is_the_same_without(told: Ran, world: Path, tmp_path: Path) -> None:
+    folder, _, tracked = told
+    plain = api.run(study_of(world, "tracked", ARMS), tmp_path, num_jobs=NUM_JOBS)
     assert {path.name for path in folder.iterdir()} >= {"tensorboard", "wandb", "mlflow.db", "trackio"}
     assert scores(tracked) == scores(plain)
     assert weights(tracked) == weights(plain)

@@ -1,12 +1,14 @@
 """A tiny random GPT-2 with a byte-level tokenizer, small data, and studies of them that take seconds."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -101,10 +103,19 @@ class Events(list[Event]):
 
 
 @cache
-def finished(base: Path) -> api.Result:
-    """Return a finished study of zero-shot, full and LoRA; run once, to be read and not to be changed."""
-    study = study_of(world(base), "three", THREE, seeds=[0, 1])
-    return api.run(study, base / "runs", num_jobs=NUM_JOBS)
+def finished(base: Path, shared: Path) -> api.Result:
+    """Return a finished study of zero-shot, full and LoRA; run once, to be read and not to be changed.
+
+    Args:
+        base: this process's folder.
+        shared: that of all processes of the session, of which the first that asks runs the study; each has a copy.
+    """
+    with FileLock(shared / "finished.lock"):
+        if not (shared / "runs").exists():
+            api.run(study_of(world(shared), "three", THREE, seeds=[0, 1]), shared / "runs", num_jobs=NUM_JOBS)
+        if base != shared:
+            shutil.copytree(shared / "runs", base / "runs")
+    return api.open_result(study_of(shared / "world", "three", THREE, seeds=[0, 1]), base / "runs")
 
 
 def scores(result: api.Result) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tuneoff.training.memory_limits import MEBIBYTE, available_bytes, num_oom_kills, resident_bytes, shown_bytes
+from tuneoff.training.memory_limits import MEBIBYTE, available_bytes, num_oom_kills, resident_bytes
 
 SAY = (
     "from tuneoff.training.memory_limits import *; a = available_bytes(); print(a.num_bytes, a.source, num_oom_kills())"
@@ -81,10 +81,3 @@ def test_resident_memory_is_told_of_processes_that_are_there() -> None:
     assert resident_bytes(2**22 + 1) is None
     assert num_oom_kills() >= 0
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"), [(0, "0 B"), (999_400_000, "999 MB"), (3_441_000_000, "3.44 GB"), (80_000_000_000, "80 GB")]
-)
-def test_bytes_as_people_read_them(num_bytes: int, text: str) -> None:
-    assert shown_bytes(num_bytes) == text

@@ -5,10 +5,10 @@ from typing import TypeVar
 
 from rich.table import Table
 
+from tuneoff.study.sizes import shown_bytes
+
 NOTHING = "-"
 V = TypeVar("V")
-UNITS = ("B", "kB", "MB", "GB", "TB")
-UNIT_STEP = 1000
 MIN_WIDTH = 12
 """Columns of a name, however narrow the terminal is."""
 
@@ -32,10 +32,5 @@ def shared(pairs: Iterable[tuple[str, V]]) -> list[tuple[V, list[str]]]:
 
 
 def bytes_text(num_bytes: int) -> str:
-    """Return a size in decimal units with three digits: 1769472 gives `1.77 MB`."""
-    if num_bytes == 0:
-        return NOTHING
-    value, unit = float(num_bytes), 0
-    while value >= UNIT_STEP - 0.5 and unit < len(UNITS) - 1:
-        value, unit = value / UNIT_STEP, unit + 1
-    return f"{value:.3g} {UNITS[unit]}"
+    """Return a size as `shown_bytes` does, and a dash for none."""
+    return shown_bytes(num_bytes) if num_bytes else NOTHING

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from types import MappingProxyType
 from typing import Any
@@ -91,35 +91,45 @@ def render_page(
     script = _file("page.js")
     style = _file("page.css")
     bundle = vega_bundle() if drawn else ""
-    environment = Environment(
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            study=study,
+            summary=summary,
+            policy=_policy([bundle, script], style),
+            style=Markup(style),
+            bundle=Markup(bundle),
+            script=Markup(script),
+            data=_json_for_html(chart_data(drawn)),
+            **_results(summary, found),
+            **_standings(summary, part),
+            arms=Arms(part, PAGE),
+            learning_numbers=learning_numbers(found["learning"].points) if "learning" in found else None,
+            trial_numbers=trial_numbers(part),
+            drawn_note=drawn_note,
+            why=why,
+            sentences=explanation.sentences,
+            unknown=explanation.notes,
+            arms_of=arms_of,
+            optima=optimum_numbers(part_explained),
+            frontiers=frontier_numbers(explanation),
+            examples=examples(summary, samples),
+            facts=list(facts(study)),
+            yaml=study_yaml(study),
+            commands=commands(study),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Return what renders templates; it keeps them once they are compiled."""
+    found = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_file)
     )
-    environment.filters |= {"clean": clean}
-    return environment.get_template("page.html").render(
-        study=study,
-        summary=summary,
-        policy=_policy([bundle, script], style),
-        style=Markup(style),
-        bundle=Markup(bundle),
-        script=Markup(script),
-        data=_json_for_html(chart_data(drawn)),
-        **_results(summary, found),
-        **_standings(summary, part),
-        arms=Arms(part, PAGE),
-        learning_numbers=learning_numbers(found["learning"].points) if "learning" in found else None,
-        trial_numbers=trial_numbers(part),
-        drawn_note=drawn_note,
-        why=why,
-        sentences=explanation.sentences,
-        unknown=explanation.notes,
-        arms_of=arms_of,
-        optima=optimum_numbers(part_explained),
-        frontiers=frontier_numbers(explanation),
-        examples=examples(summary, samples),
-        facts=list(facts(study)),
-        yaml=study_yaml(study),
-        commands=commands(study),
-    )
+    found.filters |= {"clean": clean}
+    return found
 
 
 def chart_data(drawn: Mapping[str, Panel]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from tuneoff.study.sizes import shown_bytes
 from tuneoff.study.testing import Testing
 from tuneoff.study.value import Value
 
@@ -17,15 +18,6 @@ DOING: dict[MemoryPhase, str] = {
 OUT_OF_MEMORY = "out of memory"
 GROWTH = 1.2
 """A run whose need is not known is tried again where there is this much more memory than there was."""
-
-
-def shown_bytes(num_bytes: float) -> str:
-    """Return bytes as people read them, in powers of 1000: `3.4 GB`."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 999.5:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} GB" if num_bytes < 999.5 else f"{num_bytes:,.0f} GB"
 
 
 class Shortage(Value):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from tuneoff.study.shortage import shown_bytes as shown_bytes
+from tuneoff.study.sizes import shown_bytes as shown_bytes
 from tuneoff.study.value import Value
 
 MEBIBYTE = 2**20
