@@ -35,6 +35,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NU
 import torch
 from tests.running.world import save_base, write_rows
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils.logging import disable_progress_bar
 
 from tuneoff import api
 from tuneoff.planning.costs import Basis, Forecast
@@ -47,7 +48,7 @@ from tuneoff.training.memory_limits import CGROUP_ROOT, MEBIBYTE, PROC
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ("ulimit", "cgroup", "reading", "kills")
-LENGTH, WIDTH, LAYERS, HEADS = 512, 192, 24, 6
+LENGTH, WIDTH, LAYERS, HEADS = 768, 128, 24, 4
 WIDE, POSITIONS = 8192, 400_000
 """Of the base that reads: the width within its MLP, and a table of positions that weighs 51 MB."""
 BOUND = 1e-5
@@ -85,7 +86,7 @@ def write_study(folder: Path, name: str, arms: dict[str, Any], **changes: Any) -
     body = {
         "name": name, "model": "base", "seeds": [0], "arms": arms, "solo_costs": False,
         "task": {"kind": "text", "data": "pages.txt", "max_length": LENGTH},
-        "budget": {"steps": 3, "batch_size": 4}, "evaluate": {"every": 3},
+        "budget": {"steps": 3, "batch_size": 2}, "evaluate": {"every": 3},
         "explain": {"weights": False, "samples": 0},
     }  # fmt: skip
     path = folder / f"{name}.yaml"
@@ -100,7 +101,7 @@ def command_of(study: Path, out: Path, *options: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Return the surroundings of a command: this checkout's code, and the width of a page."""
-    return os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "COLUMNS": "160"}
+    return os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "COLUMNS": "160", "TUNEOFF_PLAN": "off"}
 
 
 def run(study: Path, out: Path, limit: Limit, *options: str) -> tuple[api.Result, str]:
@@ -114,13 +115,19 @@ def run(study: Path, out: Path, limit: Limit, *options: str) -> tuple[api.Result
         raise RuntimeError(f"{script}\nended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     given = api.load(study)
     fitted_study, _ = api.fit(given, out)
-    return api.open_result(fitted_study, out), done.stdout + done.stderr
+    result = api.open_result(fitted_study, out)
+    if done.returncode:
+        print(f"  exit code {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return result, done.stdout + done.stderr
 
 
 def only(result: api.Result, arm: str) -> Record:
     """Return the one record of an arm."""
     (wanted,) = (one for one in result.study.arms if one.name == arm)
-    return next(one for one in result.records()[0].values() if one.run.method.method == wanted.method.method)
+    found = [one for one in result.records()[0].values() if one.run.method.method == wanted.method.method]
+    if len(found) != 1:
+        raise RuntimeError(f"{arm} has {len(found)} records, not one; what was said of it stands above")
+    return found[0]
 
 
 def difference(one: tuple[api.Result, Record], other: tuple[api.Result, Record]) -> float:
@@ -202,7 +209,7 @@ def begin(folder: Path) -> Path:
     """Make the base and the data in an empty folder."""
     make_base(folder / "base")
     pages = "\n\n".join(path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
-    (folder / "pages.txt").write_text(pages[:60_000], encoding="utf-8")
+    (folder / "pages.txt").write_text(pages[:30_000], encoding="utf-8")
     return folder
 
 
@@ -265,17 +272,17 @@ def case_cgroup(folder: Path) -> None:
 def case_reading(folder: Path) -> None:
     """Score and generate with more at a time than there is memory for."""
     make_base(folder / "wide", n_embd=32, n_layer=1, n_head=2, n_inner=WIDE, n_positions=POSITIONS)
-    said = [{"instruction": f"Say {n} " + "again " * 6, "response": f"{n} it is, {'so ' * 12}"} for n in range(900)]
+    said = [{"instruction": f"Say {n} " + "again " * 6, "response": f"{n} it is, {'so ' * 12}"} for n in range(300)]
     write_rows(folder / "rows.jsonl", said)
     study = write_study(
         folder, "reading", {"zero-shot": {"method": "none"}}, model="wide",
         task={"kind": "instruction", "data": "rows.jsonl", "max_length": 128, "metrics": ["exact_match"],
-              "splits": {"validation": 0.1, "test": 0.4}},
-        generate={"max_new_tokens": 8, "batch_size": 512},
+              "splits": {"validation": 0.2, "test": 0.7}},
+        generate={"max_new_tokens": 4, "batch_size": 512},
     )  # fmt: skip
     found = {}
     weights = sum(path.stat().st_size for path in (folder / "wide").glob("*.safetensors"))
-    for name, limit in (("free", Limit()), ("tight", address_space(2 * weights + 80 * MEBIBYTE))):
+    for name, limit in (("free", Limit()), ("tight", address_space(2 * weights + 280 * MEBIBYTE))):
         result, output = run(study, folder / name, limit)
         record = only(result, "zero-shot")
         test = result.records()[1][record.run_id]
@@ -328,9 +335,7 @@ def case_kills(folder: Path) -> None:
         result = api.open_result(api.load(study), out)
         (run_folder,) = (path.parent for path in out.glob("*/*/curve.jsonl"))
         setup = result.store.setup(run_folder.name) or {}
-        print(
-            f"\n{number.name}, at its first step: exit code {process.returncode}, micro-batch then {setup['micro_batch']}"
-        )
+        print(f"\n{number.name} at its first step: exit code {process.returncode}, micro-batch {setup['micro_batch']}")
         for line in told_lines(output):
             print(f"    said: {line}")
         again, _ = run(study, out, Limit())
@@ -347,6 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)}; none is all of them")
     parser.add_argument("--folder", type=Path, help="an empty folder that studies and results stay in")
     options = parser.parse_args(arguments)
+    disable_progress_bar()
     strange = set(options.cases) - set(CASES)
     if strange:
         parser.error(f"no such case: {', '.join(sorted(strange))}; there are {', '.join(CASES)}")

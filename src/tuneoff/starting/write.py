@@ -197,8 +197,9 @@ def _budget(lines: Lines, draft: Draft) -> None:
 
 def _arms(lines: Lines, draft: Draft) -> None:
     lines.say(
-        "What is compared. Each arm's rate is chosen on validation among as many. extend: while the best one of an arm lies"
-        " at an edge of its grid, beyond which a better may lie, every arm gets one rate more; false leaves it at the list."
+        "What is compared. Each arm's rate is chosen on validation among as many. extend: while the best one of an arm"
+        " lies at an edge of its grid, beyond which a better may lie, every arm gets one rate more; false leaves it at"
+        " the list."
     )
     lines.key("arms:")
     for name, arm in draft.arms().items():
@@ -253,7 +254,7 @@ def _testing(lines: Lines, draft: Draft) -> None:
         )
     metric = {"text": "loss", "instruction": "loss", "qa": "f1", "classification": "accuracy"}[kind]
     margin = MARGINS.get(metric, POINTS_MARGIN)
-    unit = "nats per token" if metric == "loss" else f"points of {metric}"
+    unit = "nats per token" if metric == "loss" else f"point{'s' * (margin != 1)} of {metric}"
     lines.key(f"margin: {margin:g}", f"two arms within {margin:g} {unit} count as equal", is_off=True)
     if kind != "classification":
         lines.key(
