@@ -206,7 +206,9 @@ def peak_of(study: Path, out: Path) -> int:
 
 
 def begin(folder: Path) -> Path:
-    """Make the base and the data in an empty folder."""
+    """Make the base and the data in a folder, unless they are there."""
+    if (folder / "pages.txt").exists():
+        return folder
     make_base(folder / "base")
     pages = "\n\n".join(path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
     (folder / "pages.txt").write_text(pages[:30_000], encoding="utf-8")
@@ -237,9 +239,9 @@ def told_lines(output: str) -> list[str]:
     return [" ".join(line.split()) for line in output.splitlines() if any(word in line.casefold() for word in words)]
 
 
-def unlimited(folder: Path, study: Path) -> api.Result:
-    """Run the study without a limit, and say what became of it."""
-    free, _ = run(study, folder / "free", Limit())
+def unlimited(folder: Path) -> api.Result:
+    """Run the study without a limit, once for all cases, and say what became of it."""
+    free, _ = run(write_study(folder, "free", BOTH), folder / "free", Limit())
     print("no limit")
     for arm in ("full", "lora"):
         print(f"  run: {told(free, arm)}", flush=True)
@@ -248,8 +250,8 @@ def unlimited(folder: Path, study: Path) -> api.Result:
 
 def case_ulimit(folder: Path) -> None:
     """Train under `ulimit -v`."""
+    free = unlimited(folder)
     study = write_study(folder, "ulimit", BOTH)
-    free = unlimited(folder, study)
     wanted = needs(study)
     said = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in wanted.items())
     print(f"needed by the plan, one sequence at a time: {said}")
@@ -262,7 +264,7 @@ def case_cgroup(folder: Path) -> None:
     study = write_study(folder, "cgroup", BOTH)
     zero = write_study(folder, "zero", {"zero-shot": {"method": "none"}})
     rest = peak_of(zero, folder / "probe")
-    free = unlimited(folder, study)
+    free = unlimited(folder)
     wanted = needs(study)
     middle = (wanted["full"] + max(wanted["full, checkpointing"], wanted["lora"])) // 2
     with group(rest + middle) as limit:
@@ -350,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         usage="%(prog)s [CASE ...] [--folder DIR]",
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)}; none is all of them")
-    parser.add_argument("--folder", type=Path, help="an empty folder that studies and results stay in")
+    parser.add_argument("--folder", type=Path, help="where studies and results stay; what is there is not run again")
     options = parser.parse_args(arguments)
     disable_progress_bar()
     strange = set(options.cases) - set(CASES)
@@ -360,12 +362,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = {"ulimit": case_ulimit, "cgroup": case_cgroup, "reading": case_reading, "kills": case_kills}
     try:
         for name in options.cases or CASES:
-            folder = place / name
-            folder.mkdir(parents=True)
+            place.mkdir(parents=True, exist_ok=True)
             print(f"== {name} ==", flush=True)
             start = time.monotonic()
             try:
-                cases[name](begin(folder))
+                cases[name](begin(place))
             except PermissionError as error:
                 print(f"cannot be shown here: {error}")
             print(f"{time.monotonic() - start:.0f} s\n", flush=True)

@@ -122,7 +122,7 @@ def open_session(
     if not is_afterwards:
         _guard_checkpoint(runs, place, setup, data.sha256)
     is_over = is_trained or is_afterwards
-    # Its files are checked where they are loaded: that maps them, and where there is no room for it a run is infeasible.
+    # Its files are checked where they are loaded: that maps them, and without room for it a run is infeasible.
     model_sha256 = "" if is_over else fingerprint(first.model, place.root, first.revision, is_checked=True)
     with meter.phase("load"):
         loaded = load(runs, place, runtime, len(data.classes))
