@@ -232,15 +232,16 @@ def write_fitted(
 
 
 def fit(study: Study, out: Path = DEFAULT_OUT, kinds: str | None = None) -> tuple[Study, list[str]]:
-    """Return a study with what makes its arms fit into this machine's memory, and a line for each arm changed.
+    """Return a study with what makes its arms fit into this machine's memory, and lines that say what was changed.
 
-    What was changed is kept in the study's folder, so that the same command goes on with the same runs whatever memory
-    is free then, and `status` and `report` follow it. Without `kinds` what is kept is dropped and the study stays.
+    What was changed is kept in the study's folder, so that every later command goes on with the same runs whatever
+    memory is free then; `status` and `report` follow it. Without `kinds` it is what was kept, if anything was.
 
     Args:
         study: the study.
         out: folder of all studies' results.
-        kinds: changes that may be made (see `planning.fit.parse_kinds`); none makes none.
+        kinds: changes that may be made (see `planning.fit.parse_kinds`); none makes no others than those kept, `off`
+            drops them, so that the study is run as it is written.
 
     Raises:
         StudyError: a change that is not known.

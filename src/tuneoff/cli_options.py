@@ -21,7 +21,8 @@ FitOption = Annotated[
         "--fit",
         metavar="[=FIT]",
         help="Change what does not fit so that it does: a smaller micro-batch and gradient checkpointing, which keep "
-        "the effective batch and its gradient. --fit=all also takes bf16, QLoRA and shorter sequences.",
+        "the effective batch and its gradient. --fit=all also takes bf16, QLoRA and shorter sequences; `run --fit=off` "
+        "drops what an earlier --fit changed.",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results of all studies lie.")]

@@ -48,6 +48,17 @@ def test_csv_quotes_and_line_numbers(tmp_path: Path) -> None:
     assert _read(path) == [(2, {"a": "one\nline, two", "b": "x"}), (5, {"a": "y", "b": 'say "z"'})]
 
 
+def test_csv_of_a_spreadsheet_with_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('Message;stars\n"so; he said, ""no""\nand left";1,5\nwell, yes;2\n', encoding="utf-8-sig")
+    assert _read(path) == [
+        (2, {"Message": 'so; he said, "no"\nand left', "stars": "1,5"}),
+        (4, {"Message": "well, yes", "stars": "2"}),
+    ]
+    path.write_text("what; was said\nnothing\none; two; three\n")  # texts in one column
+    assert _read(path) == [(2, {"what; was said": "nothing"}), (3, {"what; was said": "one; two; three"})]
+
+
 def test_tsv_has_no_quoting(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_text('sentence\tlabel\n"so, he said\t1\n')

@@ -47,8 +47,16 @@ def test_changes_are_found_once_and_followed_by_later_commands(
     assert api.open_result(study, tmp_path).study == changed
     other = study.model_copy(update={"seeds": (1,)})
     assert api.open_result(other, tmp_path).study == other
-    assert api.fit(study, tmp_path) == (study, [])
+    assert api.fit(other, tmp_path) == (other, [])  # nor is what was kept of this one lost by it
+    # A study that was begun with --fit goes on as it was begun, and says so.
+    goes_on, (line,) = api.fit(study, tmp_path)
+    assert goes_on == changed
+    assert line.startswith(
+        "goes on as it was made to fit (lora: micro_batch 1, gradient checkpointing); --fit=off runs"
+    )
+    assert api.fit(study, tmp_path, "off") == (study, [])
     assert api.open_result(study, tmp_path).study == study
+    assert api.fit(study, tmp_path) == (study, [])
 
 
 def test_a_torn_file_of_changes_is_worked_out_again(

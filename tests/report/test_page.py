@@ -153,6 +153,7 @@ def test_lines_that_are_not_numbers_are_left_out() -> None:
 
 def test_study_can_be_run_again_from_the_page(tmp_path: Path) -> None:
     auto = {"auto": {"method": "lora", "tune": {"lr": "auto"}}}
+    auto["grid"] = {"method": "lora", "tune": {"lr": [2e-4, 6e-4], "extend": True}}
     both = study_mapping(make_study())["arms"] | auto
     study = make_study(about="a: b # c\n'd'", seeds=[5], micro_batch=4, arms=both, tuning={"extend": 2})
     file = tmp_path / "again.yaml"

@@ -204,3 +204,15 @@ def test_a_test_that_cannot_be_read_is_said_and_training_is_kept(heavy: Path, tm
     api.run(wanted, tmp_path, listener=told)
     assert [event.task.kind for event in told.of("start") if event.task] == ["score"]
     assert result.summary().arm("zero").status == "done"
+
+
+def test_a_base_that_cannot_even_be_mapped_is_a_row(heavy: Path, tmp_path: Path) -> None:
+    """Reading its checksum comes first, and maps nothing."""
+    wanted = study(heavy, "unmapped", {"zero": {"method": "none"}})
+    checked = api.check(wanted)  # it maps the weights itself, and says so in one line where that is too much
+    with address_space(round(1.8 * WEIGHTS_BYTES)):
+        result = api.run(wanted, tmp_path, checked=checked)
+    assert not result.failed
+    row = only(result, "none")
+    assert (row.status, row.shortage.phase if row.shortage else "") == ("infeasible", "load")
+    assert "out of memory while loading the base" in row.reason

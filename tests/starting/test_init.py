@@ -15,6 +15,7 @@ from transformers import LlamaConfig
 from tuneoff import api
 from tuneoff.errors import DataError, ModelError, StoreError, StudyError
 from tuneoff.planning.plan import plan
+from tuneoff.planning.room import memory_room
 from tuneoff.running.preflight import preflight
 from tuneoff.starting.init import Started, init, parse_columns, parse_kind
 from tuneoff.study.loading import load_study
@@ -54,6 +55,7 @@ def test_what_is_written_loads_plans_and_finds_its_data(place: Path, name: str) 
     assert [arm.family for arm in study.arms] == ["zero-shot", "full", "lora", "lora"]
     found = preflight(study)  # reads and tokenises all, as a run does before it trains
     assert found.num_steps == study.budget.steps
+    assert (study.tuning.extend, {arm.is_extended for arm in study.arms if arm.is_trained}) == (2, {True})
     assert not any("longer than" in note for note in found.notes if started.lengths.needed.longest <= 72)
     text = Path("study.yaml").read_text("utf-8")
     assert all(len(line) <= 120 for line in text.splitlines())
@@ -175,6 +177,12 @@ def large(place: Path) -> Path:
     return place
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, room: float) -> None:
+    """Let `init` find a GPU with so many GB."""
+    monkeypatch.setattr("tuneoff.starting.init.look_at_machine", lambda: machine(room, (9, 0)))
+    monkeypatch.setattr("tuneoff.starting.init.machine_room", lambda: memory_room(round(room * GIGABYTE)))
+
+
 @pytest.mark.parametrize(
     ("room", "left_out", "quantize"), [(200, set(), "none"), (80, {"full"}, "none"), (14, {"full"}, "nf4")]
 )
@@ -183,26 +191,28 @@ def test_what_does_not_fit_is_left_out_with_the_reason(
 ) -> None:
     """8.03 billion weights: all trained 16 bytes each, 128 GB; frozen in bf16 16 GB; in four bits below 7 GB."""
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr("tuneoff.starting.init.look_at_machine", lambda: machine(room, (9, 0)))
+    pretend(monkeypatch, room)
     write_rows(large / "rows.jsonl", DATA["instruction"][0])
     started = init("rows.jsonl", "large", Path("study.yaml"))
     assert {name for name in started.left_out if name not in ("bottleneck", "prompt")} == left_out
     assert started.study.precision == "bf16"
     loras = [arm.method for arm in started.study.arms if arm.method.method == "lora"]
     assert {getattr(method, "quantize", "") for method in loras} == {quantize}
-    assert 128.4 * GIGABYTE < started.fit.needed_bytes["full"] < 135 * GIGABYTE
+    full = started.fits["full"]
+    assert 128.4 * GIGABYTE < full.needed_bytes < 135 * GIGABYTE
+    assert full.room_bytes == memory_room(room * GIGABYTE).tensor_bytes  # what `tuneoff plan` goes by
     text = " ".join(Path("study.yaml").read_text("utf-8").replace("#", " ").split())
     if left_out:
-        assert re.search(rf"Left out, as it does not fit: it needs about 1\d\d GB of the {room} GB there are", text)
+        assert re.search(r"Left out, as it does not fit: it needs about 12\d GB, and there is room for [\d.]+ GB", text)
     assert "5e-5 (1e-5)" not in text
-    assert "full: {method: full, tune: {lr: [1e-5, 3e-5, 9e-5]}}" in text
+    assert "full: {method: full, tune: {lr: [1e-5, 3e-5, 9e-5], extend: true}}" in text
 
 
 def test_a_smaller_micro_batch_comes_before_leaving_out(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(large / "rows.jsonl", [{"text": f"{n} {CONTEXT * 40}"} for n in range(400)])
     fits = {}
     for room in (700, 150):
-        monkeypatch.setattr("tuneoff.starting.init.look_at_machine", lambda room=room: machine(room, (9, 0)))
+        pretend(monkeypatch, room)
         fits[room] = init("rows.jsonl", "large", Path(f"{room}.yaml"))
     assert (fits[700].study.micro_batch, fits[700].study.gradient_checkpointing) == (None, False)
     small = fits[150]

@@ -71,6 +71,14 @@ def test_auto_starts_from_the_rule_and_is_marked() -> None:
     assert auto.is_tuned
 
 
+def test_a_list_is_extended_where_that_is_asked_for() -> None:
+    tune = {"lr": [2e-4, 6e-4], "extend": True}
+    found = study({"a": {"method": "lora", "rank": [2, 4], "tune": tune}})
+    assert [(arm.lr, arm.is_extended) for arm in found.arms] == [((2e-4, 6e-4), True)] * 2
+    (arm,) = study({"a": {"method": "lora", "tune": {"lr": "auto", "extend": False}}}).arms
+    assert (len(arm.lr), arm.is_extended) == (3, False)
+
+
 def test_runs_of_a_tuned_arm() -> None:
     found = study({"full": {"method": "full", "tune": {"lr": [1e-3, 1e-4]}}}, seeds=[5, 6, 7])
     (arm,) = found.arms
@@ -121,6 +129,15 @@ def test_arms_of_one_method_and_rate_share_their_runs() -> None:
         ({"a": {"method": "none", "tune": {"lr": "auto"}}}, r"arms\.a\.tune: method 'none' trains nothing"),
         ({"a": {"method": "lora", "tune": {"lr": 1}}}, r"arms\.a\.tune\.lr: expected a list .* found 1"),
         ({"a": {"method": "lora", "tune": {"rate": [1]}}}, r"arms\.a\.tune: found \['rate'\]"),
+        (
+            {"a": {"method": "lora", "tune": {"lr": [1, 2], "extend": 4}}},
+            r"tune\.extend: found 4; allowed: true or false",
+        ),
+        (
+            {"a": {"method": "lora", "tune": {"lr": [1], "extend": True}}},
+            r"arms\.a\.tune: .* at least two rates; found \[1\]",
+        ),
+        ({"a": {"method": "lora", "tune": {"extend": True}}}, r"arms\.a\.tune: found \['extend'\]; allowed"),
         ({"a": {"method": "lora", "tune": [1]}}, r"arms\.a\.tune: found \[1\]; allowed"),
         ({"a": {"method": "none", "lr": 1}}, r"arms\.a\.lr: method 'none' trains nothing"),
         ({"a": {"method": "load", "path": "p", "tune": {}}}, r"arms\.a\.tune: method 'load' trains nothing"),

@@ -1,4 +1,4 @@
-"""Which learning rates are tried: an arm's own grid, and the rounds that extend the grids of arms with `lr: auto`.
+"""Which learning rates are tried: an arm's own grid, and the rounds that extend those that ask for it.
 
 A round gives every such arm exactly one more trial, so that no arm is tuned better than another. It opens when the
 trials of all of them are finished and the best of at least one lies at an edge of what it tried, beyond which a

@@ -1,7 +1,7 @@
 """Rows of local files, each with its place: JSON lines, JSON (SQuAD's too), CSV, TSV, Parquet, and plain text.
 
 Plain text is one document a file. Text is UTF-8, with or without a byte order mark. TSV has no quoting (GLUE's files
-hold bare quotation marks); CSV has that of RFC 4180.
+hold bare quotation marks); CSV has that of RFC 4180, with commas, or semicolons throughout.
 """
 
 import csv
@@ -191,7 +191,26 @@ def _read_json(path: Path, file: str, problems: Problems, limit: int | None = No
 
 def _read_csv(path: Path, file: str, problems: Problems, positions: frozenset[str] = frozenset()) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default refuses a field above 128 kB: one long document
-    return _read_table(csv.reader(_text_lines(path, file), strict=True), file, problems, positions)
+    lines = _text_lines(path, file)
+    mark = ";" if _has_semicolons(lines) else ","
+    return _read_table(csv.reader(lines, delimiter=mark, strict=True), file, problems, positions)
+
+
+def _has_semicolons(lines: io.StringIO) -> bool:
+    """Whether semicolons separate the columns, as spreadsheets write where the comma is a decimal point.
+
+    The first line then has no comma, and every row is of as many values.
+    """
+    first = lines.readline()
+    lines.seek(0)
+    if ";" not in first or "," in first:
+        return False
+    try:
+        counts = {len(cells) for cells in csv.reader(lines, delimiter=";", strict=True) if cells}
+    except csv.Error:
+        counts = set()
+    lines.seek(0)
+    return len(counts) == 1 and counts != {1}
 
 
 def _read_tsv(path: Path, file: str, problems: Problems, positions: frozenset[str] = frozenset()) -> Iterator[Row]:

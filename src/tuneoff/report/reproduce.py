@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from tuneoff.study.rates import AUTO
+from tuneoff.study.rates import AUTO, auto_rates
 from tuneoff.study.spec import Arm, Study
 
 _FLOAT = "tag:yaml.org,2002:float"
@@ -56,10 +56,10 @@ def _merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
 
 def _arm_mapping(arm: Arm) -> dict[str, Any]:
     body = arm.method.model_dump(mode="json")
-    if arm.is_extended:
+    if arm.is_extended and arm.lr == auto_rates(arm.method.method):
         body["tune"] = {"lr": AUTO}
     elif arm.is_tuned:
-        body["tune"] = {"lr": list(arm.lr)}
+        body["tune"] = {"lr": list(arm.lr)} | ({"extend": True} if arm.is_extended else {})
     elif arm.lr:
         body["lr"] = arm.lr[0]
     body |= {"assumed": list(arm.assumed)} if arm.assumed else {}

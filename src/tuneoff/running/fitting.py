@@ -1,12 +1,13 @@
 """Makes a study fit into this machine's memory before it starts, and keeps what was foretold of it beside its runs.
 
-runs/STUDY/fit.json     the changes under which it was last run with --fit
+runs/STUDY/fit.json     the changes that --fit made, under which every later command goes on until --fit=off
 runs/STUDY/plan.json    what its arms were foretold to need and take
 """
 
 import json
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tuneoff.planning.fit import Change, Kind
 
 FIT_FILE = "fit.json"
+OFF = "off"
+"""Of `--fit`, for the study as its file has it."""
 SWITCH = "TUNEOFF_PLAN"
 """Environment variable; `off` writes no plan at the start of a run."""
 _logger = logging.getLogger(__name__)
@@ -31,19 +34,22 @@ RUN_BUDGET_S = 2.0
 
 
 def fit(study: Study, folder: Path, kinds: str | None) -> tuple[Study, list[str]]:
-    """Return a study with what makes its arms fit, and a line for each arm; see `tuneoff.api.fit`.
+    """Return a study with what makes its arms fit, and lines that say so; see `tuneoff.api.fit`.
 
     Args:
         study: the study.
         folder: where its results are, or will be.
-        kinds: changes that may be made; none makes none, and drops those that were kept.
+        kinds: changes that may be made; none makes no others than those that were kept, `off` drops those.
     """
     from tuneoff.planning.fit import fitted, parse_kinds
 
-    if kinds is None:
+    if kinds == OFF:
         with suppress(OSError):  # a folder that cannot be written to is told of where the study begins
             (folder / FIT_FILE).unlink()
         return study, []
+    if kinds is None:
+        changes = _kept(study, folder)
+        return (fitted(study, changes), [_goes_on(changes)]) if changes else (study, [])
     allowed = parse_kinds(kinds)
     kept = _kept(study, folder)
     if kept is None or not set().union(*(change.kinds for change in kept.values())) <= set(allowed):
@@ -54,6 +60,15 @@ def fit(study: Study, folder: Path, kinds: str | None) -> tuple[Study, list[str]
         write_synced(folder / FIT_FILE, json.dumps(body, sort_keys=True).encode())
         kept = found
     return fitted(study, kept), [f"changed to fit: {name}: {change.text()}" for name, change in kept.items()]
+
+
+def _goes_on(changes: "Mapping[str, Change]") -> str:
+    """Return the line that says under which changes a study goes on; arms that are changed alike are named together."""
+    arms: dict[str, list[str]] = {}
+    for name, change in changes.items():
+        arms.setdefault(change.text(), []).append(name)
+    said = "; ".join(f"{', '.join(names)}: {text}" for text, names in arms.items())
+    return f"goes on as it was made to fit ({said}); --fit={OFF} runs it as it is written"
 
 
 def _changes(given: "tuple[Study, tuple[Kind, ...]]") -> "dict[str, Change]":

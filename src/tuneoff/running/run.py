@@ -229,7 +229,7 @@ class StudyRunner:
         rounds = Search(self.study, records).rounds([arm.name for arm in arms])
         if self._num_rounds is not None and rounds.num_rounds > self._num_rounds:
             more = sum(trial.status == "missing" for arm in arms for trial in rounds.trials[arm.name])
-            what = f"{more} more {'trial' if more == 1 else 'trials'}, one for each arm with `lr: auto`"
+            what = f"{more} more {'trial' if more == 1 else 'trials'}, one for each arm whose search is extended"
             why = f"no rate of {', '.join(rounds.moving)} is better than those on both sides of it yet"
             self.options.listener(Event("extended", body={"num_more": more, "what": f"{what}: {why}"}))
         self._num_rounds = rounds.num_rounds

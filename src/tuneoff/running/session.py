@@ -122,8 +122,8 @@ def open_session(
     if not is_afterwards:
         _guard_checkpoint(runs, place, setup, data.sha256)
     is_over = is_trained or is_afterwards
-    # Before anything is loaded: it maps the whole file, for which there may be no room beside what a run needs.
-    model_sha256 = "" if is_over else fingerprint(first.model, place.root, first.revision)
+    # Its files are checked where they are loaded: that maps them, and without room for it a run is infeasible.
+    model_sha256 = "" if is_over else fingerprint(first.model, place.root, first.revision, is_checked=True)
     with meter.phase("load"):
         loaded = load(runs, place, runtime, len(data.classes))
     session = Session(

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tuneoff.data.lengths import SplitLengths
 from tuneoff.data.survey import Survey
+from tuneoff.planning.fit import Change, Fit
 from tuneoff.starting.choices import (
     ANSWER_STEP,
     LORA_ALPHA,
@@ -14,12 +15,13 @@ from tuneoff.starting.choices import (
     PROMPT_TOKENS,
     Choice,
 )
-from tuneoff.starting.memory import Fit
 from tuneoff.training.machine import Machine
 
 CUE = "{text}\nLabel:"
 """The template where zero-shot scores the classes' own names."""
 SEEDS = (0, 1, 2)
+MAX_EXTENDED = 2
+"""Further rates of each arm: a decade beyond the grid, where the rules are off by as much."""
 BOTTLENECK_SIZE = 64
 MAX_ANSWER = 256
 
@@ -44,7 +46,8 @@ class Draft:
         rates: by method.
         ranks: of LoRA.
         linear_layers: ends of the names of the layers that `all-linear` stands for.
-        fit: which arms fit; none before they were planned.
+        quantize: how LoRA's frozen base is held.
+        fits: whether full fine-tuning and LoRA fit, and with which change; of what is not there nothing is known.
         problems: why arms cannot be trained, by name.
     """
 
@@ -64,8 +67,8 @@ class Draft:
     ranks: Choice[tuple[int, ...]]
     linear_layers: tuple[str, ...]
     quantize: str = "none"
-    fit: Fit | None = None
-    problems: Mapping[str, str] | None = None
+    fits: Mapping[str, Fit] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def has_gpu(self) -> bool:
@@ -86,11 +89,30 @@ class Draft:
             "prompt": {"method": "prompt", "num_virtual_tokens": PROMPT_TOKENS, **self._tune("prompt")},
         }
 
+    def can_fit(self, arm: str) -> bool:
+        """Whether an arm fits as it is or with a change, so far as is known."""
+        fit = self.fits.get(arm)
+        return fit is None or fit.fits or fit.change is not None
+
+    @property
+    def _changes(self) -> list[Change]:
+        return [fit.change for fit in self.fits.values() if fit.change is not None]
+
+    @property
+    def micro_batch(self) -> int | None:
+        """With which every arm fits, the same for all so that their times and memory compare; none is the batch."""
+        return min((change.micro_batch for change in self._changes if change.micro_batch), default=None)
+
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether activations are worked out again in the backward pass, so that every arm fits."""
+        return any(change.gradient_checkpointing for change in self._changes)
+
     def left_out(self, arm: str) -> str:
         """Return why an arm is a comment; empty where it is not."""
-        if self.problems and arm in self.problems:
+        if arm in self.problems:
             return f"this model cannot take it: {self.problems[arm]}"
-        if arm == "full" and self.fit is not None and not self.fit.fits(arm):
+        if arm == "full" and not self.can_fit(arm):
             return "does not fit here"
         if arm in ("bottleneck", "prompt"):
             return "an option"
@@ -120,8 +142,9 @@ class Draft:
             "budget": {"steps": steps, "batch_size": batch},
             "precision": self.machine.precision,
             "seeds": list(SEEDS),
+            "tuning": {"extend": MAX_EXTENDED},
             "arms": {name: arm for name, arm in self.arms().items() if not self.left_out(name)},
         }
 
     def _tune(self, method: str) -> dict[str, Any]:
-        return {"tune": {"lr": list(self.rates[method].value)}}
+        return {"tune": {"lr": list(self.rates[method].value), "extend": True}}

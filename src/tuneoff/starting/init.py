@@ -16,7 +16,9 @@ from tuneoff.data.survey import Survey, Surveyed, check_splits, survey_data
 from tuneoff.errors import StoreError, StudyError, did_you_mean
 from tuneoff.files import write_synced
 from tuneoff.methods.surgery import features, match_targets
-from tuneoff.planning.plan import ArmPlan, plan
+from tuneoff.planning.fit import Fit
+from tuneoff.planning.plan import plan
+from tuneoff.planning.room import machine_room
 from tuneoff.starting.choices import (
     Choice,
     choose_budget,
@@ -27,7 +29,7 @@ from tuneoff.starting.choices import (
     num_sequences,
 )
 from tuneoff.starting.draft import CUE, Draft
-from tuneoff.starting.memory import Fit, find_fit
+from tuneoff.starting.memory import find_fits
 from tuneoff.starting.write import study_text
 from tuneoff.study.loading import parse_study, study_from
 from tuneoff.study.spec import ColumnsSpec, Study
@@ -52,7 +54,8 @@ class Started(Value):
     lengths: SplitLengths
     context: int | None
     machine: Machine
-    fit: Fit
+    fits: Mapping[str, Fit]
+    """Whether full fine-tuning and LoRA fit, and with which change."""
     left_out: Mapping[str, str]
     """Arms that stand in the file as comments, with the reason."""
     study: Study
@@ -103,7 +106,6 @@ def init(
         raise StoreError(
             f"{out}: cannot be written: {error.strerror or error}. Name another file with --out."
         ) from None
-    assert draft.fit is not None
     left_out = {name: why for name in draft.arms() if (why := draft.left_out(name))}
     return Started(
         path=out,
@@ -111,7 +113,7 @@ def init(
         lengths=draft.lengths,
         context=draft.context,
         machine=draft.machine,
-        fit=draft.fit,
+        fits=draft.fits,
         left_out=left_out,
         study=study,
         text=text,
@@ -230,25 +232,12 @@ def _fitted(draft: Draft, config: Any, root: Path) -> Draft:
     smaller = [min(features(layer)) for layer in layers.values()]
     ranks = choose_ranks(draft.lengths.targets.total, smaller)
     draft = dataclasses.replace(draft, linear_layers=ends, ranks=ranks)
-    draft = _planned(draft, config, root)
-    assert draft.fit is not None
-    if draft.machine.gpus and not draft.fit.fits("lora") and importlib.util.find_spec("bitsandbytes") is not None:
-        draft = _planned(dataclasses.replace(draft, quantize="nf4", problems=None, fit=None), config, root)
-    return draft
-
-
-def _planned(draft: Draft, config: Any, root: Path) -> Draft:
     study = study_from({**draft.body(), "arms": draft.arms()}, root)
-    planned = plan(study, len(draft.survey.classes) or None)
-    problems: dict[str, str] = {}
-    families: dict[str, list[ArmPlan]] = {}
-    for arm, found in zip(study.arms, planned.arms, strict=True):
-        families.setdefault(arm.family, []).append(found)
-        if found.problem:
-            problems[arm.family] = found.problem
-    _, batch = draft.budget.value
-    lead = {family: arms for family, arms in families.items() if family in ("zero-shot", "full", "lora")}
-    fit = find_fit(
-        lead, config.get_text_config(), draft.max_length.value, batch, draft.machine.precision, draft.machine
-    )
-    return dataclasses.replace(draft, fit=fit, problems=problems)
+    planned = plan(study, classes or None)
+    problems = {arm.family: own.problem for arm, own in zip(study.arms, planned.arms, strict=True) if own.problem}
+    has_gpu = draft.has_gpu
+    can_quantise = has_gpu and importlib.util.find_spec("bitsandbytes") is not None
+    fits = find_fits(study, planned, shape, machine_room(), is_gpu=has_gpu, quantise=can_quantise)
+    lora = fits["lora"].change if "lora" in fits else None
+    quantize = (lora.quantize if lora is not None else None) or "none"
+    return dataclasses.replace(draft, fits=fits, problems=problems, quantize=quantize)

@@ -1,73 +1,65 @@
-"""Which arms fit into the memory that there is, and with which micro-batch: an estimate, before a study is written."""
+"""Which arms of a study fit into the memory that there is, as the plan foretells it, before the study is written."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from tuneoff.planning.cohort_memory import activation_bytes
-from tuneoff.planning.plan import FP32_BYTES, ArmPlan
-from tuneoff.study.value import Value
-from tuneoff.training.machine import Machine
+from tuneoff.planning.costs import Basis, Forecast
+from tuneoff.planning.fit import SAME_NUMBERS, Fit, Kind
+from tuneoff.planning.plan import ArmPlan, Plan
+from tuneoff.planning.room import Room
+from tuneoff.planning.sizes import Sizes, longest_sizes
+from tuneoff.study.spec import Arm, Study
 
-PROCESS_BYTES = 700_000_000
-"""The interpreter with its libraries on a CPU, the driver's context on a GPU: about."""
-MAX_SHARE = 0.9
-"""Of the room there is; the rest is for scoring and for what the allocator cannot use."""
-ORDER = ((False, 1), (False, 2), (False, 4), (True, 1), (True, 4), (False, 8), (True, 8), (False, 16), (True, 16))
-"""Ways to save memory, the cheapest in time first: whether activations are recomputed, and by what the micro-batch is
-divided.
-"""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-
-class Fit(Value):
-    """How a study's arms fit."""
-
-    room_bytes: int
-    micro_batch: int
-    recomputed: bool
-    """Whether activations are worked out again in the backward pass."""
-    needed_bytes: Mapping[str, int]
-    """Of the largest arm of each family, so."""
-
-    def fits(self, arm: str) -> bool:
-        """Whether an arm fits."""
-        return self.needed_bytes[arm] <= MAX_SHARE * self.room_bytes
+LEAD = ("full", "lora")
+"""Families that a study is written around. The base alone takes less than either of them."""
 
 
-def find_fit(
-    arms: Mapping[str, Sequence[ArmPlan]], config: Any, length: int, batch: int, precision: str, machine: Machine
-) -> Fit:
-    """Return the quickest way of all that all arms fit with; else one that most of them fit with.
+class _Longest(Forecast):
+    """Takes every sequence to be as long as one may be: the lengths are known, not which come together in a batch."""
+
+    def sizes(self, study: Study, arm: Arm) -> Sizes:
+        return longest_sizes(study.for_arm(arm), "the study is about to be written")
+
+
+def find_fits(
+    study: Study, planned: Plan, base: "PreTrainedModel", room: Room, *, is_gpu: bool, quantise: bool
+) -> dict[str, Fit]:
+    """Return whether the leading families' largest arms fit, and the nearest change with which they do.
+
+    An arm whose weights, gradients and optimizer state alone are too many is not traced. One whose step cannot be
+    traced (the code of any architecture runs in a trace) is left out.
 
     Args:
-        arms: as planned, by family.
-        config: the base's text configuration.
-        length: tokens of a sequence.
-        batch: the effective batch.
-        precision: the compute type.
-        machine: what runs are trained on.
+        study: the study, with all its arms.
+        planned: its plan.
+        base: its base on the meta device.
+        room: memory that there is.
+        is_gpu: whether runs are trained on a GPU.
+        quantise: whether LoRA's base may be held in four bits.
     """
-    found = []
-    for recomputed, divisor in ORDER:
-        if divisor > batch:
+    forecast = _Longest(study, base, Basis(room, None, "cuda" if is_gpu else "cpu"))
+    found = {}
+    for family, (arm, own) in _largest(study, planned).items():
+        kinds: tuple[Kind, ...] = (*SAME_NUMBERS, "qlora") if quantise and family == "lora" else SAME_NUMBERS
+        if own.least_bytes > room.tensor_bytes and "qlora" not in kinds:
+            found[family] = Fit(needed_bytes=own.least_bytes, room_bytes=room.tensor_bytes)
             continue
-        micro = batch // divisor
-        needed = {
-            family: max(_needed(arm, config, length, micro, precision, recomputed) for arm in members)
-            for family, members in arms.items()
-        }
-        fit = Fit(room_bytes=machine.room_bytes, micro_batch=micro, recomputed=recomputed, needed_bytes=needed)
-        found.append((sum(map(fit.fits, needed)), fit))
-        if found[-1][0] == len(needed):
-            break
-    most = max(number for number, _ in found)
-    return next(fit for number, fit in found if number == most)
+        try:
+            found[family] = forecast.fit(study, arm, kinds)
+        except Exception:  # whatever a model's code does without numbers: nothing is known of it then
+            continue
+    return found
 
 
-def _needed(arm: ArmPlan, config: Any, length: int, micro: int, precision: str, recomputed: bool) -> int:
-    gradients = arm.optimizer_bytes // 2  # fp32, as each of Adam's two moments is
-    kept = 0
-    if arm.optimizer_bytes:
-        length += arm.num_virtual_tokens
-        kept = activation_bytes(config, micro, length, precision, is_recomputed=recomputed)
-    logits = FP32_BYTES * length * int(config.vocab_size)  # of a sequence at a time, at most
-    return PROCESS_BYTES + arm.weights_bytes + arm.optimizer_bytes + gradients + kept + logits
+def _largest(study: Study, planned: Plan) -> Mapping[str, tuple[Arm, ArmPlan]]:
+    """Return the arm of each leading family that trains most, of those that the model can take."""
+    found: dict[str, tuple[Arm, ArmPlan]] = {}
+    for arm, own in zip(study.arms, planned.arms, strict=True):
+        known = found.get(arm.family)
+        is_larger = known is None or own.parameters.trainable > known[1].parameters.trainable
+        if arm.family in LEAD and not own.problem and is_larger:
+            found[arm.family] = (arm, own)
+    return found

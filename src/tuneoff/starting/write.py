@@ -6,7 +6,7 @@ from pathlib import Path
 from tuneoff.data.survey import SplitCount, Survey
 from tuneoff.planning.render import bytes_text
 from tuneoff.starting.choices import LORA_ALPHA, PROMPT_TOKENS, unit_name
-from tuneoff.starting.draft import SEEDS, Draft
+from tuneoff.starting.draft import MAX_EXTENDED, SEEDS, Draft
 from tuneoff.starting.lines import Lines, flow
 from tuneoff.study.testing import MARGINS, POINTS_MARGIN
 
@@ -183,22 +183,23 @@ def _labels(lines: Lines, draft: Draft) -> None:
 def _budget(lines: Lines, draft: Draft) -> None:
     steps, batch = draft.budget.value
     lines.key(f"budget: {{steps: {steps}, batch_size: {batch}}}", f"the same for every arm; {draft.budget.reason}")
-    fit = draft.fit
-    if fit is not None and fit.micro_batch < batch:
-        lines.key(f"micro_batch: {fit.micro_batch}", "sequences at a time, so that it fits; the gradient is the same")
-    if fit is not None and fit.recomputed:
+    if draft.micro_batch is not None:
+        lines.key(f"micro_batch: {draft.micro_batch}", "sequences at a time, so that it fits; the gradient is the same")
+    if draft.is_recomputed:
         lines.key("gradient_checkpointing: true", "less memory, about a third more time, the same gradient")
     lines.key(f"precision: {draft.machine.precision}", draft.machine.precision_reason)
     lines.key(
         f"seeds: {flow(list(SEEDS))}",
         "the first one chooses the rates; three tell noise from difference, one cannot",
     )
+    lines.key(f"tuning: {{extend: {MAX_EXTENDED}}}", "further rates that each arm may get at most, see arms")
 
 
 def _arms(lines: Lines, draft: Draft) -> None:
     lines.say(
-        "What is compared. Each arm's rate is chosen on validation among as many; if the best one lies at an edge, the"
-        " report says so. `tune: {lr: auto}` goes on by itself in that case, and takes more runs."
+        "What is compared. Each arm's rate is chosen on validation among as many. extend: while the best one of an arm"
+        " lies at an edge of its grid, beyond which a better may lie, every arm gets one rate more; false leaves it at"
+        " the list."
     )
     lines.key("arms:")
     for name, arm in draft.arms().items():
@@ -215,18 +216,17 @@ def _rate_reason(draft: Draft, name: str) -> str:
 
 
 def _why_not(draft: Draft, name: str, why: str) -> str:
-    fit = draft.fit
     if not why:
-        small = fit is not None and not fit.fits(name) and f" Needs about {_needed(draft, name)}: it may not fit."
-        return f".{small or ''}"
+        small = "" if draft.can_fit(name) else f" It needs {_needed(draft, name)}, so it may not fit."
+        return f".{small}"
     if why == "does not fit here":
-        return f". Left out, as it does not fit: it needs about {_needed(draft, name)}."
+        return f". Left out, as it does not fit: it needs {_needed(draft, name)}."
     return ". An option: switch it on." if why == "an option" else f". Left out: {why}"
 
 
 def _needed(draft: Draft, name: str) -> str:
-    assert draft.fit is not None
-    return f"{bytes_text(draft.fit.needed_bytes[name])} of the {bytes_text(draft.fit.room_bytes)} there are"
+    fit = draft.fits[name]
+    return f"about {bytes_text(fit.needed_bytes)}, and there is room for {bytes_text(fit.room_bytes)}"
 
 
 def _lora_reasons(lines: Lines, draft: Draft) -> None:
@@ -254,7 +254,7 @@ def _testing(lines: Lines, draft: Draft) -> None:
         )
     metric = {"text": "loss", "instruction": "loss", "qa": "f1", "classification": "accuracy"}[kind]
     margin = MARGINS.get(metric, POINTS_MARGIN)
-    unit = "nats per token" if metric == "loss" else f"points of {metric}"
+    unit = "nats per token" if metric == "loss" else f"point{'s' * (margin != 1)} of {metric}"
     lines.key(f"margin: {margin:g}", f"two arms within {margin:g} {unit} count as equal", is_off=True)
     if kind != "classification":
         lines.key(

@@ -71,7 +71,7 @@ def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
             "family": family,
             "method": own | chosen,
             "lr": rates,
-            "is_extended": _is_auto(body),
+            "is_extended": _is_extended(body),
             "assumed": body.get("assumed", ()),
             "override": body.get("override", {}),
         }
@@ -93,12 +93,25 @@ def _rates(path: str, method: str, body: Mapping[str, Any]) -> Sequence[Any]:
         return DEFAULT_RATES[method] if lr is None else (lr,)
     if "lr" in body:
         raise StudyError(f"{path}: give `lr` (fixed) or `tune.lr` (chosen on the validation split), not both")
-    if not isinstance(tune, Mapping) or set(tune) != {"lr"}:
+    if not isinstance(tune, Mapping) or not {"lr"} <= set(tune) <= {"lr", "extend"}:
         found = shown(sorted(map(str, tune)) if isinstance(tune, Mapping) else tune)
         raise StudyError(
-            f"{path}.tune: found {found}; allowed: a mapping with the one key lr, such as {{lr: [1e-4, 3e-4]}}"
+            f"{path}.tune: found {found}; allowed: a mapping with the key lr, and extend where wanted, such as"
+            " {lr: [1e-4, 3e-4], extend: true}"
         )
-    return _candidates(f"{path}.tune.lr", method, tune["lr"])
+    rates = _candidates(f"{path}.tune.lr", method, tune["lr"])
+    _check_extend(f"{path}.tune", tune.get("extend", False), rates)
+    return rates
+
+
+def _check_extend(path: str, extend: Any, rates: Sequence[Any]) -> None:
+    if not isinstance(extend, bool):
+        raise StudyError(
+            f"{path}.extend: found {shown(extend)}; allowed: true or false. How many rates may be added is the study's"
+            " `tuning: {extend: 4}`."
+        )
+    if extend and len(set(map(str, rates))) < 2:
+        raise StudyError(f"{path}: to extend a search, lr has to give at least two rates; found {shown(rates)}")
 
 
 def _candidates(path: str, method: str, rates: Any) -> Sequence[Any]:
@@ -113,9 +126,9 @@ def _candidates(path: str, method: str, rates: Any) -> Sequence[Any]:
     return rates
 
 
-def _is_auto(body: Mapping[str, Any]) -> bool:
+def _is_extended(body: Mapping[str, Any]) -> bool:
     tune = body.get("tune")
-    return isinstance(tune, Mapping) and tune.get("lr") == AUTO
+    return isinstance(tune, Mapping) and bool(tune.get("extend", tune.get("lr") == AUTO))
 
 
 def shown(value: Any) -> str:

@@ -30,7 +30,7 @@ class TuningSpec(Value):
     """How learning rates are searched, the same for every arm."""
 
     extend: Annotated[int, Field(ge=0, le=20)] = 4
-    """Extra trials of each arm with `lr: auto`, at most, while the best rate of one of them lies at an edge."""
+    """Extra trials of each arm whose search is extended, at most, while the best rate of one lies at an edge."""
     search: Literal["grid", "halving"] = "grid"
     """Train every trial to the end, or stop those that fall behind: successive halving, by Optuna's own pruner."""
     reduction: Annotated[int, Field(ge=2, le=100)] = 3

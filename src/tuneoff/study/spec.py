@@ -236,7 +236,9 @@ class Arm(Value):
     assumed: tuple[str, ...] = ()
     """Hyperparameters whose published value is not known."""
     is_extended: bool = False
-    """Whether `lr` is where the search starts (`tune: {lr: auto}`), and is extended while the best lies at an edge."""
+    """Whether `lr` is where the search starts (`tune: {lr: auto}`, or `extend: true` beside a list), and is extended
+    while the best lies at an edge.
+    """
     override: Mapping[str, Any] = {}
     """What this arm has otherwise than the study, such as `{budget: {steps: 100}}`; the audit names it."""
 
