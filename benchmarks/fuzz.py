@@ -5,9 +5,9 @@
 
 Inputs are drawn by changing bytes, words, lines and JSON values of real files (`fuzz_mutate`). One that brings an
 answer that was not seen before (an error's kind and words, or success) is changed further, which stands in for the
-coverage that a fuzzer like atheris would follow. Readers run in a process of their own under a bound of memory, each input under
-one of time. A fault is any other exception, a crash, a hang, or a bound that was passed; faults of one place in the
-code count as one. Of each the first input is kept, for `--replay`.
+coverage that a fuzzer like atheris would follow. Readers run in a process of their own under a bound of memory, each
+input under one of time. A fault is any other exception, a crash, a hang, or a bound that was passed; faults of one
+place in the code count as one. Of each the first input is kept, for `--replay`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "TUNEOFF_PLAN": "off"}
 
 from benchmarks.fuzz_targets import Target, targets
-from tests.running.world import THREE, study_of, world
+from tests.running.world import study_of, world
 
 from tuneoff import api
 from tuneoff.errors import TuneoffError
@@ -89,15 +89,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as top:
         folder = Path(top)
         os.environ["TUNEOFF_CACHE"] = str(folder / "cache")
-        own = prepare(folder)
         if options.replay:
             name = (options.replay.parent / f"{options.replay.stem}.txt").read_text().splitlines()[0]
-            own[name].drive(options.replay.read_bytes())
+            prepare(folder, [name])[name].drive(options.replay.read_bytes())
             return
-        asked = options.targets.split(",") if options.targets else [""]
-        chosen = [one for one in own.values() if any(one.name.startswith(name.strip()) for name in asked)]
         found = []
-        for target in chosen:
+        for target in prepare(folder, options.targets.split(",") if options.targets else [""]).values():
             found.append(in_process(target, folder, options.seconds, options.seed))
             show_line(found[-1])
     keep(found, options.keep)
@@ -107,14 +104,17 @@ def main() -> None:
     raise SystemExit(1 if num_faults else 0)
 
 
-def prepare(folder: Path) -> dict[str, Target]:
-    """Return the targets, on a base and a finished study that are made here."""
-    base = world(folder)
-    changes: dict[str, Any] = {"explain": {"weights": True, "samples": 2}, "seeds": [0, 1]}
-    result = api.run(study_of(base, "fuzz", THREE, **changes), folder / "done")
-    work = folder / "work"
+def prepare(folder: Path, asked: list[str]) -> dict[str, Target]:
+    """Return the targets that are asked for, on a base and a finished study that are made here."""
+    base, work = world(folder), folder / "work"
     work.mkdir()
-    return targets(work, base, result.store.folder)
+
+    def finish() -> Path:
+        arms: dict[str, Any] = {"base": {"method": "none"}, "lora": {"method": "lora", "tune": {"lr": [1e-3, 1e-2]}}}
+        changes: dict[str, Any] = {"explain": {"weights": True, "samples": 2}, "seeds": [0, 1]}
+        return api.run(study_of(base, "fuzz", arms, **changes), folder / "done").store.folder
+
+    return targets(work, base, finish, asked)
 
 
 def in_process(target: Target, folder: Path, seconds: float, seed: int) -> Found:

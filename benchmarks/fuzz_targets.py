@@ -4,7 +4,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -92,17 +92,31 @@ DATA_SEEDS: dict[str, tuple[str, str, bytes]] = {
 }
 
 
-def targets(folder: Path, base: Path, finished: Path) -> dict[str, Target]:
-    """Return all targets.
+def targets(folder: Path, base: Path, finish: Callable[[], Path], asked: Sequence[str]) -> dict[str, Target]:
+    """Return the targets that are asked for, by name.
 
     Args:
         folder: takes the files; nothing else is in it.
         base: of `tests.running.world`.
-        finished: the folder of a study that is done, tested and explained.
+        finish: returns the folder of a study that is done, tested and explained.
+        asked: beginnings of names.
     """
-    made = [_study(folder), *_data(folder, base), _predictions(folder), _cache(folder, base), _checkpoint(folder)]
-    made += [*_store(folder, finished), *_model(folder, base), *_adapter(folder, base), _options()]
-    return {target.name: target for target in made}
+    makers: dict[str, Callable[[], list[Target]]] = {
+        "study files": lambda: [_study(folder)],
+        "options": lambda: [_options()],
+        "data": lambda: _data(folder, base),
+        "saved predictions": lambda: [_predictions(folder)],
+        "cached tokens": lambda: [_cache(folder, base)],
+        "checkpoints": lambda: [_checkpoint(folder)],
+        "store": lambda: _store(folder, finish()),
+        "model": lambda: _model(folder, base),
+        "adapter": lambda: _adapter(folder, base),
+    }
+    made: list[Target] = []
+    for name, make in makers.items():
+        if any(name.startswith(one) or one.startswith(name) for one in asked):
+            made += make()
+    return {target.name: target for target in made if any(target.name.startswith(one) for one in asked)}
 
 
 def _study(folder: Path) -> Target:

@@ -9,7 +9,9 @@ random time, one begins on a disk that is all but full, and one may write no fil
 command has to end well. *process*: one process that calls `tuneoff.api` for an hour (load, run, table, report, time to
 go; of eight rounds one a study of two arms with two jobs, and one that is refused), where a leak would show.
 
-Limits: RLIMIT_AS and RLIMIT_FSIZE for every process, and where this is root a tmpfs of a given size for all studies.
+Limits: RLIMIT_DATA (what a process may write to; RLIMIT_AS would count the address space that the library which draws
+charts reserves and does not use) and RLIMIT_FSIZE for every process, and where this is root a tmpfs of a given size for
+each kind's studies, caches and temporary files.
 A quantity is flat where the line through the second half of its rounds rises by less than 1 % of its level over that
 half, by the upper end of the slope's 95 % interval (least squares; Newey-West errors, as neighbouring rounds are
 alike).
@@ -41,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="of both kinds, side by side")
     parser.add_argument("--kinds", default=",".join(KINDS), help="by comma")
-    parser.add_argument("--address-space-gb", type=float, default=4.0, help="RLIMIT_AS of each process")
+    parser.add_argument("--memory-gb", type=float, default=1.5, help="RLIMIT_DATA of each process")
     parser.add_argument("--file-mb", type=float, default=8.0, help="RLIMIT_FSIZE of each process")
     parser.add_argument("--disk-mb", type=float, default=32.0, help="size of each kind's tmpfs, where this is root")
     parser.add_argument("--out", type=Path, default=Path("soak.json"), help="takes every round")
@@ -65,9 +67,9 @@ def main() -> None:
 
 def soak(options: argparse.Namespace) -> dict[str, Any]:
     """Do the rounds of both kinds at the same time and return all of them."""
-    limits = Limits(int(options.address_space_gb * GIBIBYTE), int(options.file_mb * MEBIBYTE))
+    limits = Limits(int(options.memory_gb * GIBIBYTE), int(options.file_mb * MEBIBYTE))
     kinds = [kind for kind in KINDS if kind in options.kinds.split(",")]
-    found: dict[str, Any] = {"minutes": options.minutes, "address_space_bytes": limits.address_space_bytes}
+    found: dict[str, Any] = {"minutes": options.minutes, "memory_bytes": limits.memory_bytes}
     found |= {"file_bytes": limits.file_bytes, "disk_bytes": 0, "rounds": {kind: [] for kind in kinds}}
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         base = world(Path(folder))

@@ -64,9 +64,9 @@ def plain(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list
 
 def show(found: Mapping[str, Any]) -> bool:
     """Print the table of both kinds; return whether all is flat and nothing was wrong."""
-    gib, mib = found["address_space_bytes"] / 2**30, found["file_bytes"] / MEBIBYTE
+    gib, mib = found["memory_bytes"] / 2**30, found["file_bytes"] / MEBIBYTE
     disk = f"a disk of {found['disk_bytes'] / MEBIBYTE:.0f} MiB" if found["disk_bytes"] else "no limit of the disk"
-    print(f"{found['minutes']:.0f} minutes, {gib:.1f} GiB of address space, files of {mib:.0f} MiB, {disk}\n")
+    print(f"{found['minutes']:.0f} minutes, {gib:.1f} GiB of memory, files of {mib:.0f} MiB, {disk}\n")
     is_sound = True
     for kind, rows in found["rounds"].items():
         wrong = [row for row in rows if row["wrong"]]

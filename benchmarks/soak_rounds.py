@@ -39,9 +39,9 @@ SHORT_FILE_BYTES = 6000
 ROOM_BYTES = 24 * 1024
 """Left on the disk that is all but full."""
 LOOK_S = 0.1
-GRACE_S = 10.0
+GRACE_S = 60.0
 """In which the processes that a command started have to end after it."""
-TIMEOUT_S = 300.0
+TIMEOUT_S = 900.0
 INTERRUPTED = 130
 
 
@@ -49,12 +49,12 @@ INTERRUPTED = 130
 class Limits:
     """What each process may take at most."""
 
-    address_space_bytes: int
+    memory_bytes: int
     file_bytes: int
 
     def apply(self) -> None:
         """Limit this process and all that it starts."""
-        resource.setrlimit(resource.RLIMIT_AS, (self.address_space_bytes,) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (self.memory_bytes,) * 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -225,7 +225,7 @@ def _disturbed(how: str, run: list[str], place: Path, limits: Limits, peaks: Pea
         filler.unlink()
         allowed = (1, 2)
     else:
-        ended = command(run, place, Limits(limits.address_space_bytes, SHORT_FILE_BYTES), peaks)
+        ended = command(run, place, Limits(limits.memory_bytes, SHORT_FILE_BYTES), peaks)
         allowed = (1, 2)
     wrong = [] if ended.code in allowed else [f"{how}: exit code {ended.code}: {ended.said[-800:]}"]
     # Ctrl-C while Python itself starts is Python's to tell
