@@ -1,5 +1,7 @@
 """What the store writes comes back as it was, and what is torn at any place is found, said, and not used."""
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.running.world import study_of
+from tests.running.world import ONE_LORA, body, study_of
 
 from tuneoff.errors import StoreError
+from tuneoff.running.fitting import FIT_FILE, as_last_run
+from tuneoff.running.lease import LEASE_FILE
 from tuneoff.running.store import (
     CURVE_FILE,
     EXPLAIN_FILE,
@@ -19,13 +23,16 @@ from tuneoff.running.store import (
     TEST_FILE,
     Store,
 )
+from tuneoff.running.underway import runs_under_way
 from tuneoff.study.explained import ExplainRecord
 from tuneoff.study.identity import Run, make_run
+from tuneoff.study.loading import study_from
 from tuneoff.study.records import Costs, Likelihood, Parameters, Provenance, Record, TestRecord, Training
 from tuneoff.study.spec import ExplainSpec
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 count = st.integers(min_value=0, max_value=2**63)
+few = st.integers(0, 2**53 - 1)
 text = st.text(max_size=20)
 RUN = make_run(
     study_of(Path("/"), "store", {"lora": {"method": "lora", "rank": 2, "lr": 1e-3}}),
@@ -123,7 +130,10 @@ values: Any = st.recursive(
     max_leaves=8,
 )
 setups = st.dictionaries(text.filter(lambda name: name != "checksum"), values, max_size=5)
-rows = st.lists(st.dictionaries(text, values, max_size=4), max_size=5)
+whole_rows = st.fixed_dictionaries(
+    {"kind": text, "step": few, "loss_nats": finite, "target_tokens": few}, optional={"epoch": finite, "lr": finite}
+)
+rows = st.lists(st.tuples(st.dictionaries(text, values, max_size=4), whole_rows).map(lambda own: own[0] | own[1]))
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +225,7 @@ def test_a_file_torn_at_any_place_is_found_and_said(whole: Store, name: str) -> 
 
 
 def test_a_curve_torn_at_any_place_loses_its_last_line_alone(whole: Store) -> None:
-    points = [{"kind": "train", "step": step, "loss_nats": step / 7} for step in range(1, 4)]
+    points = [{"kind": "train", "step": step, "loss_nats": step / 7, "target_tokens": 3 * step} for step in range(1, 4)]
     for point in points:
         whole.add_to_curve(RUN_ID, point)
     path = whole.run_folder(RUN_ID) / CURVE_FILE
@@ -224,6 +234,52 @@ def test_a_curve_torn_at_any_place_loses_its_last_line_alone(whole: Store) -> No
         path.write_bytes(content[:length])
         num_whole = content[: length + 1].count(b"\n")  # a line that lacks nothing but its end is whole
         assert Store(whole.folder).curve(RUN_ID) == points[:num_whole], length
+
+
+ROW = {"kind": "train", "step": 2, "loss_nats": 0.5, "target_tokens": 3}
+NO_ROWS = {
+    "no JSON": "{",
+    "a number": "3",
+    "two rows in a line": f"{json.dumps(ROW)}, {json.dumps(ROW)}",
+    "deep": "[" * 100_000,
+    "no kind": json.dumps(ROW | {"kind": None}),
+    "a text for a step": json.dumps(ROW | {"step": "2"}),
+    "true for a step": json.dumps(ROW | {"step": True}),
+    "a step below zero": json.dumps(ROW | {"step": -1}),
+    "a loss that is none": json.dumps(ROW | {"loss_nats": math.nan}),
+    "a loss of 400 digits": json.dumps(ROW | {"loss_nats": 10**400}),
+    "no tokens": json.dumps({key: value for key, value in ROW.items() if key != "target_tokens"}),
+}
+
+
+@pytest.mark.parametrize("line", NO_ROWS.values(), ids=NO_ROWS)
+def test_a_curve_ends_at_a_line_that_is_no_row(whole: Store, line: str) -> None:
+    path = whole.run_folder(RUN_ID) / CURVE_FILE
+    path.write_text("\n".join([json.dumps(ROW | {"step": 1}), line, json.dumps(ROW | {"step": 3})]))
+    assert whole.curve(RUN_ID) == [ROW | {"step": 1}]
+
+
+@pytest.mark.parametrize("line", NO_ROWS.values(), ids=NO_ROWS)
+def test_how_far_a_run_is_is_read_from_whole_rows_alone(whole: Store, line: str) -> None:
+    folder = whole.run_folder(RUN_ID)
+    (folder / CURVE_FILE).write_text(f"{json.dumps(ROW | {'step': 1, 'elapsed_s': 2.0})}\n{line}\n")
+    found = runs_under_way(whole, (), {RUN_ID})[RUN_ID]
+    assert (found.step, found.step_s) == (1, 2.0)
+
+
+@pytest.mark.parametrize("content", ['{"items": ["a"], "scores": {"loss": [1%s]}}' % ("0" * 400), "[" * 100_000])
+def test_scores_that_no_number_can_hold_are_none(whole: Store, content: str) -> None:
+    (whole.run_folder(RUN_ID) / ITEMS_FILE).write_text(content)
+    assert whole.items(RUN_ID) is None
+    assert "items.json cannot be read" in whole.problems[-1]
+
+
+def test_a_deep_lease_and_a_deep_fit_are_none(whole: Store) -> None:
+    (whole.run_folder(RUN_ID) / LEASE_FILE).write_text("[" * 100_000)
+    assert not whole.is_locked(RUN_ID)
+    (whole.folder / FIT_FILE).write_text("[" * 100_000)
+    study = study_from(body("any", ONE_LORA), Path())
+    assert as_last_run(study, whole.folder) is study
 
 
 @pytest.mark.parametrize("name", [RECORD_FILE, TEST_FILE, SETUP_FILE])

@@ -1,9 +1,12 @@
 """From the file's arms to arms, trials and runs."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tuneoff.errors import StudyError
 from tuneoff.study.expand import chosen_runs, expand_arms, num_runs, trials
@@ -28,6 +31,43 @@ def test_a_list_is_one_arm_each() -> None:
 def test_two_lists_are_crossed() -> None:
     found = names({"lora": {"method": "lora", "rank": [2, 8], "dropout": [0.0, 0.1]}})
     assert found == ["lora-rank2-dropout0.0", "lora-rank2-dropout0.1", "lora-rank8-dropout0.0", "lora-rank8-dropout0.1"]
+
+
+GRIDS: dict[str, Any] = {
+    "rank": st.integers(1, 64),
+    "alpha": st.floats(0.5, 64.0),
+    "dropout": st.floats(0.0, 0.9),
+    "rslora": st.booleans(),
+    "targets": st.lists(st.sampled_from(["c_attn", "c_fc", "mlp.c_proj"]), min_size=1, max_size=3, unique=True),
+}
+
+
+@given(
+    st.fixed_dictionaries({}, optional={key: st.lists(own, min_size=1, max_size=3) for key, own in GRIDS.items()}),
+    st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=4, unique=True),
+    st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True),
+)
+def test_a_grid_is_the_product_of_its_lists(lists: dict[str, Any], rates: list[float], seeds: list[int]) -> None:
+    """In the file's order, each cell once by name and by its runs; trials are one seed's, chosen runs one rate's."""
+    distinct = {
+        key: [own for place, own in enumerate(values) if own not in values[:place]] for key, values in lists.items()
+    }
+    found = study({"lora": {"method": "lora", **distinct, "tune": {"lr": rates}}}, seeds=seeds)
+    cells = [dict(zip(distinct, own, strict=True)) for own in itertools.product(*distinct.values())]
+    assert len(found.arms) == len(cells)
+    assert len({arm.name for arm in found.arms}) == len(cells)
+    for arm, cell in zip(found.arms, cells, strict=True):
+        assert isinstance(arm.method, LoraMethod)
+        assert {key: getattr(arm.method, key) for key in cell} == {
+            key: tuple(own) if isinstance(own, list) else own for key, own in cell.items()
+        }
+        assert [(run.lr, run.seed) for run in trials(found, arm)] == [(lr, seeds[0]) for lr in sorted(rates)]
+        assert [(run.lr, run.seed) for run in chosen_runs(found, arm, rates[0])] == [(rates[0], s) for s in seeds]
+        assert num_runs(found, arm) == len(
+            {run.run_id for run in (*trials(found, arm), *chosen_runs(found, arm, rates[0]))}
+        )
+    ids = {run.run_id for arm in found.arms for run in trials(found, arm)}
+    assert len(ids) == len(cells) * len(rates)
 
 
 def test_a_list_where_a_list_belongs_is_one_arm() -> None:

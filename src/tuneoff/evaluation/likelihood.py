@@ -69,7 +69,7 @@ def score_split(
     nll = np.zeros(len(split))
     counts = np.zeros(len(split), dtype=np.int64)
     predictions = np.zeros(len(split), dtype=np.int64) if split.has_labels else None
-    size = 0 if split.has_labels else _vocabulary_size(module)
+    size = 0 if split.has_labels else vocabulary_size(module)
     for batch in evaluation_batches(split, batch_size, pad_id, max_tokens, is_packed=is_packed):
         placed = to_device([batch], runtime.device, pad_id, is_packed=is_packed)
         sequences = batch.slots[placed.sequences.cpu().numpy()]
@@ -143,5 +143,6 @@ def sum_up(
     )
 
 
-def _vocabulary_size(module: nn.Module) -> int:
+def vocabulary_size(module: nn.Module) -> int:
+    """Return how many tokens a model chooses between."""
     return int(module.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]

@@ -13,6 +13,7 @@ import vl_convert
 
 from tuneoff.errors import StoreError
 from tuneoff.files import user_cache, write_synced
+from tuneoff.report.drawing import why_not_drawn
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 """What the bundle hands to the page: no more than the page uses."""
@@ -22,9 +23,9 @@ log = logging.getLogger(__name__)
 
 @cache
 def vega_bundle() -> str:
-    """Return the script, as it stands in a page's script element."""
+    """Return the script, as it stands in a page's script element; nothing where it is not kept and cannot be made."""
     path = user_cache() / "page" / f"vega-{version('vl-convert-python')}.js"
-    bundle = _kept(path) or _made(path)
+    bundle = _kept(path) or ("" if why_not_drawn() else _made(path))
     if "</script" in bundle.lower() or "<!--" in bundle:
         raise AssertionError("the bundle would end its own script element")
     return bundle

@@ -10,6 +10,7 @@ import vl_convert
 from markupsafe import Markup
 
 from tuneoff.report.chart_parts import ROWS
+from tuneoff.report.drawing import why_not_drawn
 from tuneoff.report.points import Point, arms_in
 from tuneoff.report.text import clean
 
@@ -69,6 +70,8 @@ class Panel:
         """Return the first variant as SVG, for where JavaScript is off. Vega escapes the texts in it."""
         if len(arms_in(self.points)) > MAX_PICTURE_ARMS:
             return Markup("<p>This chart is drawn where JavaScript is on.</p>")
+        if why := why_not_drawn():
+            return Markup("<p>Not drawn: {}</p>").format(why)
         spec = _spec(self.variants[0]) | {"width": self.width}
         spec["data"] = {"name": ROWS, "values": [_tidy(point) for point in self.points]}
         # A label on every mark would double the page; the figure has one, and the numbers are in a table.

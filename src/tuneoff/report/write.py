@@ -12,6 +12,7 @@ from tuneoff.errors import StoreError, StudyError, did_you_mean
 from tuneoff.files import write_synced
 from tuneoff.report.charts import FORMATS, FigureFormat, figures, picture
 from tuneoff.report.decoding import decoding_rows, texts_of
+from tuneoff.report.drawing import why_not_drawn
 from tuneoff.report.page import render_page
 from tuneoff.report.points import CurveLine
 from tuneoff.report.tables import rows, to_csv, to_json, to_markdown
@@ -79,7 +80,7 @@ def figure_formats(forms: Sequence[str]) -> tuple[FigureFormat, ...]:
     """Return the kinds of file that are asked for, each once.
 
     Raises:
-        StudyError: one that charts cannot be written as.
+        StudyError: one that charts cannot be written as, or charts cannot be drawn here at all.
     """
     wanted: dict[FigureFormat, None] = {}
     for form in forms:
@@ -87,6 +88,8 @@ def figure_formats(forms: Sequence[str]) -> tuple[FigureFormat, ...]:
         if known is None:
             raise StudyError(f"figures: found {form!r}; allowed: {', '.join(FORMATS)}.{did_you_mean(form, FORMATS)}")
         wanted[known] = None
+    if wanted and (why := why_not_drawn()):
+        raise StudyError(f"figures: they cannot be drawn: {why}")
     return tuple(wanted)
 
 

@@ -1,6 +1,10 @@
-"""The file of a run's learning curve: a line of JSON for each step and each validation. A torn last line is no row."""
+"""The file of a run's learning curve: a line of JSON for each step and each validation.
+
+A curve ends at its first line that is no such row: torn, or altered.
+"""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +12,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from tuneoff.files import on_disk, read_if_there, sync, write_synced
+
+MAX_COUNT = 2**53
+"""Steps and tokens lie below; a float holds them exactly."""
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -19,16 +26,40 @@ def rows(path: Path) -> list[dict[str, Any]]:
     lines = (read_if_there(path) or b"").decode(errors="replace").splitlines()
     try:  # all at once: one by one takes three times as long
         whole: list[dict[str, Any]] = from_json(f"[{','.join(lines)}]")
-        return whole
+        if len(whole) == len(lines) and all(map(is_row, whole)):
+            return whole
     except ValueError:
         pass
     found = []
     for line in lines:
         try:
-            found.append(json.loads(line))
+            row = from_json(line)
         except ValueError:
             break
+        if not is_row(row):
+            break
+        found.append(row)
     return found
+
+
+def is_row(value: Any) -> bool:
+    """Whether a JSON value is a row, with what whoever reads it takes for granted: kind, step, loss and tokens seen."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("kind"), str)
+        and _is_count(value.get("step"))
+        and is_finite(value.get("loss_nats"))
+        and _is_count(value.get("target_tokens"))
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_COUNT
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a JSON value is a number that a float can hold, true and false apart."""
+    return math.isfinite(value) if isinstance(value, float) else type(value) is int and abs(value) < MAX_COUNT
 
 
 def add(path: Path, row: Mapping[str, Any]) -> None:

@@ -101,7 +101,7 @@ def _kept(study: Study, folder: Path) -> "dict[str, Change] | None":
         if body["study"] != _key(study):
             return None
         return {str(name): Change.model_validate(change) for name, change in body["changes"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -121,7 +121,7 @@ def write_plan(study: Study, folder: Path) -> None:
     try:
         if json.loads(path.read_bytes())["study_sha256"] == key:
             return
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     try:
         body = in_child(_foretold, study)

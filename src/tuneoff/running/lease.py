@@ -213,7 +213,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Return what a lease says; nothing of one that is not there, or empty."""
     try:
         body = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None
 

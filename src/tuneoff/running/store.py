@@ -186,7 +186,7 @@ class Store:
         except OSError as error:
             self._note(f"{path} cannot be read now ({error.strerror or error})")
             return None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             self._distrust(path, "cannot be read")
             return None
 

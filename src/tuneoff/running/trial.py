@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from tuneoff.data.batching import BatchSequence, num_steps, sequence_sha256
+from tuneoff.evaluation.likelihood import vocabulary_size
 from tuneoff.files import file_sha256, remove_folder
 from tuneoff.methods.base import num_parameters
 from tuneoff.running.examine import Tell, read_test_split
@@ -212,6 +213,7 @@ def _train(session: Session, tell: Tell) -> None:
         checkpoint_minutes=session.place.checkpoint.minutes,
         micro_batch=session.setup["micro_batch"],
         pad_id=session.pad_id,
+        num_choices=len(session.data.classes) or vocabulary_size(session.adapted.module),
     )
     members = [make_member(session, index, steps) for index in range(len(session.runs))]
     folder = store.run_folder(first.run_id) / CHECKPOINT_FOLDER

@@ -5,6 +5,7 @@ runs/STUDY/plan.json         what `tuneoff plan` foretells, where the folder has
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic_core import from_json
 
 from tuneoff.analysis.time_to_go import UnderWay, Workload
 from tuneoff.files import write_synced
+from tuneoff.running import curve_file
 from tuneoff.running.cohorts import stored_cohort
 from tuneoff.running.store import CHECKPOINT_FOLDER, CURVE_FILE, Store
 from tuneoff.study.value import plain
@@ -65,13 +67,13 @@ def _under_way(store: Store, run_id: str, *, is_at_work: bool) -> UnderWay | Non
         return None  # not begun, or to be begun anew
     last = _last_train_row(store.run_folder(run_id) / CURVE_FILE)
     step = int(last.get("step", 0))
-    taken = last.get("elapsed_s")
+    taken = last.get("elapsed_s", math.nan)
     saved = _checkpoint_step(store.run_folder(cohort[0]) / CHECKPOINT_FOLDER)
     if not (saved or is_at_work):
         return None
     return UnderWay(
         step=step if is_at_work else saved,
-        step_s=float(taken) / step if step and isinstance(taken, int | float) else None,
+        step_s=float(taken) / step if step and curve_file.is_finite(taken) else None,
         num_runs=len(cohort),
         is_at_work=is_at_work,
     )
@@ -92,9 +94,9 @@ def _last_train_row(path: Path) -> Mapping[str, Any]:
         return {}
     for line in reversed(lines):
         try:
-            row = from_json(line)
+            row: dict[str, Any] = from_json(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and row.get("kind") == "train":
+        if curve_file.is_row(row) and row["kind"] == "train":
             return row
     return {}

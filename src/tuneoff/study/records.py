@@ -18,7 +18,9 @@ RECORD_VERSION = 2
 """Raised whenever the numbers of a run change, so that no study holds runs of both; 2: dropout by sequence, packing."""
 MAX_EXPONENT = 700.0
 DIVERGED = "diverged"
-"""Start of the reason of a run whose numbers were not finite any more; a lower learning rate may help."""
+"""Start of the reason of a run whose numbers were not finite any more, or whose loss stayed worse than guessing; a
+lower learning rate may help.
+"""
 
 
 def exp(value: float) -> float:

@@ -19,6 +19,7 @@ from tuneoff.methods.base import AdaptedModel
 from tuneoff.study.records import DIVERGED, Likelihood
 from tuneoff.study.streams import DROPOUT, stream_seed
 from tuneoff.training.checkpoint import Checkpoint, CheckpointTimer
+from tuneoff.training.divergence import why_diverged
 from tuneoff.training.meter import Meter
 from tuneoff.training.optim import MemberOptimizer
 from tuneoff.training.runtime import Runtime
@@ -37,6 +38,9 @@ class LoopPlan:
     """Rows of one member in one forward."""
     pad_id: int
     checkpoint_minutes: float | None = None
+    num_choices: int | None = None
+    """Tokens of the vocabulary, or classes, that a target is one of; of none given, a run is ended by losses that are
+    no numbers alone (see `tuneoff.training.divergence`)."""
 
 
 @dataclass
@@ -230,6 +234,7 @@ class Loop:
             if not member.is_over:
                 member.losses.append(losses[index])
                 self.host.curve(index, self._train_row(member, losses[index], norms[index]))
+                self._end_diverged(member)
         shown = next((loss for loss, member in zip(losses, self.members, strict=True) if not member.is_over), losses[0])
         self.host.progress(self.step + 1, shown, sum(num_inputs) / self.meter.step_s[-1])
 
@@ -267,6 +272,12 @@ class Loop:
         elif not is_finite and not member.optimizer.loss_scale.can_retry:
             member.failure = f"{DIVERGED}: the gradient norm was {norm} at step {self.step + 1}"
         return norm
+
+    def _end_diverged(self, member: Member) -> None:
+        """End a member whose loss is a number and has stayed too high for long; its curve holds this step, too."""
+        if self.plan.num_choices is not None:
+            why = why_diverged(member.losses, self.plan.num_choices)
+            member.failure = f"{DIVERGED}: {why} at step {self.step + 1}" if why else ""
 
     def _train_row(self, member: Member, loss: float, norm: float) -> dict[str, Any]:
         return {
