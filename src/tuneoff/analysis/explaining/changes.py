@@ -7,17 +7,22 @@ training at that rank would find.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
+import numpy as np
+
 from tuneoff.analysis.estimates import Estimate
-from tuneoff.analysis.explaining.evidence import Evidence, over_runs
+from tuneoff.analysis.explaining.evidence import Evidence, each_over_runs, over_runs
 from tuneoff.analysis.explanation import LayerEstimates, Weights
 from tuneoff.study.explained import LayerChange
 from tuneoff.study.methods import rank_of
 
 RANKS = (1, 4, 16, 64)
 """Ranks that the share is given of, beside those of the study's own arms."""
+
+_NUM_OTHERS = 4
+"""Numbers of a matrix beside its shares."""
 
 Layers = Sequence[LayerChange]
 Shares = Sequence[float | None]
@@ -52,12 +57,9 @@ def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn
     return Weights(
         arm=arm,
         layers=tuple(
-            _layer(
-                [layers[first.module] for layers in by_module],
-                _over_ranks([held[first.module] for held in shares], ranks, is_drawn=is_drawn),
-                is_drawn=is_drawn,
+            _each_layer(
+                [[layers[first.module] for first in runs[0]] for layers in by_module], shares, ranks, is_drawn=is_drawn
             )
-            for first in runs[0]
         ),
         spectrum=_spectrum(layer for layers in runs for layer in layers),
         relative_norm=over(_relative(layers) for layers in runs),
@@ -74,17 +76,43 @@ def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn
     )
 
 
-def _layer(seeds: Layers, share_held: dict[int, Estimate], *, is_drawn: bool) -> LayerEstimates:
-    return LayerEstimates(
-        module=seeds[0].module,
-        shape=seeds[0].shape,
-        relative_norm=_over((_relative([layer]) for layer in seeds), is_drawn=is_drawn),
-        effective_rank=_over((layer.effective_rank for layer in seeds), is_drawn=is_drawn),
-        rank_90=_over((layer.rank_90 for layer in seeds), is_drawn=is_drawn),
-        num_intruders=over_runs([layer.num_intruders for layer in seeds], is_drawn=is_drawn, lowest=0.0),
-        num_top=max(layer.num_top for layer in seeds),
-        share_held=share_held,
+def _each_layer(
+    runs: Sequence[Layers], shares: Sequence[Mapping[str, Shares]], ranks: Sequence[int], *, is_drawn: bool
+) -> Iterator[LayerEstimates]:
+    """Yield what is known of each matrix.
+
+    Args:
+        runs: its matrices of each run, all in one order.
+        shares: of each run, by module.
+        ranks: that they are of.
+        is_drawn: whether seeds were drawn at all.
+    """
+    table = [
+        [
+            (_relative([layer]), layer.effective_rank, layer.rank_90, layer.num_intruders, *held[layer.module])
+            for layer in layers
+        ]
+        for layers, held in zip(runs, shares, strict=True)
+    ]
+    values = np.array(table, dtype=np.float64)  # none is NaN
+    highest = np.array([math.inf] * _NUM_OTHERS + [1.0] * len(ranks))
+    found = each_over_runs(
+        values.reshape(len(runs), -1), np.broadcast_to(highest, values.shape[1:]).ravel(), is_drawn=is_drawn
     )
+    width = _NUM_OTHERS + len(ranks)
+    for place, seeds in enumerate(zip(*runs, strict=True)):
+        relative_norm, effective_rank, rank_90, num_intruders, *held = found[place * width : (place + 1) * width]
+        assert num_intruders is not None  # every run has a number
+        yield LayerEstimates(
+            module=seeds[0].module,
+            shape=seeds[0].shape,
+            relative_norm=relative_norm,
+            effective_rank=effective_rank,
+            rank_90=rank_90,
+            num_intruders=num_intruders,
+            num_top=max(layer.num_top for layer in seeds),
+            share_held={rank: share for rank, share in zip(ranks, held, strict=True) if share is not None},
+        )
 
 
 def _over(values: Iterable[float | None], *, is_drawn: bool, highest: float = math.inf) -> Estimate | None:
