@@ -53,7 +53,7 @@ def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn
         return _over(values, is_drawn=is_drawn)
 
     by_module = [{layer.module: layer for layer in layers} for layers in runs]
-    shares = [{layer.module: layer.shares_held(ranks) for layer in layers} for layers in runs]
+    shares = [_shares(layers, ranks) for layers in runs]
     return Weights(
         arm=arm,
         layers=tuple(
@@ -74,6 +74,31 @@ def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn
         ),
         rank_90=over(_mean_rank_90(layers) for layers in runs),
     )
+
+
+def _shares(layers: Layers, ranks: Sequence[int]) -> dict[str, Shares]:
+    """Return the share of each matrix's change that each rank could hold, by module; see `LayerChange.share_held`.
+
+    Matrices of which as many singular values are known, as those of one adapter, are worked out together.
+    """
+    alike: dict[int, list[LayerChange]] = {}
+    for layer in layers:
+        alike.setdefault(len(layer.singular_values), []).append(layer)
+    found: dict[str, Shares] = {}
+    for known, members in alike.items():
+        squares = np.square(np.array([layer.singular_values for layer in members]))
+        held = np.cumsum(squares, axis=1)[:, [min(rank, known) - 1 for rank in ranks]] if known else None
+        for place, layer in enumerate(members):
+            square = layer.change_norm**2
+            if square == 0 or held is None:
+                found[layer.module] = layer.shares_held(ranks)
+                continue
+            own = np.minimum(held[place] / square, 1.0).tolist()
+            is_cut = known < layer.num_singular_values
+            found[layer.module] = [
+                None if is_cut and rank > known else share for rank, share in zip(ranks, own, strict=True)
+            ]
+    return found
 
 
 def _each_layer(
@@ -170,4 +195,7 @@ def _spectrum(layers: Iterable[LayerChange]) -> tuple[float, ...]:
     """Return the mean of the singular values over the largest, as far as every changed layer's were worked out."""
     spectra = [layer.singular_values for layer in layers if layer.change_norm > 0 and layer.singular_values]
     length = min(map(len, spectra), default=0)
-    return tuple(fmean(values[place] / values[0] for values in spectra) for place in range(length))
+    if not length:
+        return ()
+    values = np.array([own[:length] for own in spectra])
+    return tuple((values / values[:, :1]).mean(axis=0).tolist())
