@@ -38,7 +38,7 @@ from tests.report.fakes import (
 from tuneoff.analysis.selection import choose_rate
 from tuneoff.files import file_sha256
 from tuneoff.report.reproduce import study_yaml
-from tuneoff.running.index import INDEX_FILE
+from tuneoff.running.index import EXPLAINED_INDEX_FILE, INDEX_FILE
 from tuneoff.running.store import CURVE_FILE, ITEMS_FILE, Store
 from tuneoff.study.expand import chosen_runs, trials
 from tuneoff.study.identity import Run
@@ -154,7 +154,8 @@ def main() -> None:
             title=f"{len(study.arms)} arms, {num_runs:,} runs",
         )
         for verb in ("status", "report"):
-            (folder / INDEX_FILE).unlink(missing_ok=True)
+            for name in (INDEX_FILE, EXPLAINED_INDEX_FILE):
+                (folder / name).unlink(missing_ok=True)
             for reading in ("first", "again"):
                 cost = measure(verb, str(file), "--out", str(out))
                 numbers = (f"{cost.wall_s:.1f}", f"{cost.cpu_s:.1f}", f"{cost.peak_bytes / MEBIBYTE:.0f}")

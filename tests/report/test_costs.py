@@ -1,6 +1,7 @@
 """Costs in tables: measured alone where they were, the plan's beside them, and each says where it is from."""
 
 import io
+import json
 
 import pytest
 from fakes import Fakes, make_study
@@ -71,7 +72,7 @@ def test_what_was_foretold_stands_behind_what_was_measured(fakes: Fakes, summary
     assert "predicted_step_s" in to_csv(rows(summary)).splitlines()[0]
     assert "memory, predicted" in to_markdown(summary)
     assert "memory, predicted" in render_page(fakes.study, summary, fakes.curves)
-    facts = to_json(fakes.study, summary, fakes.records, fakes.tests)
+    facts = json.loads(to_json(fakes.study, summary, fakes.records, fakes.tests))
     assert any(arm["solo"] and arm["solo"]["checkpoint_bytes"] == 15_000_000 for arm in facts["summary"]["arms"])
 
 

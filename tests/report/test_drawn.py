@@ -1,15 +1,18 @@
 """A study of hundreds of arms: the page draws the best, says so, and keeps every arm in its tables."""
 
+import io
 import json
 import re
 
 import pytest
 from fakes import Fakes, make_study
+from rich.console import Console
 
 from tuneoff.analysis.explanation import NOTHING
 from tuneoff.analysis.summary import summarise
 from tuneoff.report import page
 from tuneoff.report.drawn import MAX_ARMS, NUM_DRAWN, drawn_part
+from tuneoff.report.tables import study_table
 
 NUM_ARMS = MAX_ARMS + 10
 
@@ -47,6 +50,18 @@ def test_the_page_draws_the_best_and_says_so(fakes: Fakes, monkeypatch: pytest.M
     assert drawn <= names
     assert len(drawn) >= NUM_DRAWN
     assert all(f'data-value="{arm.name}"' in html for arm in summary.arms)
+
+
+def test_the_terminal_lists_the_same_and_says_so(fakes: Fakes) -> None:
+    summary = summarise(fakes.study, fakes.records, fakes.tests)
+    part, _, _ = drawn_part(summary, NOTHING)
+    console = Console(width=160, file=io.StringIO(), color_system=None)
+    console.print(study_table(summary))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert f"Listed are {len(part.arms)} of {NUM_ARMS + 2} arms" in text
+    assert f"corrected for all {len(summary.comparisons)} pairs" in " ".join(text.split())
+    assert set(re.findall(r"lora-dropout[\d.]+\b", text)) == {arm.name for arm in part.arms} - {"full", "zero-shot"}
 
 
 def test_of_fewer_arms_all_are_drawn(fakes: Fakes) -> None:

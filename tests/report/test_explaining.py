@@ -75,7 +75,7 @@ def test_the_same_numbers_in_markdown_and_json(whole: Told) -> None:
     text = to_markdown(summary, explanation)
     assert text.count("## Why") == 1
     assert all(markdown(cell) in text for part in parts(summary, explanation) for row in part.rows for cell in row)
-    kept = to_json(fakes.study, summary, fakes.records, fakes.tests, explanation)["explanation"]
+    kept = json.loads(to_json(fakes.study, summary, fakes.records, fakes.tests, explanation))["explanation"]
     assert Explanation.model_validate(json.loads(json.dumps(kept, allow_nan=False))) == explanation
     full = next(one for one in kept["weights"] if one["arm"] == "full")
     assert f"{100 * full['share_held']['32']['value']:.1f}" == "85.6"
@@ -108,7 +108,7 @@ def test_of_nothing_nothing_is_said(whole: Told) -> None:
     assert shown(summary, only_notes, 80).strip() == ""
     assert explanation_markdown(summary, NOTHING) == explanation_markdown(summary, only_notes) == []
     assert explanation_fields(NOTHING) == {}
-    assert "explanation" not in to_json(fakes.study, summary, fakes.records, fakes.tests)
+    assert "explanation" not in json.loads(to_json(fakes.study, summary, fakes.records, fakes.tests))
     assert "## Why" not in to_markdown(summary)
 
 

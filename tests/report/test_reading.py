@@ -81,6 +81,28 @@ def test_a_torn_end_of_a_curve_is_left_out(result: Result, end: str) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + end, encoding="utf-8")
     whole = [{"kind": "train"}] if "}\n" in end else []
     assert result.store.curve(run_id) == [*lines, *whole]
+    validated = [line for line in lines if line["kind"] == "validation"]
+    assert result.store.curve(run_id, "validation") == validated
+    assert len(validated) > 1
+    assert result.store.curve(run_id, "none of these") == [*lines, *whole]
+
+
+def test_a_curve_is_read_when_it_is_asked_for(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    read = Store.curve
+
+    def counted(self: Store, run_id: str, kind: str = "") -> Any:
+        asked.append(run_id)
+        return read(self, run_id, kind)
+
+    monkeypatch.setattr(Store, "curve", counted)
+    curves = result.read().curves
+    names = list(curves)
+    assert "another" not in curves
+    assert curves.get("another") is None
+    assert not asked
+    assert curves[names[0]] is curves[names[0]]
+    assert (asked, len(curves)) == (names[:1], len(names))
 
 
 @pytest.mark.parametrize("num_gone", [0, 1, 5, 20])

@@ -108,7 +108,7 @@ def test_csv_and_json_hold_the_same_rows(whole: Summary) -> None:
     text = to_csv(rows(whole))
     assert text.count("\r\n") == 6
     read = list(csv.DictReader(io.StringIO(text, newline="")))
-    facts = to_json(make_study(), whole, {}, {})
+    facts = json.loads(to_json(make_study(), whole, {}, {}))
     json.dumps(facts, allow_nan=False)
     for row, kept in zip(read, facts["rows"], strict=True):
         assert row == {key: "" if value is None else str(value) for key, value in kept.items()}
@@ -192,7 +192,7 @@ def test_every_file_has_the_strategies(qa: Summary) -> None:
     assert "## Decoding" in page
     assert page.count("| top-p-0.9 |") == 9
     fakes = Fakes(make_qa())
-    facts = to_json(fakes.study, summary_of(fakes), fakes.records, fakes.tests)
+    facts = json.loads(to_json(fakes.study, summary_of(fakes), fakes.records, fakes.tests))
     assert len(facts["decoding"]) == 5 * 3
     tested = [run for run in facts["runs"] if run["test"] is not None]
     assert all(len(run["generated"]) == 3 and set(run["metrics"]) == {"f1", "exact_match"} for run in tested)
@@ -209,7 +209,7 @@ def test_decoding_has_a_file_of_its_own(tmp_path: Path) -> None:
 def test_json_leaves_out_what_was_tested_in_another_way() -> None:
     fakes = Fakes(make_qa())
     other = make_qa(generate={"max_new_tokens": 9})
-    facts = to_json(other, summarise(other, fakes.records, fakes.tests), fakes.records, fakes.tests)
+    facts = json.loads(to_json(other, summarise(other, fakes.records, fakes.tests), fakes.records, fakes.tests))
     assert len(facts["runs"]) == 21
     assert all(run["test"] is None for run in facts["runs"])
 
@@ -237,7 +237,7 @@ def test_methods_in_a_line(method: dict[str, Any], says: str) -> None:
 
 def test_json_holds_every_run() -> None:
     fakes = Fakes(make_study())
-    facts = to_json(fakes.study, summary_of(fakes), fakes.records, fakes.tests)
+    facts = json.loads(to_json(fakes.study, summary_of(fakes), fakes.records, fakes.tests))
     assert len(facts["runs"]) == 21
     assert sum(run["test"] is not None for run in facts["runs"]) == 13
 

@@ -10,8 +10,8 @@ import pytest
 from tests.report.fakes import Fakes, make_study
 
 from tuneoff.running import index, store
-from tuneoff.running.index import INDEX_FILE
-from tuneoff.running.store import RECORD_FILE, Store
+from tuneoff.running.index import EXPLAINED_INDEX_FILE, INDEX_FILE
+from tuneoff.running.store import EXPLAIN_FILE, RECORD_FILE, Store
 from tuneoff.study.records import Record
 
 NUM_READS = 12
@@ -117,6 +117,29 @@ def test_a_spoilt_index_is_ignored_and_made_again(place: Path, spoil: Any) -> No
     assert found.records() == first
     assert not found.problems
     assert path.read_bytes() == whole
+
+
+def test_what_was_worked_out_of_the_weights_has_an_index_of_its_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Fakes(make_study()).explained
+    for run_id, record in wanted.items():
+        Store(place).run_folder(run_id).mkdir(exist_ok=True)
+        Store(place).write_explained(record)
+    names = [*wanted, "0" * 16]
+    assert Store(place).explanations(names) == wanted
+    assert (place / EXPLAINED_INDEX_FILE).exists()
+    assert not (place / INDEX_FILE).exists()
+    whole = store.digest
+    monkeypatch.setattr(store, "digest", refuse)
+    assert Store(place).explanations(names) == wanted
+    monkeypatch.setattr(store, "digest", whole)
+    first = next(iter(wanted))
+    path = place / first / EXPLAIN_FILE
+    path.write_text(path.read_text("utf-8").replace('"explain_s": 12.5', '"explain_s": 12.6'), "utf-8")
+    found = Store(place)
+    assert found.explanations(names).keys() == wanted.keys() - {first}
+    assert [line for line in found.problems if "torn or was altered" in line and first in line]
 
 
 def test_an_index_of_other_records_is_not_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,11 +63,11 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
         return mean, None
     # `statistics.stdev` works in fractions, which takes ten times as long; a report has tens of thousands of these.
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, _quantile(len(values) - 1) * math.sqrt(variance / len(values))
+    return mean, t_quantile(len(values) - 1) * math.sqrt(variance / len(values))
 
 
 @cache
-def _quantile(degrees: int) -> float:
+def t_quantile(degrees: int) -> float:
     """Return Student's t that leaves out half of what is not in the interval."""
     from scipy.special import stdtrit  # here, because its import takes as long as a small study's status
 

@@ -1,6 +1,7 @@
 """What is measured on the test split: names for people, units, and which way is better."""
 
 from collections.abc import Mapping
+from functools import cache
 
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.study.testing import CLASS_METRICS, GENERATED_METRICS, LOSS, TaskKind
@@ -60,6 +61,7 @@ class Measure(Value):
         return value if self.is_loss else -value
 
 
+@cache
 def measure(name: str, kind: TaskKind) -> Measure:
     """Return the measure of a metric's name.
 

@@ -11,10 +11,11 @@ from tuneoff.analysis.findings import Audit
 from tuneoff.analysis.flags import flags_of, truncated_flag, uniform_flag
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.measures import measure
-from tuneoff.analysis.progress import ArmProgress, arm_progress, current_tests, ended_runs, finished_runs, run_counts
+from tuneoff.analysis.progress import ArmProgress, Progress, current_tests, ended_runs, finished_runs, run_counts
+from tuneoff.analysis.progress import progress as progress_of
 from tuneoff.analysis.stats.compare import compare_all
 from tuneoff.analysis.stats.tables import estimate_of
-from tuneoff.analysis.tuning import Search, edge_of
+from tuneoff.analysis.tuning import edge_of
 from tuneoff.analysis.values import ArmParameters, ArmSummary, Origins, Scores, Summary
 from tuneoff.analysis.verdict import caveats, verdict
 from tuneoff.study.methods import (
@@ -42,6 +43,8 @@ def summarise(
     items: Mapping[str, ItemScores] | None = None,
     solo: Mapping[str, SoloCosts] | None = None,
     predicted: Mapping[str, Predicted] | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> Summary:
     """Return what the records say about each arm of the study, and about the study as a whole.
 
@@ -52,15 +55,18 @@ def summarise(
         items: their scores by item, by `run_id`; without them intervals hold the noise of seeds alone.
         solo: costs that were measured alone, by the arm's name.
         predicted: what the plan foretold, likewise.
+        progress: how far the study is by the same records and tests, where that was worked out before.
     """
-    search = Search(study, records)
-    full_trainable = _full_trainable(search)
+    far = (progress or progress_of(study, records, tests)).arms
+    full_trainable = _full_trainable(study, far, records)
     current = current_tests(study, tests)
     scores = items or {}
     alone, foretold = solo or {}, predicted or {}
     found_arms = tuple(
-        _summarise_arm(search, arm, current, scores, full_trainable, alone.get(arm.name), foretold.get(arm.name))
-        for arm in study.arms
+        _summarise_arm(
+            study, arm, own, records, current, scores, full_trainable, alone.get(arm.name), foretold.get(arm.name)
+        )
+        for arm, own in zip(study.arms, far, strict=True)
     )
     audited = audit(study, found_arms, records, current)
     arms = tuple(_with_findings(arm, audited) for arm in found_arms)
@@ -100,16 +106,17 @@ def _with_findings(arm: ArmSummary, audited: Audit) -> ArmSummary:
 
 
 def _summarise_arm(
-    search: Search,
+    study: Study,
     arm: Arm,
+    far: ArmProgress,
+    records: Mapping[str, Record],
     tests: Mapping[str, TestRecord],
     items: Mapping[str, ItemScores],
     full_trainable: int | None,
     solo: SoloCosts | None,
     predicted: Predicted | None,
 ) -> ArmSummary:
-    study, far = search.study, arm_progress(search, arm, tests)
-    ended = ended_runs(far.run_ids, far.trials, search.records)
+    ended = ended_runs(far.run_ids, far.trials, records)
     runs = [ended[run_id] for run_id in far.chosen_run_ids if run_id in ended]
     tested = [tests[run_id] for run_id in far.chosen_run_ids if run_id in tests]
     scored = [items.get(test.run_id) for test in tested]
@@ -173,13 +180,13 @@ def _bits(loss: Estimate, bits: Sequence[float]) -> Estimate | None:
     return Estimate(value=value, low=low, high=high, n=loss.n, how=loss.how)
 
 
-def _full_trainable(search: Search) -> int | None:
+def _full_trainable(study: Study, far: Sequence[ArmProgress], records: Mapping[str, Record]) -> int | None:
     """Return how many parameters full fine-tuning trains: counted where it ran, else the base's own."""
     found = (
-        _full_count(arm.method, record.parameters, is_classifier=search.study.task.kind == "classification")
-        for arm in search.study.arms
-        for trial in search.tried(arm)
-        if (record := search.records.get(trial.run_id)) is not None and record.parameters is not None
+        _full_count(arm.method, record.parameters, is_classifier=study.task.kind == "classification")
+        for arm, own in zip(study.arms, far, strict=True)
+        for trial in own.trials
+        if (record := records.get(trial.run_id)) is not None and record.parameters is not None
     )
     return min((count for count in found if count is not None), default=(0, None))[1]
 

@@ -254,5 +254,5 @@ class Summary(Value):
     @property
     def ranked(self) -> tuple[ArmSummary, ...]:
         """The arms as a table shows them: the best on the test split first, then the rest in the study's order."""
-        rest = [arm for arm in self.arms if arm.name not in self.ranking]
-        return (*(self.arm(name) for name in self.ranking), *rest)
+        by_name = {arm.name: arm for arm in self.arms}
+        return (*(by_name.pop(name) for name in self.ranking), *by_name.values())

@@ -83,6 +83,7 @@ def nearest(chart: alt.Chart, look: Look, fields: Mapping[str, tuple[str, str]])
     mark = chart.mark_point(
         size=160, filled=False, strokeWidth=2, stroke=look.ink, shape="circle", tooltip=alt.expr(f"{{{text}}}")
     )
-    opacity = alt.when(near).then(alt.value(1)).otherwise(alt.value(0))
+    # Said by its class, here and elsewhere: of a plain mapping Altair looks through its schema for what it may be.
+    opacity = alt.OpacityValue(0, condition={"param": "near", "empty": False, "value": 1})
     ringed: alt.Chart = mark.encode(opacity=opacity).add_params(near)
     return ringed

@@ -69,8 +69,8 @@ def forest_chart(points: Sequence[Point], arms: Arms, *, reference: int = 0) -> 
     return finished(
         arms.look,
         ROW * len(own),
-        *([band.encode(x=alt.datum(-summary.margin), x2=alt.datum(summary.margin))] if summary.margin else ()),
-        whole.mark_rule(color=arms.look.muted, strokeWidth=1).encode(x=alt.datum(0)),
+        *([band.encode(x=alt.XDatum(-summary.margin), x2=alt.X2Datum(summary.margin))] if summary.margin else ()),
+        whole.mark_rule(color=arms.look.muted, strokeWidth=1).encode(x=alt.XDatum(0)),
         *([spread.encode(x=alt.X("low:Q"), x2="high:Q", y=up, color=colour)] if _has_spread(own) else ()),
         chart.mark_point(filled=True, size=90, opacity=1).encode(x=across, y=up, color=colour, shape=shape),
         chart.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tips),

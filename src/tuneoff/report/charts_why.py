@@ -71,8 +71,8 @@ def gap_chart(
     return finished(
         arms.look,
         300,
-        whole.mark_rect(color=arms.look.muted, opacity=0.16).encode(y=alt.datum(-margin), y2=alt.datum(margin)),
-        whole.mark_rule(color=arms.look.muted, strokeWidth=1).encode(y=alt.datum(0)),
+        whole.mark_rect(color=arms.look.muted, opacity=0.16).encode(y=alt.YDatum(-margin), y2=alt.Y2Datum(margin)),
+        whole.mark_rule(color=arms.look.muted, strokeWidth=1).encode(y=alt.YDatum(0)),
         gaps.mark_area(opacity=0.14).encode(x=across, y=alt.Y("low:Q"), y2="high:Q", **arm.colour),
         gaps.mark_line(strokeWidth=2).encode(x=across, y=up, **arm.colour, **arm.dash),
         *([ring.encode(x=across, y=up)] if has(points, kind="leaves") else ()),
@@ -203,7 +203,7 @@ def forgetting_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
     return finished(
         arms.look,
         280,
-        whole.mark_rule(color=arms.look.muted, strokeWidth=1).encode(x=alt.datum(0)),
+        whole.mark_rule(color=arms.look.muted, strokeWidth=1).encode(x=alt.XDatum(0)),
         *whiskers(chart, points, across, arm.colour["color"]),
         *([spread.encode(x=alt.X("from:Q"), x2="to:Q", y=up, **arm.colour)] if _has_ends(points) else ()),
         chart.mark_point(filled=True, size=90, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
@@ -238,7 +238,7 @@ def capacity_chart(points: Sequence[Point], arms: Arms) -> alt.LayerChart:
     return finished(
         arms.look,
         280,
-        whole.mark_rule(color=arms.look.muted, strokeDash=[5, 4], strokeWidth=1.5).encode(x=alt.datum(ENOUGH)),
+        whole.mark_rule(color=arms.look.muted, strokeDash=[5, 4], strokeWidth=1.5).encode(x=alt.XDatum(ENOUGH)),
         *whiskers(chart, points, across, arm.colour["color"]),
         chart.mark_point(filled=True, size=90, opacity=1).encode(x=across, y=up, **arm.colour, **arm.shape),
         chart.mark_point(size=HIT_AREA, opacity=0).encode(x=across, y=up, tooltip=tips),

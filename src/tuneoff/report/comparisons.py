@@ -44,12 +44,18 @@ def against(summary: Summary, reference: str) -> tuple[Comparison, ...]:
 
 def references(summary: Summary) -> tuple[str, ...]:
     """Return the arms that others are held against: the best, and the best that trains every weight."""
-    full = [name for name in summary.ranking if summary.arm(name).method.method == "full"]
+    trains_all = {arm.name for arm in summary.arms if arm.method.method == "full"}
+    full = [name for name in summary.ranking if name in trains_all]
     return tuple(dict.fromkeys((*summary.ranking[:1], *full[:1])))
 
 
-def comparison_tables(summary: Summary) -> Iterator[Table | Text]:
-    """Yield the comparisons with the best arm, and with full fine-tuning, for the terminal, and their notes."""
+def comparison_tables(summary: Summary, part: Summary | None = None) -> Iterator[Table | Text]:
+    """Yield the comparisons with the best arm, and with full fine-tuning, for the terminal, and their notes.
+
+    Args:
+        summary: what is known.
+        part: of the arms that are listed; none lists all.
+    """
     if not summary.comparisons:
         return
     notes: dict[str, list[str]] = {}
@@ -66,7 +72,7 @@ def comparison_tables(summary: Summary) -> Iterator[Table | Text]:
         table.add_column("outcome", no_wrap=True)
         for name in (f"difference{_in_unit(summary)}", "p", "p equiv."):
             table.add_column(clean(name), justify="right", overflow="fold")
-        for pair in against(summary, reference):
+        for pair in against(part or summary, reference):
             cells = (pair.one, outcome(pair), difference(summary, pair), p_difference(pair), p_equivalence(pair))
             table.add_row(*(Text(clean(cell)) for cell in cells))
             if pair.note:
@@ -82,25 +88,21 @@ def comparisons_markdown(summary: Summary) -> list[str]:
     if not summary.comparisons:
         return []
     heads = ("arm", "outcome", "against", f"difference{_in_unit(summary)}", "p", "p equiv.", "seeds", "items", "note")
-    rows = [
-        (
-            pair.one,
-            outcome(pair),
-            pair.other,
-            difference(summary, pair),
-            p_difference(pair),
-            p_equivalence(pair),
-            str(pair.num_seeds),
-            str(pair.num_items) if pair.num_items else "not known",
-            pair.note,
-        )
-        for pair in summary.comparisons
-    ]
     return [
         *("", f"## {TITLE}", "", markdown(about(summary)), ""),
         *(_row(heads), _row(["---"] * 3 + ["---:"] * 5 + ["---"], is_rule=True)),
-        *(_row(row) for row in rows),
+        *_pair_rows(summary),
     ]
+
+
+def _pair_rows(summary: Summary) -> Iterator[str]:
+    """Yield a row of Markdown for each comparison; a study of hundreds of arms has tens of thousands."""
+    places = summary.primary.decimals
+    for pair in summary.comparisons:
+        apart = _difference(pair, places).replace("[", "\\[").replace("]", "\\]")  # all that Markdown reads in numbers
+        before = f"| {markdown(pair.one)} | {outcome(pair)} | {markdown(pair.other)} | {apart} "
+        ps = f"| {markdown(p_difference(pair))} | {markdown(p_equivalence(pair))} "
+        yield f"{before}{ps}| {pair.num_seeds} | {pair.num_items or 'not known'} | {markdown(pair.note)} |"
 
 
 def comparison_fields(pair: Comparison | None) -> dict[str, Raw]:
@@ -134,7 +136,10 @@ def outcome(pair: Comparison) -> str:
 
 def difference(summary: Summary, pair: Comparison) -> str:
     """Return the difference with the ends of its interval, signs included."""
-    places = summary.primary.decimals
+    return _difference(pair, summary.primary.decimals)
+
+
+def _difference(pair: Comparison, places: int) -> str:
     value, low, high = pair.difference.value, pair.difference.low, pair.difference.high
     text = f"{value:+.{places}f}"
     return text if low is None or high is None else f"{text} [{low:+.{places}f}, {high:+.{places}f}]"

@@ -1,7 +1,8 @@
-"""Which arms a page draws: all of them, or of a study of hundreds the best, so that it stays small enough to open.
+"""Which arms a page draws and a terminal lists: all of them, or of a study of hundreds the best.
 
-A chart of hundreds of lines shows none of them. Every arm keeps its row in the tables of results and of costs, its
-differences, and all of its numbers in report.json, report.csv and report.md.
+A chart of hundreds of lines shows none of them, and a dozen tables of hundreds of rows run off any screen. Every arm
+keeps its row in the page's tables of results and of costs, its differences, and all of its numbers in report.json,
+report.csv and report.md.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ MAX_ARMS = 72
 """Up to which every arm is drawn: a page of so many stays below three megabytes."""
 NUM_DRAWN = 32
 """Of more than that."""
+WHICH = (
+    "those that rank highest, those on a frontier, the best that trains every weight, and those that are not trained"
+)
 _OF_ARMS = ("leaving", "optima", "ratios", "weights", "forgetting", "capacity")
 
 
@@ -42,9 +46,8 @@ def drawn_part(summary: Summary, explanation: Explanation) -> tuple[Summary, Exp
     )
     parts = {name: _of(getattr(explanation, name), names) for name in _OF_ARMS}
     note = (
-        f"Charts, and the tables that belong to them, show {len(part.arms)} of {len(summary.arms)} arms: those that "
-        "rank highest, those on a frontier, the best that trains every weight, and those that are not trained. All are "
-        "in the tables of results and costs, and in report.json."
+        f"Charts, and the tables that belong to them, show {len(part.arms)} of {len(summary.arms)} arms: {WHICH}. All "
+        "are in the tables of results and costs, and in report.json."
     )
     return part, explanation.model_copy(update=parts), note
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from tuneoff.analysis.estimates import Estimate
 from tuneoff.analysis.explaining.leaving import is_with_it
 from tuneoff.analysis.explaining.wording import digits, times
-from tuneoff.analysis.explanation import Explanation, Leaving, OptimumRatio, Weights
+from tuneoff.analysis.explanation import NOTHING, Explanation, Leaving, OptimumRatio, Weights
 from tuneoff.analysis.values import Summary
 from tuneoff.report import numbers
 from tuneoff.report.text import clean, markdown
@@ -86,7 +86,7 @@ def explanation_markdown(summary: Summary, explanation: Explanation) -> list[str
 
 def explanation_fields(explanation: Explanation) -> dict[str, Any]:
     """Return the explanation under its key of the JSON file; nothing where there is none."""
-    return {} if explanation == Explanation() else {"explanation": explanation.model_dump(mode="json")}
+    return {} if explanation == NOTHING else {"explanation": explanation}
 
 
 def _list(lines: Sequence[str], style: str = "") -> Table:

@@ -4,7 +4,7 @@ Colours are those of Okabe and Ito (2008), which people with any colour vision t
 vanishes on white. Shapes and dashes differ too, so that nothing is said by colour alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,21 +71,22 @@ class Arms:
         self.look = look
         self.summary = summary
         self.names = [arm.name for arm in summary.arms if arm.is_trained]
+        self._places = {name: place for place, name in enumerate(self.names)}
         self.bases = [arm.name for arm in summary.arms if not arm.is_trained]
 
     def colour(self, name: str) -> str:
         """Return the colour of an arm; grey for one that is not trained."""
         if name in self.bases:
             return self.look.muted
-        return self.look.colours[self.names.index(name) % len(self.look.colours)]
+        return self.look.colours[self._places[name] % len(self.look.colours)]
 
     def shape(self, name: str) -> str:
         """Return the shape of an arm's points."""
-        return SHAPES[0] if name in self.bases else SHAPES[self.names.index(name) % len(SHAPES)]
+        return SHAPES[0] if name in self.bases else SHAPES[self._places[name] % len(SHAPES)]
 
     def dash(self, name: str) -> list[int]:
         """Return the dashes of an arm's line."""
-        return list(DASHES[0] if name in self.bases else DASHES[self.names.index(name) % len(DASHES)])
+        return list(DASHES[0] if name in self.bases else DASHES[self._places[name] % len(DASHES)])
 
     def channels(self, names: Sequence[str] = ()) -> Channels:
         """Return the encodings of the arm.
@@ -95,10 +96,7 @@ class Arms:
         """
         drawn = list(names or self.names)
         legend = self.legend() if self.look.has_legend else None
-        colours, shapes, dashes = (
-            alt.Scale(domain=drawn, range=[style(name) for name in drawn])
-            for style in (self.colour, self.shape, self.dash)
-        )
+        colours, shapes, dashes = (_scale(drawn, style) for style in (self.colour, self.shape, self.dash))
         return Channels(
             colour={"color": alt.Color("arm:N", scale=colours, legend=legend)},
             shape={"shape": alt.Shape("arm:N", scale=shapes, legend=legend)},
@@ -113,13 +111,13 @@ class Arms:
         names = [*self.names, *self.bases]
         legend = self.legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=260) if self.look.has_legend else None
         colours = self.line_colours()
-        dashes = alt.Scale(domain=names, range=[self.dash(name) for name in names])
+        dashes = _scale(names, self.dash)
         return alt.Color("arm:N", scale=colours, legend=legend), alt.StrokeDash("arm:N", scale=dashes, legend=legend)
 
     def line_colours(self) -> alt.Scale:
         """Return the colour of every arm, those that are not trained too."""
         names = [*self.names, *self.bases]
-        return alt.Scale(domain=names, range=[self.colour(name) for name in names])
+        return _scale(names, self.colour)
 
     def legend(self, **symbols: Any) -> alt.Legend:
         """Return a legend below the chart, in as many columns as fit.
@@ -131,6 +129,11 @@ class Arms:
         columns = 3 if longest <= 14 else 2 if longest <= 24 else 1
         look = {"symbolOpacity": 1, "symbolStrokeWidth": 0} | symbols
         return alt.Legend(title=None, orient="bottom", columns=columns, **look)
+
+
+def _scale(names: Sequence[str], style: Callable[[str], Any]) -> alt.Scale:
+    """Return the scale of what tells arms apart; as tuples, which Altair does not copy with each layer that has it."""
+    return alt.Scale(domain=tuple(names), range=tuple(style(name) for name in names))
 
 
 def finished(look: Look, height: int, *layers: alt.Chart | alt.LayerChart, key: str = "") -> alt.LayerChart:

@@ -242,7 +242,7 @@ def by_step(runs: Sequence[Sequence[CurveLine]], kind: str) -> Iterator[list[Cur
     for run in runs:
         for line in run:
             if line.get("kind") == kind and _is_finite(line.get("loss_nats")):
-                steps.setdefault(int(line["step"]), []).append(line)
+                steps.setdefault(line["step"], []).append(line)
     # A step that not every seed has would move the mean by which seeds it holds.
     num_seeds = max(map(len, steps.values()), default=0)
     yield from (lines for _, lines in sorted(steps.items()) if len(lines) == num_seeds)
@@ -262,7 +262,7 @@ def _point(arm: str, kind: str, groups: Sequence[Sequence[CurveLine]]) -> Point:
         "arm": arm,
         "kind": kind,
         "step": int(last[0]["step"]),
-        "tokens": round(fmean(line["target_tokens"] for line in last)),
+        "tokens": round(fmean([line["target_tokens"] for line in last])),
         "loss": rounded(fmean(losses)),
     }
     if kind == "validation":

@@ -5,24 +5,25 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic_core import to_json as write_json
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from tuneoff.analysis.explanation import NOTHING, Explanation
-from tuneoff.analysis.selection import is_current
+from tuneoff.analysis.progress import current_tests
 from tuneoff.analysis.values import ArmSummary, Summary
 from tuneoff.report import columns as col
 from tuneoff.report.auditing import audit_line, comparable
 from tuneoff.report.columns import ArmColumn, Cell, Column, Raw, Row, columns_of, shown_columns
 from tuneoff.report.comparisons import against, comparison_fields, comparison_tables, comparisons_markdown
 from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, narrow_columns, texts_note, texts_of
+from tuneoff.report.drawn import WHICH, drawn_part
 from tuneoff.report.explaining import explanation_fields, explanation_lines, explanation_markdown
 from tuneoff.report.text import clean, markdown, spreadsheet
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study
-from tuneoff.study.value import plain
 
 _PLAIN_METHODS = ("none", "full", "lora", "load")
 """Methods that a rank, or its lack, and the arm's name tell well enough apart where there is little room."""
@@ -31,6 +32,8 @@ _PLAIN_METHODS = ("none", "full", "lora", "load")
 class StudyTable:
     """The study's tables, which fit themselves to the width of the terminal: three narrow ones, or a single wide one.
 
+    Of a study of hundreds of arms they list those that a page draws.
+
     Args:
         summary: what is known.
         explanation: when, why and how the arms differ.
@@ -38,7 +41,7 @@ class StudyTable:
 
     def __init__(self, summary: Summary, explanation: Explanation = NOTHING) -> None:
         self.summary = summary
-        self.explanation = explanation
+        self.part, self.explanation, _ = drawn_part(summary, explanation)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         def fits(table: Table) -> bool:
@@ -49,8 +52,11 @@ class StudyTable:
         wide = self._table(columns_of(self.summary).all)
         yield from [wide] if fits(wide) else self._narrow(fits)
         yield from self._texts(fits)
-        yield from comparison_tables(self.summary)
+        yield from comparison_tables(self.summary, self.part)
         yield from explanation_lines(self.summary, self.explanation)
+        if len(self.part.arms) < len(self.summary.arms):
+            listed = f"Listed are {len(self.part.arms)} of {len(self.summary.arms)} arms: {WHICH}."
+            yield Text(f"\n{listed} A report's files have all.", style="dim")
         yield Text("")
         yield Text(clean(self.summary.verdict), style="bold")
         yield Text(audit_line(self.summary.audit), style="dim")
@@ -59,10 +65,10 @@ class StudyTable:
 
     def _table(self, shown: Sequence[ArmColumn], title: str = "") -> Table:
         best = self.summary.ranking[0] if self.summary.ranking else ""
-        return rich_table(shown, self.summary.ranked, lambda arm: arm.name == best, title)
+        return rich_table(shown, self.part.ranked, lambda arm: arm.name == best, title)
 
     def _narrow(self, fits: Callable[[Table], bool]) -> Iterator[RenderableType]:
-        arms, found = self.summary.ranked, columns_of(self.summary)
+        arms, found = self.part.ranked, columns_of(self.summary)
         scores = [column for column in found.scores if column is not col.SEQUENCE_PERPLEXITY]
         losses = [column for column in scores if column.key not in found.metric_keys]
         metrics = [column for column in scores if column.key in found.metric_keys]
@@ -99,7 +105,7 @@ class StudyTable:
 
     def _texts(self, fits: Callable[[Table], bool]) -> Iterator[RenderableType]:
         """Yield the table of decoding strategies; where there is little room, the scores and the rest apart."""
-        rows = texts_of(self.summary)
+        rows = texts_of(self.part)
         if not rows:
             return
         best = self.summary.ranking[0] if self.summary.ranking else ""
@@ -227,8 +233,8 @@ def to_json(
     records: Mapping[str, Record],
     tests: Mapping[str, TestRecord],
     explanation: Explanation = NOTHING,
-) -> dict[str, Any]:
-    """Return the study, what is known of it, the table's rows and every run's scores, as JSON types.
+) -> bytes:
+    """Return the study, what is known of it, the table's rows and every run's scores as JSON; no number is null.
 
     Args:
         study: the question.
@@ -237,22 +243,23 @@ def to_json(
         tests: the readings of the test split by `run_id`; those that were made in another way are left out.
         explanation: when, why and how the arms differ.
     """
-    current = {run_id: test for run_id, test in tests.items() if is_current(test, study)}
+    current = current_tests(study, tests)
     runs = [
         _run(arm, records[run_id], current.get(run_id))
         for arm in summary.arms
         for run_id in arm.run_ids
         if run_id in records
     ]
-    return {
+    facts = {
         "version": 1,
-        "study": plain(study),
-        "summary": summary.model_dump(mode="json"),
+        "study": study,
+        "summary": summary,
         "rows": rows(summary),
         **({"decoding": decoding_rows(summary)} if texts_of(summary) else {}),
         **explanation_fields(explanation),
         "runs": runs,
     }
+    return write_json(facts, indent=2, inf_nan_mode="null")
 
 
 def _run(arm: ArmSummary, record: Record, test: TestRecord | None) -> dict[str, Any]:
@@ -263,8 +270,8 @@ def _run(arm: ArmSummary, record: Record, test: TestRecord | None) -> dict[str, 
         "seed": record.run.seed,
         "status": record.status,
         "reason": record.reason,
-        "validation": None if record.validation is None else plain(record.validation),
-        "test": None if test is None else plain(test.test),
+        "validation": record.validation,
+        "test": None if test is None else test.test,
         **_measured(test),
     }
 
@@ -273,4 +280,4 @@ def _measured(test: TestRecord | None) -> dict[str, Any]:
     """Return what was measured beside the loss, where anything was."""
     if test is None or not (test.metrics or test.generated):
         return {}
-    return {"metrics": dict(test.metrics), "generated": [plain(texts) for texts in test.generated]}
+    return {"metrics": test.metrics, "generated": test.generated}

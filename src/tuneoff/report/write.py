@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from pydantic_core import to_json as to_json_text
-
 from tuneoff.analysis.explanation import NOTHING, Explanation
 from tuneoff.analysis.values import Summary
 from tuneoff.errors import StoreError, StudyError, did_you_mean
@@ -16,6 +14,7 @@ from tuneoff.report.drawing import why_not_drawn
 from tuneoff.report.page import render_page
 from tuneoff.report.points import CurveLine
 from tuneoff.report.tables import rows, to_csv, to_json, to_markdown
+from tuneoff.running.lazily import Lazily
 from tuneoff.study.explained import Sample
 from tuneoff.study.records import Record, TestRecord
 from tuneoff.study.spec import Study
@@ -53,16 +52,14 @@ def write_report(
         StoreError: the folder cannot be written to.
     """
     wanted = figure_formats(forms)
-    done = {run_id: lines for run_id, lines in curves.items() if _is_done(records.get(run_id))}
-    facts = to_json(study, summary, records, tests, explanation)
-    texts = {
-        "report.html": render_page(study, summary, done, explanation, samples),
-        "report.md": to_markdown(summary, explanation),
-        "report.csv": to_csv(rows(summary)),
-        "report.json": to_json_text(facts, indent=2, inf_nan_mode="null").decode() + "\n",
+    done = Lazily([run_id for run_id in curves if _is_done(records.get(run_id))], curves.__getitem__)
+    files = {
+        "report.html": render_page(study, summary, done, explanation, samples).encode(),
+        "report.md": to_markdown(summary, explanation).encode(),
+        "report.csv": to_csv(rows(summary)).encode(),
+        "report.json": to_json(study, summary, records, tests, explanation) + b"\n",
     }
-    texts |= {"report-decoding.csv": to_csv(decoding_rows(summary))} if texts_of(summary) else {}
-    files = {name: text.encode() for name, text in texts.items()}
+    files |= {"report-decoding.csv": to_csv(decoding_rows(summary)).encode()} if texts_of(summary) else {}
     drawn = figures(summary, done, explanation) if wanted else {}
     files |= {f"figures/{name}.{form}": picture(chart, form) for form in wanted for name, chart in drawn.items()}
     try:

@@ -21,6 +21,8 @@ from pydantic_core import from_json, to_json
 from tuneoff.files import aside_of
 
 INDEX_FILE = ".index"
+EXPLAINED_INDEX_FILE = ".index-explained"
+"""Apart, as it is ten times as large, and only a report asks for it."""
 INDEX_VERSION = 1
 MIN_GAIN = 64
 """Records that have to be parsed before the file is written: a small study goes without."""
@@ -44,10 +46,11 @@ class Index:
     Args:
         folder: of the store.
         version: of the records; others are not taken.
+        name: of the file.
     """
 
-    def __init__(self, folder: Path, version: int) -> None:
-        self.path = folder / INDEX_FILE
+    def __init__(self, folder: Path, version: int, name: str = INDEX_FILE) -> None:
+        self.path = folder / name
         self._version = [INDEX_VERSION, version]
         self._entries = self._read()
         self._seen: dict[str, Entry] = {}

@@ -1,10 +1,13 @@
 """A study's folder read once, however many tables and pages are made from it."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tuneoff.analysis.progress import Progress, current_tests, progress
 from tuneoff.analysis.time_to_go import TimeToGo, UnderWay, Workload, time_to_go
+from tuneoff.running.lazily import Lazily
 from tuneoff.running.store import Store
 from tuneoff.running.underway import planned_step_s, read_workload, runs_under_way
 from tuneoff.study.expand import base_run
@@ -77,7 +80,15 @@ class Reading:
         """What is known about each arm."""
         from tuneoff.analysis.summary import summarise
 
-        return summarise(self.study, self.records, self.tests, self._items(), self._solo(), self.store.predicted())
+        return summarise(
+            self.study,
+            self.records,
+            self.tests,
+            self._items(),
+            self._solo(),
+            self.store.predicted(),
+            progress=self.progress,
+        )
 
     def _solo(self) -> "dict[str, SoloCosts]":
         """Return what was measured of each arm alone, by its name."""
@@ -91,27 +102,42 @@ class Reading:
 
     def _items(self) -> "dict[str, ItemScores]":
         found = ((run_id, self.store.items(run_id)) for run_id in self.tests)
-        return {run_id: items for run_id, items in found if items is not None}
+        names: dict[tuple[str, ...], tuple[str, ...]] = {}  # runs were mostly tested on the same items
+        return {
+            run_id: replace(items, names=names.setdefault(items.names, items.names))
+            for run_id, items in found
+            if items is not None
+        }
 
     @cached_property
-    def curves(self) -> dict[str, list[dict[str, Any]]]:
-        """Learning curves of the runs at the chosen rates. No chart shows those of other trials."""
-        return {run_id: self.store.curve(run_id) for arm in self.summary.arms for run_id in arm.chosen_run_ids}
+    def curves(self) -> Mapping[str, list[dict[str, Any]]]:
+        """Learning curves of the runs at the chosen rates, each read when it is asked for: a page draws few of many.
+
+        No chart shows those of other trials.
+        """
+        return Lazily([*self._chosen()], self.store.curve)
+
+    @cached_property
+    def validations(self) -> dict[str, list[dict[str, Any]]]:
+        """The same curves' validated steps, which every arm is explained by; the whole of one that has none."""
+        return {run_id: self.store.curve(run_id, "validation") for run_id in self._chosen()}
+
+    def _chosen(self) -> Iterator[str]:
+        """Yield the runs at the chosen rates, whether they are done or not."""
+        return (run_id for arm in self.progress.arms for run_id in arm.chosen_run_ids)
 
     @cached_property
     def explained(self) -> dict[str, ExplainRecord]:
         """What was worked out of the runs at the chosen rates, and of the base, by run id."""
-        chosen = (run_id for arm in self.summary.arms for run_id in arm.chosen_run_ids)
-        wanted = dict.fromkeys((base_run(self.study).run_id, *chosen))  # a zero-shot arm's run is the base's
-        found = ((run_id, self.store.explained(run_id)) for run_id in wanted)
-        return {run_id: record for run_id, record in found if record is not None}
+        wanted = dict.fromkeys((base_run(self.study).run_id, *self._chosen()))  # a zero-shot arm's run is the base's
+        return self.store.explanations(wanted)
 
     @cached_property
     def explanation(self) -> "Explanation":
         """When, why and how the arms differ, as far as the finished runs tell."""
         from tuneoff.analysis.explain import explain
 
-        return explain(self.study, self.summary, self.records, self.curves, self.explained)
+        return explain(self.study, self.summary, self.records, self.validations, self.explained)
 
     @property
     def samples(self) -> dict[str, tuple[Sample, ...]]:

@@ -12,6 +12,7 @@
                       .lease, .lock   who works on it now (see `lease`)
     runs/STUDY/costs/KEY.json        what a run's method costs when it is measured alone (see `tuneoff.study.solo`)
     runs/STUDY/.index                what the records held when they were last read, of a large study (see `index`)
+    runs/STUDY/.index-explained      likewise what was worked out of the weights
 
 A record carries the sha256 of itself and of its files; a torn or altered one counts as missing and is said so. One that
 is there and that the disk does not give is an error: to train its run again would throw away what may be whole.
@@ -20,7 +21,7 @@ is there and that the disk does not give is an error: to train its run again wou
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,7 +41,7 @@ from tuneoff.files import (
     write_synced,
 )
 from tuneoff.running import curve_file
-from tuneoff.running.index import Index
+from tuneoff.running.index import EXPLAINED_INDEX_FILE, INDEX_FILE, Index
 from tuneoff.running.lease import RunLock, is_held
 from tuneoff.study.explained import ExplainRecord
 from tuneoff.study.identity import canonical_json, digest
@@ -251,19 +252,28 @@ class Store:
     def records(self) -> tuple[dict[str, Record], dict[str, TestRecord]]:
         """Return all finished runs and readings of the test split, by run."""
         records, tests = {}, {}
-        self._index = Index(self.folder, RECORD_VERSION)
-        try:
+        with self._indexed(INDEX_FILE):
             for run_id in self.run_ids():
-                record = self.record(run_id)
-                if record is not None:
+                if (record := self.record(run_id)) is not None:
                     records[run_id] = record
-                    test = self.test(run_id)
-                    if test is not None:
+                    if (test := self.test(run_id)) is not None:
                         tests[run_id] = test
+        return records, tests
+
+    def explanations(self, run_ids: Iterable[str]) -> dict[str, ExplainRecord]:
+        """Return what was worked out of the weights of some runs, by run; those that have nothing are left out."""
+        with self._indexed(EXPLAINED_INDEX_FILE):
+            return {run_id: record for run_id in run_ids if (record := self.explained(run_id)) is not None}
+
+    @contextmanager
+    def _indexed(self, name: str) -> Iterator[None]:
+        """Within the context what a file held is taken from an index, and what was read is kept there at the end."""
+        self._index = Index(self.folder, RECORD_VERSION, name)
+        try:
+            yield
             self._index.save()
         finally:
             self._index = None
-        return records, tests
 
     def write_record(self, record: Record) -> None:
         """Write a run's record; from then on the run is finished. What was read with other weights goes.
@@ -356,9 +366,9 @@ class Store:
             make_folder(path.parent)
         write_synced(path, canonical_json(body | {CHECKSUM: digest(body)}).encode())
 
-    def curve(self, run_id: str) -> list[dict[str, Any]]:
-        """Return a run's learning curve (see `curve_file`, as of what follows)."""
-        return curve_file.rows(self.run_folder(run_id) / CURVE_FILE)
+    def curve(self, run_id: str, kind: str = "") -> list[dict[str, Any]]:
+        """Return a run's learning curve, or its rows of one kind (see `curve_file`, as of what follows)."""
+        return curve_file.rows(self.run_folder(run_id) / CURVE_FILE, kind)
 
     def add_to_curve(self, run_id: str, row: Mapping[str, Any]) -> None:
         """Append a point to a run's learning curve. It is safe once `sync_curves` was called."""

@@ -46,7 +46,7 @@ class LayerChange(Value):
     def shares_held(self, ranks: Sequence[int]) -> tuple[float | None, ...]:
         """Return `share_held` of several ranks."""
         known, square = len(self.singular_values), self.change_norm**2
-        sums = [0.0, *accumulate(value**2 for value in self.singular_values)]
+        sums = [0.0, *accumulate(value * value for value in self.singular_values)]
         return tuple(
             None
             if square == 0 or rank > known < self.num_singular_values

@@ -7,17 +7,22 @@ training at that rank would find.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
+import numpy as np
+
 from tuneoff.analysis.estimates import Estimate
-from tuneoff.analysis.explaining.evidence import Evidence, over_runs
+from tuneoff.analysis.explaining.evidence import Evidence, each_over_runs, over_runs
 from tuneoff.analysis.explanation import LayerEstimates, Weights
 from tuneoff.study.explained import LayerChange
 from tuneoff.study.methods import rank_of
 
 RANKS = (1, 4, 16, 64)
 """Ranks that the share is given of, beside those of the study's own arms."""
+
+_NUM_OTHERS = 4
+"""Numbers of a matrix beside its shares."""
 
 Layers = Sequence[LayerChange]
 Shares = Sequence[float | None]
@@ -48,16 +53,13 @@ def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn
         return _over(values, is_drawn=is_drawn)
 
     by_module = [{layer.module: layer for layer in layers} for layers in runs]
-    shares = [{layer.module: layer.shares_held(ranks) for layer in layers} for layers in runs]
+    shares = [_shares(layers, ranks) for layers in runs]
     return Weights(
         arm=arm,
         layers=tuple(
-            _layer(
-                [layers[first.module] for layers in by_module],
-                _over_ranks([held[first.module] for held in shares], ranks, is_drawn=is_drawn),
-                is_drawn=is_drawn,
+            _each_layer(
+                [[layers[first.module] for first in runs[0]] for layers in by_module], shares, ranks, is_drawn=is_drawn
             )
-            for first in runs[0]
         ),
         spectrum=_spectrum(layer for layers in runs for layer in layers),
         relative_norm=over(_relative(layers) for layers in runs),
@@ -74,17 +76,68 @@ def _weights(arm: str, runs: Sequence[Layers], ranks: Sequence[int], *, is_drawn
     )
 
 
-def _layer(seeds: Layers, share_held: dict[int, Estimate], *, is_drawn: bool) -> LayerEstimates:
-    return LayerEstimates(
-        module=seeds[0].module,
-        shape=seeds[0].shape,
-        relative_norm=_over((_relative([layer]) for layer in seeds), is_drawn=is_drawn),
-        effective_rank=_over((layer.effective_rank for layer in seeds), is_drawn=is_drawn),
-        rank_90=_over((layer.rank_90 for layer in seeds), is_drawn=is_drawn),
-        num_intruders=over_runs([layer.num_intruders for layer in seeds], is_drawn=is_drawn, lowest=0.0),
-        num_top=max(layer.num_top for layer in seeds),
-        share_held=share_held,
+def _shares(layers: Layers, ranks: Sequence[int]) -> dict[str, Shares]:
+    """Return the share of each matrix's change that each rank could hold, by module; see `LayerChange.share_held`.
+
+    Matrices of which as many singular values are known, as those of one adapter, are worked out together.
+    """
+    alike: dict[int, list[LayerChange]] = {}
+    for layer in layers:
+        alike.setdefault(len(layer.singular_values), []).append(layer)
+    found: dict[str, Shares] = {}
+    for known, members in alike.items():
+        squares = np.square(np.array([layer.singular_values for layer in members]))
+        held = np.cumsum(squares, axis=1)[:, [min(rank, known) - 1 for rank in ranks]] if known else None
+        for place, layer in enumerate(members):
+            square = layer.change_norm**2
+            if square == 0 or held is None:
+                found[layer.module] = layer.shares_held(ranks)
+                continue
+            own = np.minimum(held[place] / square, 1.0).tolist()
+            is_cut = known < layer.num_singular_values
+            found[layer.module] = [
+                None if is_cut and rank > known else share for rank, share in zip(ranks, own, strict=True)
+            ]
+    return found
+
+
+def _each_layer(
+    runs: Sequence[Layers], shares: Sequence[Mapping[str, Shares]], ranks: Sequence[int], *, is_drawn: bool
+) -> Iterator[LayerEstimates]:
+    """Yield what is known of each matrix.
+
+    Args:
+        runs: its matrices of each run, all in one order.
+        shares: of each run, by module.
+        ranks: that they are of.
+        is_drawn: whether seeds were drawn at all.
+    """
+    table = [
+        [
+            (_relative([layer]), layer.effective_rank, layer.rank_90, layer.num_intruders, *held[layer.module])
+            for layer in layers
+        ]
+        for layers, held in zip(runs, shares, strict=True)
+    ]
+    values = np.array(table, dtype=np.float64)  # none is NaN
+    highest = np.array([math.inf] * _NUM_OTHERS + [1.0] * len(ranks))
+    found = each_over_runs(
+        values.reshape(len(runs), -1), np.broadcast_to(highest, values.shape[1:]).ravel(), is_drawn=is_drawn
     )
+    width = _NUM_OTHERS + len(ranks)
+    for place, seeds in enumerate(zip(*runs, strict=True)):
+        relative_norm, effective_rank, rank_90, num_intruders, *held = found[place * width : (place + 1) * width]
+        assert num_intruders is not None  # every run has a number
+        yield LayerEstimates(
+            module=seeds[0].module,
+            shape=seeds[0].shape,
+            relative_norm=relative_norm,
+            effective_rank=effective_rank,
+            rank_90=rank_90,
+            num_intruders=num_intruders,
+            num_top=max(layer.num_top for layer in seeds),
+            share_held={rank: share for rank, share in zip(ranks, held, strict=True) if share is not None},
+        )
 
 
 def _over(values: Iterable[float | None], *, is_drawn: bool, highest: float = math.inf) -> Estimate | None:
@@ -142,4 +195,7 @@ def _spectrum(layers: Iterable[LayerChange]) -> tuple[float, ...]:
     """Return the mean of the singular values over the largest, as far as every changed layer's were worked out."""
     spectra = [layer.singular_values for layer in layers if layer.change_norm > 0 and layer.singular_values]
     length = min(map(len, spectra), default=0)
-    return tuple(fmean(values[place] / values[0] for values in spectra) for place in range(length))
+    if not length:
+        return ()
+    values = np.array([own[:length] for own in spectra])
+    return tuple((values / values[:, :1]).mean(axis=0).tolist())

@@ -18,7 +18,7 @@ from tuneoff.analysis.comparison import Comparison, Outcome
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.measures import Measure
 from tuneoff.analysis.stats.corrections import step_down
-from tuneoff.analysis.stats.power import LEVEL, MAX_MORE_SEEDS, each_seeds_to_decide, seeds_can_decide
+from tuneoff.analysis.stats.power import LEVEL, MAX_MORE_SEEDS, each_seeds_can_decide, each_seeds_to_decide
 from tuneoff.analysis.stats.tables import Difference, Seeds, differences_of
 from tuneoff.analysis.stats.twoway import Spread
 from tuneoff.analysis.values import ArmSummary
@@ -76,9 +76,10 @@ def compare_all(
     corrected = _corrected(pairs)
     outcomes = [_outcome(pair, *p, primary) for pair, p in zip(pairs, corrected, strict=True)]
     level = LEVEL / max(outcomes.count("undecided"), 1)
-    more = _more_seeds([pair.found for pair in pairs], outcomes, margin, level)
+    more = _more_seeds(differences, outcomes, margin, level)
+    reasons = _why_not(differences, [place for place, number in more.items() if not number], margin, level)
     return tuple(
-        _comparison(pair, p, outcome, more.get(place), margin, level)
+        _comparison(pair, p, outcome, more.get(place), reasons.get(place))
         for place, (pair, p, outcome) in enumerate(zip(pairs, corrected, outcomes, strict=True))
     )
 
@@ -110,31 +111,27 @@ P = tuple[float | None, float | None]
 
 def _tests(found: Sequence[Difference], margin: float) -> list[P]:
     """Return of each difference the p-values that there is none, and that it is not within the margin."""
-    at = np.array([0.0, -margin, margin])
-    below: dict[int, Sequence[float]] = {}
+    tested: dict[int, P] = {}
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place, one in enumerate(found):
         if isinstance(one.spread, Spread):
             alike[one.spread.num_seeds, one.spread.num_items].append(place)
         elif one.spread is not None:
-            below[place] = [one.spread.p_below(float(value)) for value in at]
+            at_zero, at_low, at_high = (one.spread.p_below(value) for value in (0.0, -margin, margin))
+            tested[place] = min(1.0, 2 * min(at_zero, 1 - at_zero)), max(at_low, 1 - at_high)
     for (num_seeds, num_items), places in alike.items():  # together, because inverting one takes as long as many
         spreads = [spread for place in places if isinstance(spread := found[place].spread, Spread)]
-        stacked = Spread(
-            np.array([[float(spread.mean)] for spread in spreads]),
-            np.array([[float(spread.by_seeds)] for spread in spreads]),
-            np.array([[float(spread.by_items)] for spread in spreads]),
-            num_seeds,
-            num_items,
-            np.array([[float(spread.item_freedom)] for spread in spreads]),
-        )
-        below |= dict(zip(places, stacked.p_below(at).tolist(), strict=True))
-    return [_two(below[place]) if place in below else (None, None) for place in range(len(found))]
-
-
-def _two(below: Sequence[float]) -> P:
-    at_zero, at_low, at_high = below
-    return min(1.0, 2 * min(at_zero, 1 - at_zero)), max(at_low, 1 - at_high)
+        fields = [(one.mean, one.by_seeds, one.by_items, one.item_freedom) for one in spreads]
+        mean, by_seeds, by_items, item_freedom = np.array(fields, dtype=np.float64).T
+        stacked = Spread(mean, by_seeds, by_items, num_seeds, num_items, item_freedom)
+        at_zero = stacked.p_below(0.0)
+        # Of the two one-sided tests the one against the nearer end of the margin decides.
+        is_above = mean >= 0
+        at_end = stacked.p_below(np.where(is_above, margin, -margin))
+        differ = np.minimum(1.0, 2 * np.minimum(at_zero, 1 - at_zero))
+        apart = np.where(is_above, 1 - at_end, at_end)
+        tested |= zip(places, zip(differ.tolist(), apart.tolist(), strict=True), strict=True)
+    return [tested.get(place, (None, None)) for place in range(len(found))]
 
 
 def _corrected(pairs: Sequence[_Pair]) -> list[P]:
@@ -159,12 +156,11 @@ def _outcome(pair: _Pair, p_difference: float | None, p_equivalence: float | Non
     return "undecided"
 
 
-def _comparison(pair: _Pair, p: P, outcome: Outcome, more: int | None, margin: float, level: float) -> Comparison:
-    is_open = outcome == "undecided"
+def _comparison(pair: _Pair, p: P, outcome: Outcome, more: int | None, reason: str | None) -> Comparison:
     notes = [*_notes(pair, p[0], outcome)]
-    if is_open and not more and pair.found.num_seeds > 1:
-        notes.append(_why_not(pair.found, margin, level))
-    elif is_open and pair.found.num_seeds == 0 and pair.found.spread is not None:
+    if reason is not None:
+        notes.append(reason)
+    elif outcome == "undecided" and pair.found.num_seeds == 0 and pair.found.spread is not None:
         notes.append("no seed can move it: more test items are needed")
     return Comparison(
         one=pair.one.name,
@@ -219,9 +215,15 @@ def _more_seeds(
     return dict(zip(spreads, more, strict=True))
 
 
-def _why_not(found: Difference, margin: float, level: float) -> str:
-    spread = found.spread
-    assert isinstance(spread, Spread)  # there are two seeds
-    freedom = float(spread.item_freedom)
-    can = seeds_can_decide(float(spread.mean), float(spread.by_items), item_freedom=freedom, margin=margin, level=level)
-    return f"not even {MAX_MORE_SEEDS} more seeds would decide it" if can else MORE_ITEMS
+def _why_not(found: Sequence[Difference], places: Sequence[int], margin: float, level: float) -> dict[int, str]:
+    """Return why no number of seeds that can be asked for decides some of the differences, by their places."""
+    spreads = [spread for place in places if isinstance(spread := found[place].spread, Spread)]
+    can = each_seeds_can_decide(
+        [float(spread.mean) for spread in spreads],
+        [float(spread.by_items) for spread in spreads],
+        item_freedom=[float(spread.item_freedom) for spread in spreads],
+        margin=margin,
+        level=level,
+    )
+    far = f"not even {MAX_MORE_SEEDS} more seeds would decide it"
+    return {place: far if known else MORE_ITEMS for place, known in zip(places, can, strict=True)}

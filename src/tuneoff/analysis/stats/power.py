@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import chdtr, chdtri, nctdtr, ndtr, stdtrit
+from scipy.special import chdtr, gammaln, nctdtr, ndtr, stdtrit
 
 from tuneoff.analysis.stats.twoway import freedom
 
@@ -24,10 +24,9 @@ LEVEL = 0.05
 WANTED_POWER = 0.8
 """Convention (Cohen, 1988, "Statistical Power Analysis for the Behavioral Sciences", section 2.4)."""
 MAX_MORE_SEEDS = 100
-_NUM_NODES = 120
-_NUM_FEW_NODES = 32
-_DOUBT = 0.05
-"""Above twice the error of a power by few nodes: only nearer to the wanted power are all nodes taken."""
+_NUM_NODES = 32
+_REACH = 8.0
+"""Standard deviations beyond which a normal number does not lie: one in 1e15."""
 
 
 def equivalence_power(
@@ -48,25 +47,27 @@ def equivalence_power(
 
 
 def _equivalence_powers(
-    margin: float,
-    standard_errors: Values,
-    degrees: Values,
-    differences: Values,
-    *,
-    level: float,
-    num_nodes: int = _NUM_NODES,
+    margin: float, standard_errors: Values, degrees: Values, differences: Values, *, level: float
 ) -> Values:
-    """Return `equivalence_power` of many, (n,); no standard error is 0."""
+    """Return `equivalence_power` of many, (n,); no standard error is 0.
+
+    With y = s / sigma the tests find an equivalence where |d| <= margin - t y sigma. Below some y that is as good as
+    certain, above another it is not to be had, or so large a y is not; the integral over y's density is taken between.
+    """
     t = -stdtrit(degrees, level)
-    share = _share(margin, standard_errors, degrees, t)
-    nodes, weights = _nodes(num_nodes)
-    # The estimated standard error, at probabilities that are spread evenly where an equivalence can be found at all.
-    quantiles = chdtri(degrees[:, None], 1 - share[:, None] * nodes)
-    estimated = standard_errors[:, None] * np.sqrt(quantiles / degrees[:, None])
-    room = np.maximum(margin - t[:, None] * estimated, 0) / standard_errors[:, None]
-    shift = (differences / standard_errors)[:, None]
-    inside = ndtr(room - shift) - ndtr(-room - shift)
-    return np.array([own * (weights @ row) for own, row in zip(share, inside, strict=True)])
+    room, shift = margin / standard_errors, np.abs(differences) / standard_errors
+    low = np.maximum((room - shift - _REACH) / t, 0)
+    high = np.minimum(room, room - shift + _REACH) / t
+    certain = chdtr(degrees, degrees * low**2)
+    spread = np.sqrt(0.5 / degrees)  # of y, or a little more
+    low = np.maximum(low, 1 - _REACH * spread)
+    wide = np.maximum(np.minimum(high, 1 + _REACH * spread) - low, 0)[:, None]
+    nodes, weights = _nodes()
+    y, f = np.maximum(low[:, None] + wide * nodes, np.finfo(np.float64).tiny), degrees[:, None]
+    log_density = (f - 1) * np.log(y) - f / 2 * (y**2 - np.log(f / 2)) + np.log(2) - gammaln(f / 2)
+    left = room[:, None] - t[:, None] * y
+    found = ndtr(left - shift[:, None]) - ndtr(-left - shift[:, None])
+    return np.asarray(certain + (wide * np.exp(log_density) * found * weights).sum(axis=1))
 
 
 def _share(margin: float, standard_errors: Values, degrees: Values, t: Values) -> Values:
@@ -181,20 +182,20 @@ def each_seeds_to_decide(
     return [int(more) if known else None for more, known in zip(high, can, strict=True)]
 
 
-def seeds_can_decide(
-    difference: float, by_items: float, *, item_freedom: float, margin: float, level: float = LEVEL
-) -> bool:
-    """Whether any number of seeds could decide: with no noise of seeds left, a claim has a power of 80 %.
+def each_seeds_can_decide(
+    differences: ArrayLike, by_items: ArrayLike, *, item_freedom: ArrayLike, margin: float, level: float = LEVEL
+) -> list[bool]:
+    """Return whether any number of seeds could decide: with no noise of seeds left, a claim has a power of 80 %.
 
     Args:
-        difference: the estimated one.
-        by_items: w, the variance of the mean over items.
-        item_freedom: degrees of freedom of w.
+        differences: (n,), the estimated ones.
+        by_items: (n,), w, the variance of the mean over items.
+        item_freedom: (n,), degrees of freedom of w.
         margin: how close counts as equal.
         level: of the tests.
     """
-    given = map(_one, (difference, math.sqrt(by_items), item_freedom))
-    return bool(_are_decided(*given, margin=margin, level=level)[0])
+    delta, w, degrees = (np.asarray(values, dtype=np.float64) for values in (differences, by_items, item_freedom))
+    return _are_decided(delta, np.sqrt(w), degrees, margin=margin, level=level).tolist()
 
 
 def _one(value: float) -> Values:
@@ -215,16 +216,13 @@ def _are_decided(
     left = np.flatnonzero(~found & ~is_sure & (np.abs(differences) < margin))
     room = _share(margin, errors[left], degrees[left], -stdtrit(degrees[left], level))
     left = left[room >= WANTED_POWER]
-    for num_nodes, doubt in ((_NUM_FEW_NODES, _DOUBT), (_NUM_NODES, 0.0)):
-        given = (errors[left], degrees[left], differences[left])
-        powers = _equivalence_powers(margin, *given, level=level, num_nodes=num_nodes)
-        found[left] = powers >= WANTED_POWER
-        left = left[np.abs(powers - WANTED_POWER) < doubt]
+    powers = _equivalence_powers(margin, errors[left], degrees[left], differences[left], level=level)
+    found[left] = powers >= WANTED_POWER
     return np.asarray(found)
 
 
 @cache
-def _nodes(num_nodes: int) -> tuple[Values, Values]:
+def _nodes() -> tuple[Values, Values]:
     """Return Gauss and Legendre's nodes and weights on (0, 1)."""
-    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    nodes, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
     return (nodes + 1) / 2, weights / 2

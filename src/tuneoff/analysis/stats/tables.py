@@ -12,16 +12,13 @@ from numpy.typing import NDArray
 from tuneoff.analysis.estimates import CONFIDENCE, Estimate, over_seeds
 from tuneoff.analysis.items import ItemScores
 from tuneoff.analysis.stats.bootstrap import MAX_ITEMS, ItemSpread, over_items, resamples
-from tuneoff.analysis.stats.twoway import Spread, over_seeds_alone, spread_of, squares_of, two_way
+from tuneoff.analysis.stats.pairs import spreads_of_pairs
+from tuneoff.analysis.stats.twoway import Spread, over_seeds_alone, two_way
 
 Values = NDArray[np.float64]
 
 _RESAMPLING_SEED = 0
 """Of the generator that every bootstrap starts from, so that a report comes out the same each time it is made."""
-
-
-_NUM_AT_A_TIME = 4
-"""Pairs of arms: so few that their tables stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +103,9 @@ def difference_of(one: Seeds, other: Seeds, metric: str) -> Difference:
 
 
 def differences_of(arms: Sequence[Seeds], metric: str) -> list[Difference]:
-    """Return `difference_of` of every two arms, in the order of `itertools.combinations`, with the same bits.
+    """Return `difference_of` of every two arms, in the order of `itertools.combinations`, but for rounding.
 
-    Arms that were tested on the same seeds and items, as those of one study mostly are, are taken one against many:
-    what is the same for every pair is then worked out once.
+    Arms that were tested on the same seeds and items, as those of one study mostly are, are taken all at once.
     """
     wholes = [_whole(arm, metric) for arm in arms]
     alike: dict[Hashable, list[int]] = defaultdict(list)
@@ -119,10 +115,7 @@ def differences_of(arms: Sequence[Seeds], metric: str) -> list[Difference]:
     found: dict[tuple[int, int], Difference] = {}
     for places in alike.values():
         tables = np.array([whole.table for place in places if (whole := wholes[place]) is not None])
-        for at, place in enumerate(places):
-            others = places[at + 1 :]
-            pairs = _against(tables[at], tables[at + 1 :])
-            found |= {(place, other): one for other, one in zip(others, pairs, strict=True)}
+        found |= zip(combinations(places, 2), _of_every_two(tables), strict=True)
     return [
         known if (known := found.get(pair)) is not None else difference_of(arms[pair[0]], arms[pair[1]], metric)
         for pair in combinations(range(len(arms)), 2)
@@ -135,7 +128,7 @@ class _Whole:
 
     key: Hashable
     table: Values
-    """(items, seeds): in this order, because `_table` leaves it so in memory, and sums have other bits in another."""
+    """(seeds, items)."""
 
 
 def _whole(arm: Seeds, metric: str) -> _Whole | None:
@@ -147,29 +140,28 @@ def _whole(arm: Seeds, metric: str) -> _Whole | None:
     names = {scores.names for scores in found if scores is not None}
     if len(rows) < len(seeds) or len(names) > 1 or len(rows[0]) < 2:
         return None
-    table = np.array(rows).T
+    table = np.array(rows)
     return _Whole((tuple(seeds), names.pop()), table) if np.isfinite(table).all() else None
 
 
-def _against(one: Values, others: Values) -> Iterator[Difference]:
-    """Yield one arm's difference to each of others.
-
-    Args:
-        one: (items, seeds).
-        others: (arms, items, seeds).
-    """
-    if not len(others):
+def _of_every_two(tables: Values) -> Iterator[Difference]:
+    """Yield the difference of every two tables, (arms, seeds, items), in the order of `itertools.combinations`."""
+    if len(tables) < 2:
         return
-    num_items, num_seeds = one.shape
-    starts = range(0, len(others), _NUM_AT_A_TIME)
-    halves = ((one - others[start : start + _NUM_AT_A_TIME]).transpose(0, 2, 1) for start in starts)
-    parts = zip(*((*squares_of(chunk), chunk.any(axis=(1, 2))) for chunk in halves), strict=True)
-    *squares, is_other = (np.concatenate(part) for part in parts)
-    # From here on one by one: NumPy squares a number by pow and an array by a product, whose last bits may differ.
-    for mean, ms_seed, ms_error, items, differs in zip(*squares, is_other, strict=True):
-        spread = spread_of((mean, ms_seed, ms_error, items), num_seeds, num_items)
-        estimate = _estimate(float(mean), spread, (num_seeds, num_items), is_drawn=True)
-        yield Difference(estimate, spread, num_seeds, num_items, is_identical=not differs)
+    num_seeds, num_items = tables.shape[1:]
+    pairs = spreads_of_pairs(tables)
+    spread, how = pairs.spread, _how(num_seeds, num_items, is_drawn=True)
+    fields = (spread.mean, *spread.interval(CONFIDENCE), spread.by_seeds, spread.by_items, spread.item_freedom)
+    for (mean, low, high, by_seeds, by_items, freedom), is_identical in zip(
+        np.stack(fields, axis=1), pairs.is_identical.tolist(), strict=True
+    ):
+        yield Difference(
+            Estimate(value=float(mean), low=float(low), high=float(high), n=num_seeds, how=how),
+            Spread(mean, by_seeds, by_items, num_seeds, num_items, freedom),
+            num_seeds,
+            num_items,
+            is_identical=is_identical,
+        )
 
 
 def _shared(one: Seeds, other: Seeds) -> list[int]:
@@ -215,10 +207,13 @@ def _resamples(num_items: int) -> Values:
 def _estimate(value: float, spread: Spread | ItemSpread, shape: tuple[int, ...], *, is_drawn: bool) -> Estimate:
     low, high = spread.interval(CONFIDENCE)
     num_seeds, num_items = shape
-    if not is_drawn:
-        how = f"{num_items} items; nothing is trained, so no seed can move it"
-    elif num_seeds == 1:
-        how = f"1 seed x {num_items} items, items alone: how far another seed would move it is not known"
-    else:
-        how = f"{num_seeds} seeds x {num_items} items, two-way"
+    how = _how(num_seeds, num_items, is_drawn=is_drawn)
     return Estimate(value=value, low=float(low), high=float(high), n=num_seeds, how=how)
+
+
+def _how(num_seeds: int, num_items: int, *, is_drawn: bool) -> str:
+    if not is_drawn:
+        return f"{num_items} items; nothing is trained, so no seed can move it"
+    if num_seeds == 1:
+        return f"1 seed x {num_items} items, items alone: how far another seed would move it is not known"
+    return f"{num_seeds} seeds x {num_items} items, two-way"

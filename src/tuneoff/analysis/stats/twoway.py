@@ -52,7 +52,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import gammaln, stdtr, stdtrit
 
 Values = NDArray[np.float64]
 
@@ -61,12 +61,10 @@ ADDED_SHARE = 0.4
 ADDED_TAIL = 0.025
 """Tail on each side below which k grows towards 1."""
 _SMALLEST_P = 1e-15
-_NUM_HALVINGS = 48
-_NUM_SECANTS = 12
+_NUM_STEPS = 50
+"""Of Newton's method, which takes three to five."""
 _CONVERGED = 1e-8
 """A step in log t after which the error is about its square."""
-_BRACKET = 1e-10
-"""Of a root in log tail: far above the rounding of a quantile, and far below a halving's first steps."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +129,14 @@ class Spread:
         return np.asarray(share * added + (1 - share) * pooled)
 
     def _tail(self, squared: Values) -> Values:
-        """Return the tail at which the squared half-width is `squared`: halving, because it falls as the tail grows."""
+        """Return the tail at which the squared half-width is `squared`, which falls as the tail grows."""
         shape = np.broadcast_shapes(squared.shape, self.variance.shape)
         wanted = np.broadcast_to(squared, shape).ravel()
         found = np.where(wanted == 0, 0.5, 0.0)
         is_open = (wanted != 0) & ~(wanted > np.broadcast_to(self._squared(_SMALLEST_P), shape).ravel())
         places = np.flatnonzero(is_open)
-        own = self._taken(shape, places)
-        with np.errstate(all="ignore"):  # where the secants lead nowhere, every halving looks
-            root = _root(own, wanted[places])
-        found[places] = np.exp(_halved(own, wanted[places], root))
+        if places.size:
+            found[places] = _tail_of(self._taken(shape, places), wanted[places])
         return found.reshape(shape)
 
     def _taken(self, shape: tuple[int, ...], places: NDArray[np.intp]) -> "Spread":
@@ -150,61 +146,59 @@ class Spread:
         return Spread(mean, by_seeds, by_items, self.num_seeds, self.num_items, item_freedom)
 
 
-def _halved(spread: Spread, squared: Values, root: Values) -> Values:
-    """Return the upper end of where 48 halvings of log tail end, that look for a squared half-width.
+def _tail_of(spread: Spread, squared: Values) -> Values:
+    """Return the tails at which squared half-widths are `squared`, none of which is 0 or beyond the smallest tail.
 
-    Most of them need not look: a root that is bracketed says which way they go. What is returned has the bits of
-    looking every time.
+    Newton's method on the logarithm of the half-width as a function of log t, where t is the quantile of the tail at
+    Satterthwaite's degrees of freedom. That is nearly a line of slope 1, and convex: the seeds' and the items' own
+    quantiles grow at least as fast as t, and the first formula's share grows with it. The start is where the second
+    formula alone, which is never the wider, would be as wide: at or beyond the root, from where every step leads
+    towards it and none past it.
 
     Args:
         spread: of one dimension, as `squared` is.
         squared: what is looked for.
-        root: about where it is, in log tail; where it is not, every halving looks.
     """
-    low, high = np.full(squared.size, np.log(_SMALLEST_P)), np.full(squared.size, np.log(0.5))
-    every = np.arange(squared.size)
-    is_known = _is_wider(spread, squared, root - _BRACKET, every) & ~_is_wider(spread, squared, root + _BRACKET, every)
-    for _ in range(_NUM_HALVINGS):
-        middle = (low + high) / 2
-        is_wider = middle < root
-        unsure = np.flatnonzero(~is_known | (np.abs(middle - root) <= _BRACKET))
-        is_wider[unsure] = _is_wider(spread, squared, middle, unsure)
-        low, high = np.where(is_wider, middle, low), np.where(is_wider, high, middle)
-    return high
-
-
-def _is_wider(spread: Spread, squared: Values, log_tail: Values, places: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Whether the half-width at a tail is above what is looked for, at some places."""
-    return np.asarray(spread._taken(squared.shape, places)._squared(np.exp(log_tail[places])) > squared[places])
-
-
-def _root(spread: Spread, squared: Values) -> Values:
-    """Return about where in log tail the squared half-width is `squared`; anything where it was not found.
-
-    The secant method on log half-width as a function of log t, where t is the quantile of the tail at Satterthwaite's
-    degrees of freedom: in these it is nearly a line of slope 1.
-    """
-    wanted, degrees = np.log(squared) / 2, spread.freedom
+    degrees, seed_freedom, item_freedom = spread.freedom, float(spread.num_seeds - 1), spread.item_freedom
+    log_scales = [_log_scale(np.asarray(f)) for f in (degrees, seed_freedom, item_freedom)]
+    wanted = np.log(squared) / 2
+    log_t = np.minimum(wanted - np.log(spread.variance) / 2, np.log(-stdtrit(degrees, _SMALLEST_P)))
     places = np.arange(squared.size)
-
-    def off_at(log_t: Values) -> Values:
-        tail = np.clip(stdtr(degrees[places], -np.exp(log_t)), _SMALLEST_P, 0.5)
-        return np.asarray(np.log(spread._taken(squared.shape, places)._squared(tail)) / 2 - wanted[places])
-
-    before = wanted - np.log(spread.variance) / 2
-    found = before.copy()
-    off_before = off_at(before)
-    now = before - off_before
-    for _ in range(_NUM_SECANTS):
-        found[places] = now
-        is_left = np.abs(now - before) > _CONVERGED
-        places, before, off_before, now = places[is_left], before[is_left], off_before[is_left], now[is_left]
+    for _ in range(_NUM_STEPS):
+        f, g, own = degrees[places], item_freedom[places], log_scales[0][places]
+        v, w = spread.by_seeds[places], spread.by_items[places]
+        t = np.exp(log_t[places])
+        tail = stdtr(f, -t)
+        by_seeds, by_items = -stdtrit(seed_freedom, tail), -stdtrit(g, tail)
+        share = 1 - (1 - ADDED_SHARE) * np.sqrt(np.minimum(tail / ADDED_TAIL, 1))
+        seeds, items, pooled = by_seeds**2 * v, by_items**2 * w, t**2 * (v + w)
+        width = share * (seeds + items) + (1 - share) * pooled
+        with np.errstate(all="ignore"):  # at a tail of 1/2 a quantile is 0, and has no slope
+            fall = np.exp(own - _log_rise(f, t)) * t  # of the tail, as log t rises
+            seed_slope = fall / np.exp(log_scales[1] - _log_rise(seed_freedom, by_seeds)) / by_seeds
+            item_slope = fall / np.exp(log_scales[2][places] - _log_rise(g, by_items)) / by_items
+            share_slope = np.where(tail < ADDED_TAIL, (1 - share) * fall / (2 * tail), 0.0)
+            slope = share * (seeds * seed_slope + items * item_slope) + (1 - share) * pooled
+            slope = slope / width + share_slope * (seeds + items - pooled) / (2 * width)
+            step = (np.log(width) / 2 - wanted[places]) / slope
+        step = np.where(np.isfinite(step), step, 0.0)
+        log_t[places] -= step
+        places = places[np.abs(step) > _CONVERGED]
         if not places.size:
             break
-        off = off_at(now)
-        step = np.clip(off * (now - before) / (off - off_before), -1, 1)
-        before, off_before, now = now, off, now - np.where(np.isfinite(step), step, 0)
-    return np.asarray(np.log(stdtr(degrees, -np.exp(found))))
+    return np.asarray(stdtr(degrees, -np.exp(log_t)))
+
+
+def _log_scale(degrees: Values) -> Values:
+    """Return the logarithm of Student's density at 0."""
+    found = gammaln((degrees + 1) / 2) - gammaln(degrees / 2) - np.log(degrees * np.pi) / 2
+    return np.asarray(found)
+
+
+def _log_rise(degrees: ArrayLike, t: Values) -> Values:
+    """Return by how much the logarithm of Student's density is lower at t than at 0."""
+    f = np.asarray(degrees)
+    return np.asarray((f + 1) / 2 * np.log1p(t**2 / f))
 
 
 def freedom(by_seeds: ArrayLike, by_items: ArrayLike, num_seeds: ArrayLike, item_freedom: ArrayLike) -> Values:
@@ -230,20 +224,6 @@ def two_way(values: Values) -> Spread:
         values: (..., S, I), seeds by items, at least two of each; no NaN.
     """
     num_seeds, num_items = values.shape[-2:]
-    return spread_of(squares_of(values), num_seeds, num_items)
-
-
-Squares = tuple[Values, Values, Values, Values]
-"""Mean, the mean squares of the seeds and of the errors, and the items' means about it, (..., I)."""
-
-
-def squares_of(values: Values) -> Squares:
-    """Return the sums of a two-way table that take reading all of it.
-
-    Args:
-        values: as in `two_way`.
-    """
-    num_seeds, num_items = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
     seeds = values.mean(axis=-1) - mean[..., None]
     items = values.mean(axis=-2) - mean[..., None]
@@ -251,17 +231,11 @@ def squares_of(values: Values) -> Squares:
     errors -= seeds[..., :, None]
     errors -= items[..., None, :]
     ms_seed = num_items * (seeds**2).sum(axis=-1) / (num_seeds - 1)
-    ms_error = np.square(errors, out=errors).sum(axis=(-2, -1)) / ((num_seeds - 1) * (num_items - 1))
-    return mean, ms_seed, ms_error, items
-
-
-def spread_of(squares: Squares, num_seeds: int, num_items: int) -> Spread:
-    """Return what `squares_of` one table, or of many, comes to."""
-    mean, ms_seed, ms_error, items = squares
     ms_item = num_seeds * (items**2).sum(axis=-1) / (num_items - 1)
+    ms_error = np.square(errors, out=errors).sum(axis=(-2, -1)) / ((num_seeds - 1) * (num_items - 1))
     size = num_seeds * num_items
     by_items = np.maximum(ms_item - ms_error, 0) / size
-    return Spread(mean, ms_seed / size, by_items, num_seeds, num_items, _tailed_freedom(items))
+    return Spread(mean, ms_seed / size, by_items, num_seeds, num_items, tailed_freedom(items))
 
 
 def over_seeds_alone(values: Values) -> Spread:
@@ -275,7 +249,7 @@ def over_seeds_alone(values: Values) -> Spread:
     return Spread(mean, values.var(axis=-1, ddof=1) / num_seeds, np.zeros_like(mean), num_seeds, 1, np.ones_like(mean))
 
 
-def _tailed_freedom(centred: Values) -> Values:
+def tailed_freedom(centred: Values) -> Values:
     """Return the degrees of freedom of a variance over items whose tails are heavier than the normal's.
 
     The variance of a sample variance is (kurtosis - 1) sigma^4 / I, of the normal 2 sigma^4 / (I - 1).
@@ -286,7 +260,8 @@ def _tailed_freedom(centred: Values) -> Values:
     num_items = centred.shape[-1]
     largest = np.abs(centred).max(axis=-1, keepdims=True)
     shares = np.divide(centred, largest, out=np.zeros_like(centred), where=largest > 0)  # fourth powers may not fit
-    squares = (shares**2).mean(axis=-1)
-    fourth = (shares**4).mean(axis=-1)
+    np.square(shares, out=shares)
+    squares = shares.mean(axis=-1)
+    fourth = np.square(shares, out=shares).mean(axis=-1)
     kurtosis = np.divide(fourth, squares**2, out=np.full_like(squares, 3.0), where=squares > 0)
     return np.asarray((num_items - 1) * np.minimum(2 / np.maximum(kurtosis - 1, 2), 1))
