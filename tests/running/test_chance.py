@@ -32,7 +32,7 @@ def classified(world: Path, out: Path, arms: dict[str, Any], seeds: list[int], *
         "max_length": 24,
         "splits": {"validation": 0.1, "test": 0.4},
     }
-    budget = {"steps": 50, "batch_size": 16}
+    budget = {"steps": 50 if is_shuffled else 80, "batch_size": 16}
     study = study_of(world, name, arms, task=task, budget=budget, seeds=seeds, evaluate={"every": 25})
     result = api.run(study, out, num_jobs=NUM_JOBS)
     assert not result.failed
