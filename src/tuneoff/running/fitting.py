@@ -21,6 +21,7 @@ from tuneoff.study.value import plain
 
 if TYPE_CHECKING:
     from tuneoff.planning.fit import Change, Kind
+    from tuneoff.planning.room import Room
 
 FIT_FILE = "fit.json"
 OFF = "off"
@@ -29,6 +30,11 @@ SWITCH = "TUNEOFF_PLAN"
 """Environment variable; `off` writes no plan at the start of a run."""
 _logger = logging.getLogger(__name__)
 
+OWN_SPACE_BYTES = 90_000_000
+"""Of address space that a run's process maps before it loads anything, beside what it is forked with: the stack and the
+heap of its second thread, the tokenizer, modules (216 MB were left to a process and 127 MB to the run, by
+`python -m benchmarks.limits ulimit`).
+"""
 RUN_BUDGET_S = 2.0
 """Seconds that measuring this machine may take before a study starts, beside two where nothing was measured before."""
 
@@ -74,12 +80,28 @@ def _goes_on(changes: "Mapping[str, Change]") -> str:
 def _changes(given: "tuple[Study, tuple[Kind, ...]]") -> "dict[str, Change]":
     """Look for what makes a study's arms fit, of the changes that are allowed."""
     from tuneoff.planning.costs import Basis, changes_of, foretell
-    from tuneoff.planning.room import machine_room
     from tuneoff.training.runtime import device_bytes
 
     study, allowed = given
-    basis = Basis(machine_room(), None, "cuda" if device_bytes() else "cpu")
+    basis = Basis(_room(), None, "cuda" if device_bytes() else "cpu")
     return changes_of(foretell(study, basis, kinds=allowed))
+
+
+def _room() -> "Room":
+    """Return the room of a run that is forked, as this process is, from one that holds the libraries.
+
+    So on a CPU they are taken off already, and what counts is what a run's process adds of its own.
+    """
+    from tuneoff.planning.resident import FIRST_USE_BYTES
+    from tuneoff.planning.room import machine_room
+    from tuneoff.training.memory_limits import available_bytes
+    from tuneoff.training.runtime import device_bytes
+
+    found = machine_room()
+    if device_bytes():
+        return found
+    own = OWN_SPACE_BYTES if available_bytes().source == "ulimit -v" else FIRST_USE_BYTES
+    return found.model_copy(update={"process_bytes": own})
 
 
 def as_last_run(study: Study, folder: Path) -> Study:

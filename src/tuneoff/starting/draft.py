@@ -47,7 +47,8 @@ class Draft:
         ranks: of LoRA.
         linear_layers: ends of the names of the layers that `all-linear` stands for.
         quantize: how LoRA's frozen base is held.
-        fits: whether full fine-tuning and LoRA fit, and with which change; of what is not there nothing is known.
+        fits: whether full fine-tuning and LoRA fit, and with which change; of what is not there nothing is known, or it
+            needs less than one that fits.
         problems: why arms cannot be trained, by name.
     """
 

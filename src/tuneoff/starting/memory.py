@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LEAD = ("full", "lora")
-"""Families that a study is written around. The base alone takes less than either of them."""
+"""Families that a study is written around, those that take most first. The base alone takes less than either."""
 
 
 class _Longest(Forecast):
@@ -29,8 +29,9 @@ def find_fits(
 ) -> dict[str, Fit]:
     """Return whether the leading families' largest arms fit, and the nearest change with which they do.
 
-    An arm whose weights, gradients and optimizer state alone are too many is not traced. One whose step cannot be
-    traced (the code of any architecture runs in a trace) is left out.
+    Each trace takes seconds. So an arm whose weights, gradients and optimizer state alone are too many is not traced;
+    nor is LoRA where all weights can be trained: of a frozen base it holds no gradients and moments, and no more
+    activations. An arm whose step cannot be traced (the code of any architecture runs in a trace) is left out.
 
     Args:
         study: the study, with all its arms.
@@ -41,8 +42,11 @@ def find_fits(
         quantise: whether LoRA's base may be held in four bits.
     """
     forecast = _Longest(study, base, Basis(room, None, "cuda" if is_gpu else "cpu"))
-    found = {}
-    for family, (arm, own) in _largest(study, planned).items():
+    found: dict[str, Fit] = {}
+    largest = _largest(study, planned)
+    for family, (arm, own) in ((family, largest[family]) for family in LEAD if family in largest):
+        if any(one.fits for one in found.values()):
+            break
         kinds: tuple[Kind, ...] = (*SAME_NUMBERS, "qlora") if quantise and family == "lora" else SAME_NUMBERS
         if own.least_bytes > room.tensor_bytes and "qlora" not in kinds:
             found[family] = Fit(needed_bytes=own.least_bytes, room_bytes=room.tensor_bytes)
