@@ -5,18 +5,19 @@ traced operations (`planning.calibration`), of a batch that is like the mean, ti
 are loading and saving, starting processes, reading and tokenising data, and what is worked out of trained weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneoff.errors import TuneoffError
+from tuneoff.evaluation.likelihood import EVALUATION_TOKENS
 from tuneoff.planning.calibration import DeviceSpeed, Speed, calibrate
 from tuneoff.planning.devices import Device
-from tuneoff.planning.fit import ALL_KINDS, Change, Fit, Kind, Need, find_fit, fitted
+from tuneoff.planning.fit import ALL_KINDS, Change, Fit, Halved, Kind, Need, find_fit, fitted
 from tuneoff.planning.plan import FP32_BYTES, NUM_MOMENTS, ArmPlan, Plan, plan, study_shape
 from tuneoff.planning.room import Room, device_room, machine_room, memory_room
 from tuneoff.planning.sizes import Sizes, Step, study_sizes
-from tuneoff.planning.trace import Lengths, PhaseTrace, trace_arm
+from tuneoff.planning.trace import PHASES, Lengths, Phase, PhaseTrace, trace_arm
 from tuneoff.study.identity import canonical_json, task_key
 from tuneoff.study.predicted import Predicted, PredictedPhase, Seconds
 from tuneoff.study.spec import Arm, Study
@@ -105,30 +106,59 @@ class Forecast:
         found, length = self.known_sizes[key], study.for_arm(arm).task.max_length
         return found if length >= given.task.max_length else _shortened(found, length)
 
-    def traces(self, study: Study, arm: Arm, step: Step, prompts: tuple[int, ...]) -> tuple[PhaseTrace, ...]:
-        """Return an arm's phases, for one step's lengths."""
-        own = study.for_arm(arm)
+    def traces(self, study: Study, arm: Arm, phases: Sequence[Phase] = PHASES, **less: int) -> tuple[PhaseTrace, ...]:
+        """Return an arm's phases, for the step that takes most.
+
+        Args:
+            study: the study, as it may have been changed.
+            arm: one of its arms.
+            phases: those that are asked for.
+            less: what a run has halved (`fit.Halved`), and to how much.
+        """
+        own, sizes = study.for_arm(arm), self.sizes(study, arm)
+        prompts = sizes.prompts[: less.get("generation_rows")]
+        lengths = Lengths(train=sizes.largest.lengths, targets=sizes.largest.targets, prompts=prompts, **less)
         parts = [plain(arm.method), own.precision, own.micro_batch, own.gradient_checkpointing, own.task.max_length]
-        key = canonical_json([*parts, own.budget.batch_size, plain(step), prompts])
+        key = canonical_json([*parts, own.budget.batch_size, plain(lengths), list(phases)])
         if key not in self._traces:
-            lengths = Lengths(train=step.lengths, targets=step.targets, prompts=prompts)
-            self._traces[key] = self._trace(study, arm, lengths)
+            self._traces[key] = self._trace(study, arm, lengths, phases)
         return self._traces[key]
 
-    def _trace(self, study: Study, arm: Arm, lengths: Lengths) -> tuple[PhaseTrace, ...]:
+    def _trace(self, study: Study, arm: Arm, lengths: Lengths, phases: Sequence[Phase]) -> tuple[PhaseTrace, ...]:
         if self.tracer is not None:
             return self.tracer(study, arm, lengths)
-        return trace_arm(study, arm, self.base, lengths, device=self.basis.device)
+        return trace_arm(study, arm, self.base, lengths, device=self.basis.device, phases=phases)
 
     def need(self, study: Study, arm: Arm) -> Need:
-        """Return the tensor bytes that an arm needs; more than there can be where the model cannot take it."""
-        sizes = self.sizes(study, arm)
+        """Return the tensor bytes that an arm needs; more than there can be where the model cannot take it.
+
+        What a run halves by itself, once it trains, is halved until it fits.
+        """
         try:
-            found = self.traces(study, arm, sizes.largest, sizes.prompts)
+            found = {one.phase: one for one in self.traces(study, arm)}
+            peaks = {phase: one.peak_bytes for phase, one in found.items()}
+            halved: dict[Halved, int] = {}
+            if peaks.get("train", 0) > self.basis.room.tensor_bytes:
+                peaks = {"train": peaks["train"]}
+            for phase in [phase for phase in peaks if phase != "train"]:
+                name, peaks[phase], size = self._halved(study, arm, phase, peaks[phase])
+                halved |= {} if size is None else {name: size}
         except TuneoffError:
             return Need(NEVER)
-        highest = max(found, key=lambda phase: phase.peak_bytes)
-        return Need(highest.peak_bytes, sum(highest.parts.get(part, 0) for part in FIXED_PARTS))
+        fixed_bytes = max(sum(one.parts.get(part, 0) for part in FIXED_PARTS) for one in found.values())
+        return Need(max(peaks.values()), fixed_bytes, halved)
+
+    def _halved(self, study: Study, arm: Arm, phase: Phase, peak_bytes: int) -> tuple[Halved, int, int | None]:
+        """Return what a run halves in a phase, its peak then, and how much is left at a time; none where it fits."""
+        own = study.for_arm(arm)
+        name: Halved = "evaluation_tokens" if phase == "evaluate" else "generation_rows"
+        usual, least = (EVALUATION_TOKENS, own.task.max_length) if phase == "evaluate" else (own.generate.batch_size, 1)
+        size = usual
+        while peak_bytes > self.basis.room.tensor_bytes and size > least:
+            size = max(least, size // 2)
+            traced = self.traces(study, arm, (phase,), **{name: size})
+            peak_bytes = next(one.peak_bytes for one in traced if one.phase == phase)
+        return name, peak_bytes, size if size < usual else None
 
     def fit(self, study: Study, arm: Arm, kinds: tuple[Kind, ...] = ALL_KINDS) -> Fit:
         """Return whether an arm fits, and the nearest change with which it does."""
@@ -180,7 +210,7 @@ class Forecast:
             planned: its counts.
         """
         own, sizes = study.for_arm(arm), self.sizes(study, arm)
-        largest = self.traces(study, arm, sizes.largest, sizes.prompts)
+        largest = self.traces(study, arm)
         phases = {
             one.phase: PredictedPhase(peak_bytes=one.peak_bytes, parts=one.parts, flop=one.flop) for one in largest
         }
