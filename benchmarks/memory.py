@@ -1,8 +1,8 @@
 """Prints predicted beside measured peak memory: of a training step, of scoring, of generation, over methods and shapes.
 
 Run from the repository's root: `.venv/bin/python -m benchmarks.memory [--small | --only WORDS ...] [--json FILE]`.
-Predicted is what `tuneoff.planning.trace` says without weights. Measured is a process of its own on random weights: the
-training loop's second step, scoring, or the writing of texts, one CPU thread.
+Predicted is what `tuneoff.planning.trace` says without weights. Measured is a process of its own on random weights,
+forked as a run's is: the training loop's second step, scoring, or the writing of texts, one CPU thread.
 
 Tensor bytes are measured by the allocator's own events (torch.profiler, profile_memory): what is alive before, by a
 walk over all tensors of the process, and the peak of the running sum of what was allocated and freed. The tracer has no
@@ -20,8 +20,6 @@ import gc
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,7 +35,6 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_ERROR, LARGEST_RESIDENT_ERROR = 0.10, 0.20
 NEEDED_SHARE = 22 / 24
-LIMIT_S = 3600
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,6 @@ def _folder() -> Iterator[Path]:
 
 def measure(case: PlanCase) -> dict[str, int]:
     """Measure one case, in this process."""
-    import tuneoff.running.trial  # noqa: F401  # all that a child of a study imports
     from tuneoff.training.memory_limits import resident_bytes
     from tuneoff.training.meter import give_back, resident_peak_bytes, start_resident_peak
 
@@ -206,13 +202,12 @@ def measure(case: PlanCase) -> dict[str, int]:
 
 
 def run_case(case: PlanCase) -> dict[str, int]:
-    """Measure a case in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KINETO_LOG_LEVEL": "5"}
-    command = [sys.executable, "-m", "benchmarks.memory", "--measure", json.dumps(asdict(case))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=LIMIT_S)
-    if done.returncode:
-        raise RuntimeError(f"{case.name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    found: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
+    """Measure a case in a process of its own, forked from the server that runs are forked from."""
+    from benchmarks.memory import measure as named  # of the module, as a child knows no `__main__`
+    from tuneoff.running.executors import in_child
+
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KINETO_LOG_LEVEL": "5"}
+    found: dict[str, int] = in_child(named, case)
     return found
 
 
@@ -245,7 +240,7 @@ def table_of(found: dict[str, Memory]) -> Table:
 
 def first_use() -> dict[str, float]:
     """Return what the first step of a tiny model leaves in this process beside the imports, in MB by precision."""
-    import tuneoff.running.trial  # noqa: F401
+    import tuneoff.running.preload  # noqa: F401
     from tuneoff.training.memory_limits import resident_bytes
 
     before, found = resident_bytes(os.getpid()) or 0, {}
@@ -264,14 +259,10 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, help="a file that results are written to; what it has is not measured again"
     )
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--first-use", action="store_true", help="what the smallest model's first step leaves, in MB")
     options = parser.parse_args()
     if options.first_use:
         print(first_use())
-        return 0
-    if options.measure:
-        print(json.dumps(measure(PlanCase(**json.loads(options.measure)))))
         return 0
     kept = json.loads(options.json.read_text("utf-8")) if options.json and options.json.exists() else {}
     found = {}

@@ -311,7 +311,7 @@ def test_bf16_halves_what_is_frozen_and_most_of_what_is_kept() -> None:
 
 
 def test_casts_of_trained_weights_go_with_their_layer_where_no_way_back_needs_them() -> None:
-    """Of a base that is trained whole, on a device with bf16 products: 2 bytes for each weight of a layer's matrices."""
+    """Of a base that is trained whole, on a device with bf16 products: 2 bytes for each weight of a layer."""
     layer = 2 * 12 * 64 * 64
 
     def grown(phase: str, **values: Any) -> float:
