@@ -204,6 +204,7 @@ def measure(case: PlanCase) -> dict[str, int]:
 def run_case(case: PlanCase) -> dict[str, int]:
     """Measure a case in a process of its own, forked from the server that runs are forked from."""
     from benchmarks.memory import measure as named  # of the module, as a child knows no `__main__`
+
     from tuneoff.running.executors import in_child
 
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KINETO_LOG_LEVEL": "5"}

@@ -24,8 +24,8 @@ from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value, plain
 
 Halved = Literal["evaluation_tokens", "generation_rows"]
-"""What a run halves by itself when memory runs out, beside the micro-batch: tokens of one forward that is scored, texts in
-the making. Nothing but rounding depends on them.
+"""What a run halves by itself when memory runs out, beside the micro-batch: tokens of one forward that is scored, and
+texts in the making. Nothing but rounding depends on them.
 """
 Kind = Literal["micro_batch", "gradient_checkpointing", "bf16", "qlora", "length"]
 SAME_NUMBERS: tuple[Kind, ...] = ("micro_batch", "gradient_checkpointing")
