@@ -5,7 +5,7 @@ traced operations (`planning.calibration`), of a batch that is like the mean, ti
 are loading and saving, starting processes, reading and tokenising data, and what is worked out of trained weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,25 +106,19 @@ class Forecast:
         found, length = self.known_sizes[key], study.for_arm(arm).task.max_length
         return found if length >= given.task.max_length else _shortened(found, length)
 
-    def traces(self, study: Study, arm: Arm, phases: Sequence[Phase] = PHASES, **less: int) -> tuple[PhaseTrace, ...]:
-        """Return an arm's phases, for the step that takes most.
-
-        Args:
-            study: the study, as it may have been changed.
-            arm: one of its arms.
-            phases: those that are asked for.
-            less: what a run has halved (`fit.Halved`), and to how much.
-        """
-        own, sizes = study.for_arm(arm), self.sizes(study, arm)
-        prompts = sizes.prompts[: less.get("generation_rows")]
-        lengths = Lengths(train=sizes.largest.lengths, targets=sizes.largest.targets, prompts=prompts, **less)
+    def traces(self, study: Study, arm: Arm, step: Step, prompts: tuple[int, ...]) -> tuple[PhaseTrace, ...]:
+        """Return an arm's phases, for one step's lengths."""
+        own = study.for_arm(arm)
         parts = [plain(arm.method), own.precision, own.micro_batch, own.gradient_checkpointing, own.task.max_length]
-        key = canonical_json([*parts, own.budget.batch_size, plain(lengths), list(phases)])
+        key = canonical_json([*parts, own.budget.batch_size, plain(step), prompts])
         if key not in self._traces:
-            self._traces[key] = self._trace(study, arm, lengths, phases)
+            lengths = Lengths(train=step.lengths, targets=step.targets, prompts=prompts)
+            self._traces[key] = self._trace(study, arm, lengths)
         return self._traces[key]
 
-    def _trace(self, study: Study, arm: Arm, lengths: Lengths, phases: Sequence[Phase]) -> tuple[PhaseTrace, ...]:
+    def _trace(
+        self, study: Study, arm: Arm, lengths: Lengths, phases: tuple[Phase, ...] = PHASES
+    ) -> tuple[PhaseTrace, ...]:
         if self.tracer is not None:
             return self.tracer(study, arm, lengths)
         return trace_arm(study, arm, self.base, lengths, device=self.basis.device, phases=phases)
@@ -134,9 +128,10 @@ class Forecast:
 
         What a run halves by itself, once it trains, is halved until it fits.
         """
+        sizes = self.sizes(study, arm)
         try:
-            found = {one.phase: one for one in self.traces(study, arm)}
-            peaks = {phase: one.peak_bytes for phase, one in found.items()}
+            found = self.traces(study, arm, sizes.largest, sizes.prompts)
+            peaks = {one.phase: one.peak_bytes for one in found}
             halved: dict[Halved, int] = {}
             if peaks.get("train", 0) > self.basis.room.tensor_bytes:
                 peaks = {"train": peaks["train"]}
@@ -145,19 +140,24 @@ class Forecast:
                 halved |= {} if size is None else {name: size}
         except TuneoffError:
             return Need(NEVER)
-        fixed_bytes = max(sum(one.parts.get(part, 0) for part in FIXED_PARTS) for one in found.values())
+        fixed_bytes = max(sum(one.parts.get(part, 0) for part in FIXED_PARTS) for one in found)
         return Need(max(peaks.values()), fixed_bytes, halved)
 
     def _halved(self, study: Study, arm: Arm, phase: Phase, peak_bytes: int) -> tuple[Halved, int, int | None]:
         """Return what a run halves in a phase, its peak then, and how much is left at a time; none where it fits."""
-        own = study.for_arm(arm)
+        own, sizes = study.for_arm(arm), self.sizes(study, arm)
         name: Halved = "evaluation_tokens" if phase == "evaluate" else "generation_rows"
         usual, least = (EVALUATION_TOKENS, own.task.max_length) if phase == "evaluate" else (own.generate.batch_size, 1)
         size = usual
         while peak_bytes > self.basis.room.tensor_bytes and size > least:
             size = max(least, size // 2)
-            traced = self.traces(study, arm, (phase,), **{name: size})
-            peak_bytes = next(one.peak_bytes for one in traced if one.phase == phase)
+            prompts = sizes.prompts[:size] if phase == "generate" else sizes.prompts
+            step = {"train": sizes.largest.lengths, "targets": sizes.largest.targets, "prompts": prompts}
+            lengths = Lengths.model_validate(step | {name: size})
+            key = canonical_json([plain(arm.method), own.precision, own.task.max_length, phase, plain(lengths)])
+            if key not in self._traces:
+                self._traces[key] = self._trace(study, arm, lengths, (phase,))
+            peak_bytes = next(one.peak_bytes for one in self._traces[key] if one.phase == phase)
         return name, peak_bytes, size if size < usual else None
 
     def fit(self, study: Study, arm: Arm, kinds: tuple[Kind, ...] = ALL_KINDS) -> Fit:
@@ -210,7 +210,7 @@ class Forecast:
             planned: its counts.
         """
         own, sizes = study.for_arm(arm), self.sizes(study, arm)
-        largest = self.traces(study, arm)
+        largest = self.traces(study, arm, sizes.largest, sizes.prompts)
         phases = {
             one.phase: PredictedPhase(peak_bytes=one.peak_bytes, parts=one.parts, flop=one.flop) for one in largest
         }
