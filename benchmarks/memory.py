@@ -23,6 +23,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -201,28 +202,28 @@ def measure(case: PlanCase) -> dict[str, int]:
         return {"interpreter": interpreter, "resident": resident, "tensors": tensor_peak(phase)}
 
 
-def run_case(case: PlanCase) -> dict[str, int]:
-    """Measure a case in a process of its own, forked from the server that runs are forked from."""
-    from benchmarks.memory import measure as named  # of the module, as a child knows no `__main__`
+def predicted(case: PlanCase) -> dict[str, Any]:
+    """Predict one case, in this process."""
+    with _folder() as folder:
+        trace = predict(case, folder)
+    return {"predicted_tensors": trace.peak_bytes, "parts": trace.parts}
+
+
+def run_case(case: PlanCase, kept: dict[str, Any] | None) -> Memory:
+    """Measure and predict a case, each in a process of its own that is forked as a run's is.
+
+    Args:
+        case: the case.
+        kept: what was measured before, which is not measured again.
+    """
+    from benchmarks import memory  # a child knows no `__main__`
 
     from tuneoff.running.executors import in_child
 
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KINETO_LOG_LEVEL": "5"}
-    found: dict[str, int] = in_child(named, case)
-    return found
-
-
-def compared(case: PlanCase, measured: dict[str, int]) -> Memory:
-    """Return what was measured beside what is predicted."""
-    with _folder() as folder:
-        trace = predict(case, folder)
-    return Memory(
-        tensors=measured["tensors"],
-        predicted_tensors=trace.peak_bytes,
-        resident=measured["resident"],
-        interpreter=measured["interpreter"],
-        parts=trace.parts,
-    )
+    measured = kept or in_child(memory.measure, case)
+    sizes = {name: measured[name] for name in ("tensors", "resident", "interpreter")}
+    return Memory(**sizes, **in_child(memory.predicted, case))
 
 
 def table_of(found: dict[str, Memory]) -> Table:
@@ -260,20 +261,25 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, help="a file that results are written to; what it has is not measured again"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time; no other case's memory is in any's")
     parser.add_argument("--first-use", action="store_true", help="what the smallest model's first step leaves, in MB")
     options = parser.parse_args()
     if options.first_use:
         print(first_use())
         return 0
     kept = json.loads(options.json.read_text("utf-8")) if options.json and options.json.exists() else {}
-    found = {}
-    for case in chosen((*CASES, *OF_MEMORY), options.only, is_small=options.small):
-        measured = kept.get(case.name) or run_case(case)
-        found[case.name] = compared(case, measured)
-        print(f"{case.name}: {found[case.name].error:+.4f} {found[case.name].resident_error:+.4f}", flush=True)
-        if options.json:
-            kept[case.name] = asdict(found[case.name])
-            options.json.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    cases = chosen((*CASES, *OF_MEMORY), options.only, is_small=options.small)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = {pool.submit(run_case, case, kept.get(case.name)): case.name for case in cases}
+        found = {}
+        for done in as_completed(waiting):
+            name = waiting[done]
+            found[name] = done.result()
+            print(f"{name}: {found[name].error:+.4f} {found[name].resident_error:+.4f}", flush=True)
+            if options.json:
+                kept[name] = asdict(found[name])
+                options.json.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    found = {case.name: found[case.name] for case in cases}
     Console(width=160).print(table_of(found))
     num_tensors = sum(abs(one.error) <= LARGEST_ERROR for one in found.values())
     num_resident = sum(abs(one.resident_error) <= LARGEST_RESIDENT_ERROR for one in found.values())
