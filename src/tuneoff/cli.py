@@ -97,6 +97,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what each arm would train and cost, before anything is trained: counts, memory, time, disk, what fits."""
+    from tuneoff import fork_server
+
+    fork_server.start_early(fork_server.FOR_PLANS)
     from tuneoff import api
     from tuneoff.planning.render import render
 
@@ -266,7 +269,7 @@ def _run(
     time: str | None = None,
     fit: str | None = None,
 ) -> None:
-    from tuneoff.running import fork_server
+    from tuneoff import fork_server
 
     fork_server.start_early()
     from tuneoff import api

@@ -106,7 +106,7 @@ def run_case(case: Case, place: Place) -> Outcome:
     with (
         contextlib.chdir(place.folder),
         mock.patch("tuneoff.running.executors.in_child", in_this_process),
-        mock.patch("tuneoff.running.fork_server.start_early"),
+        mock.patch("tuneoff.fork_server.start_early"),
         mock.patch("tuneoff.running.run.StudyRunner.run", side_effect=AssertionError("it was taken, and trained on")),
         _time_limit(),
     ):

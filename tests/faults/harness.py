@@ -22,9 +22,9 @@ from tests.faults import injector
 from tests.faults.injector import Plan
 from tests.running.world import study_of
 
-from tuneoff import api
+from tuneoff import api, fork_server
 from tuneoff.errors import TuneoffError
-from tuneoff.running import explain, fork_server, session
+from tuneoff.running import explain, session
 from tuneoff.running.events import Event
 from tuneoff.running.store import CURVE_FILE, EXPLAIN_FILE, RECORD_FILE, TEST_FILE
 from tuneoff.study.spec import Study

@@ -5,7 +5,7 @@ traced operations (`planning.calibration`), of a batch that is like the mean, ti
 are loading and saving, starting processes, reading and tokenising data, and what is worked out of trained weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from tuneoff.planning.devices import Device
 from tuneoff.planning.fit import ALL_KINDS, Change, Fit, Halved, Kind, Need, find_fit, fitted
 from tuneoff.planning.plan import FP32_BYTES, NUM_MOMENTS, ArmPlan, Plan, plan, study_shape
 from tuneoff.planning.room import Room, device_room, machine_room, memory_room
+from tuneoff.planning.side_by_side import Errand, can_help, trace_all
 from tuneoff.planning.sizes import Sizes, Step, study_sizes
 from tuneoff.planning.trace import PHASES, Lengths, Phase, PhaseTrace, trace_arm
 from tuneoff.study.identity import canonical_json, task_key
@@ -108,13 +109,26 @@ class Forecast:
 
     def traces(self, study: Study, arm: Arm, step: Step, prompts: tuple[int, ...]) -> tuple[PhaseTrace, ...]:
         """Return an arm's phases, for one step's lengths."""
-        own = study.for_arm(arm)
-        parts = [plain(arm.method), own.precision, own.micro_batch, own.gradient_checkpointing, own.task.max_length]
-        key = canonical_json([*parts, own.budget.batch_size, plain(step), prompts])
+        key = _alike(study, arm, step, prompts)
         if key not in self._traces:
-            lengths = Lengths(train=step.lengths, targets=step.targets, prompts=prompts)
-            self._traces[key] = self._trace(study, arm, lengths)
+            self._traces[key] = self._trace(study, arm, _lengths(step, prompts))
         return self._traces[key]
+
+    def trace_side_by_side(self, study: Study, arms: Sequence[Arm], num_classes: int | None) -> None:
+        """Trace arms in processes of their own, where that is quicker; otherwise, or where it fails, do nothing."""
+        errands: dict[str, Errand] = {}
+        for arm in arms if self.tracer is None else ():
+            try:
+                sizes = self.sizes(study, arm)
+            except TuneoffError:
+                return
+            key = _alike(study, arm, sizes.largest, sizes.prompts)
+            if key not in self._traces:
+                lengths = _lengths(sizes.largest, sizes.prompts)
+                errands.setdefault(key, Errand(study, arm, lengths, self.basis.device, num_classes))
+        if can_help(len(errands)):
+            traced = zip(errands, trace_all(list(errands.values())), strict=True)
+            self._traces |= {key: found for key, found in traced if found is not None}
 
     def _trace(
         self, study: Study, arm: Arm, lengths: Lengths, phases: tuple[Phase, ...] = PHASES
@@ -152,8 +166,7 @@ class Forecast:
         while peak_bytes > self.basis.room.tensor_bytes and size > least:
             size = max(least, size // 2)
             prompts = sizes.prompts[:size] if phase == "generate" else sizes.prompts
-            step = {"train": sizes.largest.lengths, "targets": sizes.largest.targets, "prompts": prompts}
-            lengths = Lengths.model_validate(step | {name: size})
+            lengths = _lengths(sizes.largest, prompts).model_copy(update={name: size})
             key = canonical_json([plain(arm.method), own.precision, own.task.max_length, phase, plain(lengths)])
             if key not in self._traces:
                 self._traces[key] = self._trace(study, arm, lengths, (phase,))
@@ -181,6 +194,8 @@ class Forecast:
             kinds: changes that may be proposed.
         """
         planned = plan(study, num_classes)
+        sound = [arm for arm, own in zip(study.arms, planned.arms, strict=True) if not own.problem]
+        self.trace_side_by_side(study, sound, num_classes)
         arms, notes = [], []
         for arm, own in zip(study.arms, planned.arms, strict=True):
             changes: dict[str, object] = {}
@@ -223,6 +238,17 @@ class Forecast:
         if self.basis.speed is None:
             return found
         return found.model_copy(update=_times(own, arm, planned, sizes, largest, self.basis.speed))
+
+
+def _alike(study: Study, arm: Arm, step: Step, prompts: tuple[int, ...]) -> str:
+    """Return what arms have in common whose traces are the same."""
+    own = study.for_arm(arm)
+    parts = [plain(arm.method), own.precision, own.micro_batch, own.gradient_checkpointing, own.task.max_length]
+    return canonical_json([*parts, own.budget.batch_size, plain(step), prompts])
+
+
+def _lengths(step: Step, prompts: tuple[int, ...]) -> Lengths:
+    return Lengths(train=step.lengths, targets=step.targets, prompts=prompts)
 
 
 def _shortened(sizes: Sizes, length: int) -> Sizes:

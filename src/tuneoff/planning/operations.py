@@ -4,6 +4,7 @@ Of two calls with the same operator, types, shapes and strides one stands for bo
 deep model are a few dozen distinct ones, each of which can be timed once (`tuneoff.planning.timing`).
 """
 
+import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -68,16 +69,27 @@ class Operation:
         signature: operator, tensors and options as text; two of the same take the same time.
         flop: of matrix products; 0 of all others.
         moved_bytes: that are read and written.
-        func: the operator; none of what is no operation of PyTorch.
+        operator: its name in PyTorch, as PyTorch's own objects cannot go from one process to another.
         args, kwargs: what it is given, with a `TensorSpec` in the place of each tensor.
     """
 
     signature: str
     flop: float
     moved_bytes: int
-    func: Any = field(compare=False, repr=False, default=None)
+    operator: str = field(compare=False, repr=False, default="")
     args: tuple[Any, ...] = field(compare=False, repr=False, default=())
     kwargs: Mapping[str, Any] = field(compare=False, repr=False, default_factory=dict)
+
+    @property
+    def func(self) -> Any:
+        """The operator; none of what is no operation of PyTorch."""
+        if not self.operator:
+            return None
+        packet, _, overload = self.operator.partition(".")
+        namespace, _, name = packet.partition("::")
+        if not hasattr(getattr(torch.ops, namespace), name):
+            importlib.import_module(namespace)  # a library's own, traced in another process
+        return getattr(getattr(getattr(torch.ops, namespace), name), overload or "default")
 
 
 @dataclass(frozen=True)
@@ -139,11 +151,11 @@ class Counter:
         self.num_operations = 0.0
         self._known: dict[Any, Operation] = {}
 
-    def note(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
-        """Count a call, whose tensors may have no numbers."""
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, times: int = 1) -> None:
+        """Count a call, whose tensors may have no numbers, so many times."""
         if func.is_view:
             return
-        self.num_operations += 1
+        self.num_operations += times
         if func.overloadpacket.__name__ in NOT_WORK:
             return
         specs = tree_map(_spec, (args, dict(kwargs)))
@@ -151,13 +163,13 @@ class Counter:
         operation = self._known.get(key)
         if operation is None:
             operation = self._known[key] = _operation(func, specs, args, kwargs, out)
-        self._add(operation)
+        self._add(operation, times)
         if func is torch.ops.aten.ge.Scalar and specs[0][0].dtype == torch.int16:
             # which elements dropout keeps: the words are drawn by NumPy, unseen (`tuneoff.training.masks`)
-            self._add(random_words(-(-math.prod(specs[0][0].shape) // LANES)))
+            self._add(random_words(-(-math.prod(specs[0][0].shape) // LANES)), times)
 
-    def _add(self, operation: Operation) -> None:
-        self.counts[operation] = self.counts.get(operation, 0) + 1
+    def _add(self, operation: Operation, times: int) -> None:
+        self.counts[operation] = self.counts.get(operation, 0) + times
 
     def work(self) -> "Work":
         """Return what was counted."""
@@ -186,7 +198,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def random_words(num_words: int) -> Operation:
     """Return the operation of drawing so many words of 64 bits."""
-    return Operation(f"{RANDOM_WORDS} {num_words}", 0.0, 8 * num_words, None, (num_words,))
+    return Operation(f"{RANDOM_WORDS} {num_words}", 0.0, 8 * num_words, "", (num_words,))
 
 
 def _spec(value: Any) -> Any:
@@ -203,7 +215,7 @@ def _operation(func: Any, specs: Any, args: Any, kwargs: Any, out: Any) -> Opera
         signature=_signature(func, specs),
         flop=flop_of(func, args, kwargs, out),
         moved_bytes=sum(spec.num_bytes for spec in (*_touched(func, tensors, made), *_written(func, specs[0], out))),
-        func=func,
+        operator=func.name(),
         args=specs[0],
         kwargs=specs[1],
     )

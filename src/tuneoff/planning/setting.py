@@ -17,6 +17,7 @@ from tuneoff.planning.tally import WEIGHTS, Peak, Product, Tally
 from tuneoff.planning.traced import TracedModel, logits_are_plain
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value
+from tuneoff.training.alike import one_for_all
 from tuneoff.training.masks import shapes_alone
 from tuneoff.training.products import own_bf16_products
 from tuneoff.training.runtime import COMPUTE_TYPES, Runtime
@@ -69,7 +70,7 @@ class Setting:
         was_enabled = gc.isenabled()
         gc.disable()  # else what a cycle of references keeps would die at another moment each time
         try:
-            with products, shapes_alone(), model.mode, tally:
+            with products, shapes_alone(), one_for_all(tally.standing_for), model.mode, tally:
                 yield
         finally:
             if was_enabled:

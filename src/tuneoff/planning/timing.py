@@ -267,11 +267,11 @@ def product_operations(precisions: Iterable[str]) -> dict[str, Operation]:
         kind = COMPUTE_TYPES[precision]
         side = TensorSpec(kind, (1024, 1024), (1024, 1))
         name = str(kind).removeprefix("torch.")
-        found[name] = Operation(f"mm {side}", 2.0 * 1024**3, 0, torch.ops.aten.mm.default, (side, side))
+        found[name] = Operation(f"mm {side}", 2.0 * 1024**3, 0, "aten::mm", (side, side))
     return found
 
 
 def copied(num_bytes: int) -> Operation:
     """Return the operation of adding two tensors of so many bytes into a third."""
     spec = TensorSpec(torch.float32, (num_bytes // 4,), (1,))
-    return Operation(f"add {spec}", 0.0, 3 * num_bytes, torch.ops.aten.add.Tensor, (spec, spec))
+    return Operation(f"add {spec}", 0.0, 3 * num_bytes, "aten::add.Tensor", (spec, spec))

@@ -18,9 +18,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneoff import fork_server
 from tuneoff.errors import DeviceError, TuneoffError
 from tuneoff.files import make_folder, on_disk
-from tuneoff.running import fork_server
 from tuneoff.running.full_disk import full_disk, is_disk_full
 from tuneoff.running.lease import LOST
 from tuneoff.running.leaving import LEAVE, LEFT, Leave, LeftOffError, heed, listen_to_parent

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuneoff.training.alike import alike
 from tuneoff.training.products import MIN_ROWS, widened
 
 CHUNK_BYTES = 32 << 20
@@ -32,12 +33,11 @@ def target_nll(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
     """
     with torch.no_grad():
         hidden, weight, bias = _in_compute_type(hidden, head.weight, head.bias)
-        # In one kernel a row at a time: log-sum-exp alone is four passes over all logits of a part.
-        parts = [
-            F.cross_entropy(_logits(hidden[part], weight, bias), labels[part], reduction="none")
-            for part in _parts(hidden, weight)
-        ]
-        return torch.cat(parts)
+        nll = torch.empty(len(hidden), dtype=_exact(hidden.dtype), device=hidden.device)
+        for part in _parts(hidden, weight):
+            # In one kernel a row at a time: log-sum-exp alone is four passes over all logits of a part.
+            nll[part] = F.cross_entropy(_logits(hidden[part], weight, bias), labels[part], reduction="none")
+        return nll
 
 
 def summed_nll(hidden: Tensor, head: nn.Linear, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ class _SummedNLL(torch.autograd.Function):
         d_hidden = torch.empty_like(h) if needs_hidden else None
         d_weight = torch.zeros_like(weight) if needs_weight else None
         d_bias = torch.zeros_like(bias) if needs_bias and bias is not None else None
-        nll = torch.empty(len(h), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
+        nll = torch.empty(len(h), dtype=_exact(h.dtype), device=h.device)
         weights = weights.to(nll.dtype)
         with torch.autocast(h.device.type, enabled=False):
             for part in _parts(h, w):
@@ -83,6 +83,7 @@ class _SummedNLL(torch.autograd.Function):
                     torch.mm(change, w, out=d_hidden[part])
                 if d_weight is not None:
                     _add_product(d_weight, change.T, h[part])
+                del logits, change  # else they would stand beside the next part's
         ctx.gradients = (d_hidden, d_weight, d_bias)
         ctx.kind = hidden.dtype
         ctx.mark_non_differentiable(nll)
@@ -117,13 +118,18 @@ def _in_compute_type(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tup
 
 def _parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     size = max(1, CHUNK_BYTES // (4 * len(weight)))
-    return (slice(start, start + size) for start in range(0, len(hidden), size))
+    return alike(slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size))
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     with torch.autocast(hidden.device.type, enabled=False):
         logits = F.linear(hidden, weight, bias)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.to(_exact(logits.dtype))
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of losses: fp32 at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

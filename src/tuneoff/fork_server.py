@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
-PRELOADED = ["tuneoff.running.preload"]
+FOR_RUNS = ("tuneoff.running.preload",)
+FOR_PLANS = ("tuneoff.planning.side_by_side",)
+"""Modules that the server imports, for what it was started for first; the other's children import the rest."""
 SPIN = ("GOMP_SPINCOUNT", "10000")
 """How long an idle thread of GNU OpenMP spins before it sleeps.
 
@@ -21,22 +23,32 @@ By default it spins so long that a small model's step took ten times as long on 
 """
 
 
-def context() -> BaseContext:
+_started_early = False
+
+
+def context(preloaded: Sequence[str] = FOR_RUNS) -> BaseContext:
     """Return how children are started: forked from the server, or afresh where there is no fork."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault(*SPIN)
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(PRELOADED)
+    found.set_forkserver_preload(list(preloaded))
     return found
 
 
-def start_early() -> None:
+def start_early(preloaded: Sequence[str] = FOR_RUNS) -> None:
     """Start the server, without waiting for it, where there is a processor that it can import the libraries on."""
-    if context().get_start_method() == "forkserver" and (os.cpu_count() or 1) > 1:
+    global _started_early
+    if context(preloaded).get_start_method() == "forkserver" and (os.cpu_count() or 1) > 1:
         with main_hidden():
             forkserver.ensure_running()
+        _started_early = True
+
+
+def was_started_early() -> bool:
+    """Whether children start at once, so that even a second's work is worth one."""
+    return _started_early
 
 
 @contextmanager
