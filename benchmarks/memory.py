@@ -1,14 +1,15 @@
 """Prints predicted beside measured peak memory: of a training step, of scoring, of generation, over methods and shapes.
 
 Run from the repository's root: `.venv/bin/python -m benchmarks.memory [--small | --only WORDS ...] [--json FILE]`.
-Predicted is what `tuneoff.planning.trace` says without weights. Measured is a process of its own on random weights: the
-training loop's second step, scoring, or the writing of texts, one CPU thread.
+Predicted is what `tuneoff.planning.trace` says without weights. Measured is a process of its own on random weights,
+forked as a run's is: the training loop's second step, scoring, or the writing of texts, one CPU thread.
 
 Tensor bytes are measured by the allocator's own events (torch.profiler, profile_memory): what is alive before, by a
 walk over all tensors of the process, and the peak of the running sum of what was allocated and freed. The tracer has no
-part in it. Resident memory is the kernel's peak (VmHWM, started anew before the phase) without the profiler; the
-interpreter's share is what the process holds after its imports, before a model is built. Predicted resident memory is
-that share, the predicted tensors, and what else is systematic (`tuneoff.planning.resident`).
+part in it. Resident memory is the kernel's peak (VmHWM, started anew before the phase, when what building and the first
+step freed has been given back) without the profiler. The interpreter's share of it is what the process holds after its
+imports, before a model is built. Predicted resident memory is what `plan` says (`tuneoff.planning.resident`): the
+predicted tensors, and a constant for the interpreter and for what the first step of any model leaves.
 
 It ends with 1 where fewer than 22 of 24 cases lie within 10 % of the tensor bytes, or fewer than that within 20 % of
 resident memory.
@@ -19,24 +20,22 @@ import gc
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory_cases import CASES, NUM_SMALL, MemoryCase, prompts_of, study_of
+from benchmarks.plan_cases import CASES, OF_MEMORY, PlanCase, chosen, prompts_of, study_of
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_ERROR, LARGEST_RESIDENT_ERROR = 0.10, 0.20
 NEEDED_SHARE = 22 / 24
-LIMIT_S = 3600
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class Memory:
 
     @property
     def predicted_resident(self) -> int:
-        """The interpreter's share, the predicted tensors, and what else is systematic."""
+        """What `plan` says."""
         from tuneoff.planning.resident import predicted_resident_bytes
 
-        return predicted_resident_bytes(self.predicted_tensors, self.interpreter)
+        return predicted_resident_bytes(self.predicted_tensors)
 
     @property
     def error(self) -> float:
@@ -67,7 +66,7 @@ class Memory:
         return self.predicted_resident / self.resident - 1
 
 
-def predict(case: MemoryCase, folder: Path) -> Any:
+def predict(case: PlanCase, folder: Path) -> Any:
     """Return the trace of the case's phase."""
     from tuneoff.planning.plan import study_shape
     from tuneoff.planning.trace import Lengths, trace_arm
@@ -82,7 +81,7 @@ def predict(case: MemoryCase, folder: Path) -> Any:
     return trace
 
 
-def build(case: MemoryCase, folder: Path) -> Callable[[], Any]:
+def build(case: PlanCase, folder: Path) -> Callable[[], Any]:
     """Build the model with random weights, train one step, and return what runs the phase once."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -125,7 +124,7 @@ def build(case: MemoryCase, folder: Path) -> Callable[[], Any]:
     return _phase(case, study, loop)
 
 
-def _phase(case: MemoryCase, study: Any, loop: Any) -> Callable[[], Any]:
+def _phase(case: PlanCase, study: Any, loop: Any) -> Callable[[], Any]:
     """Return what runs the phase once."""
     from tuneoff.evaluation.generation import generate_each
     from tuneoff.evaluation.likelihood import EVALUATION_TOKENS, score_split
@@ -188,43 +187,43 @@ def _folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def measure(case: MemoryCase) -> dict[str, int]:
+def measure(case: PlanCase) -> dict[str, int]:
     """Measure one case, in this process."""
-    import tuneoff.running.trial  # noqa: F401  # all that a child of a study imports
     from tuneoff.training.memory_limits import resident_bytes
-    from tuneoff.training.meter import CLEAR_PEAK, resident_peak_bytes
+    from tuneoff.training.meter import give_back, resident_peak_bytes, start_resident_peak
 
     interpreter = resident_bytes(os.getpid()) or 0
     with _folder() as folder:
         phase = build(case, folder)
-        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
+        give_back()
+        start_resident_peak()
         phase()
         resident = resident_peak_bytes()
         return {"interpreter": interpreter, "resident": resident, "tensors": tensor_peak(phase)}
 
 
-def run_case(case: MemoryCase) -> dict[str, int]:
-    """Measure a case in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KINETO_LOG_LEVEL": "5"}
-    command = [sys.executable, "-m", "benchmarks.memory", "--measure", json.dumps(asdict(case))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=LIMIT_S)
-    if done.returncode:
-        raise RuntimeError(f"{case.name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    found: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
-def compared(case: MemoryCase, measured: dict[str, int]) -> Memory:
-    """Return what was measured beside what is predicted."""
+def predicted(case: PlanCase) -> dict[str, Any]:
+    """Predict one case, in this process."""
     with _folder() as folder:
         trace = predict(case, folder)
-    return Memory(
-        tensors=measured["tensors"],
-        predicted_tensors=trace.peak_bytes,
-        resident=measured["resident"],
-        interpreter=measured["interpreter"],
-        parts=trace.parts,
-    )
+    return {"predicted_tensors": trace.peak_bytes, "parts": trace.parts}
+
+
+def run_case(case: PlanCase, kept: dict[str, Any] | None) -> Memory:
+    """Measure and predict a case, each in a process of its own that is forked as a run's is.
+
+    Args:
+        case: the case.
+        kept: what was measured before, which is not measured again.
+    """
+    from benchmarks import memory  # a child knows no `__main__`
+
+    from tuneoff.running.executors import in_child
+
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KINETO_LOG_LEVEL": "5"}
+    measured = kept or in_child(memory.measure, case)
+    sizes = {name: measured[name] for name in ("tensors", "resident", "interpreter")}
+    return Memory(**sizes, **in_child(memory.predicted, case))
 
 
 def table_of(found: dict[str, Memory]) -> Table:
@@ -243,14 +242,14 @@ def table_of(found: dict[str, Memory]) -> Table:
 
 def first_use() -> dict[str, float]:
     """Return what the first step of a tiny model leaves in this process beside the imports, in MB by precision."""
-    import tuneoff.running.trial  # noqa: F401
-    from tuneoff.planning.resident import resident_bytes
+    import tuneoff.running.preload  # noqa: F401
+    from tuneoff.training.memory_limits import resident_bytes
 
-    before, found = resident_bytes(), {}
+    before, found = resident_bytes(os.getpid()) or 0, {}
     for precision in ("fp32", "bf16"):
         with _folder() as folder:
-            build(MemoryCase("tiny", "full", 2, 128, precision), folder)()
-        found[precision] = round((resident_bytes() - before) / 1e6, 1)
+            build(PlanCase("tiny", "full", 2, 128, precision), folder)()
+        found[precision] = round(((resident_bytes(os.getpid()) or 0) - before) / 1e6, 1)
     return found
 
 
@@ -262,26 +261,25 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, help="a file that results are written to; what it has is not measured again"
     )
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time; no other case's memory is in any's")
     parser.add_argument("--first-use", action="store_true", help="what the smallest model's first step leaves, in MB")
     options = parser.parse_args()
     if options.first_use:
         print(first_use())
         return 0
-    if options.measure:
-        print(json.dumps(measure(MemoryCase(**json.loads(options.measure)))))
-        return 0
     kept = json.loads(options.json.read_text("utf-8")) if options.json and options.json.exists() else {}
-    found = {}
-    for case in CASES[: NUM_SMALL if options.small else None]:
-        if not all(word in case.name.split() for word in options.only):
-            continue
-        measured = kept.get(case.name) or run_case(case)
-        found[case.name] = compared(case, measured)
-        print(f"{case.name}: {found[case.name].error:+.4f} {found[case.name].resident_error:+.4f}", flush=True)
-        if options.json:
-            kept[case.name] = asdict(found[case.name])
-            options.json.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    cases = chosen((*CASES, *OF_MEMORY), options.only, is_small=options.small)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = {pool.submit(run_case, case, kept.get(case.name)): case.name for case in cases}
+        found = {}
+        for done in as_completed(waiting):
+            name = waiting[done]
+            found[name] = done.result()
+            print(f"{name}: {found[name].error:+.4f} {found[name].resident_error:+.4f}", flush=True)
+            if options.json:
+                kept[name] = asdict(found[name])
+                options.json.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    found = {case.name: found[case.name] for case in cases}
     Console(width=160).print(table_of(found))
     num_tensors = sum(abs(one.error) <= LARGEST_ERROR for one in found.values())
     num_resident = sum(abs(one.resident_error) <= LARGEST_RESIDENT_ERROR for one in found.values())

@@ -24,7 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import ROOT, MemoryCase, build, predict
+from benchmarks.memory import ROOT, build, predict
+from benchmarks.plan_cases import CASES, PlanCase, chosen
 from rich.console import Console
 from rich.table import Table
 
@@ -33,34 +34,6 @@ NEEDED_SHARE = 20 / 24
 LIMIT_S = 3600
 BUDGET_S = {"wall": 30.0, "cpu": 60.0}
 """Seconds that timing one case's operations may take: the plan of one arm may take less, of a study about as much."""
-
-CASES = (
-    MemoryCase("demo", "full", 16, 128, "fp32"),
-    MemoryCase("demo", "lora", 4, 256, "bf16"),
-    MemoryCase("demo", "bottleneck", 16, 256, "fp32"),
-    MemoryCase("demo", "prompt", 8, 128, "bf16"),
-    MemoryCase("demo", "lora", 16, 128, "fp32", "evaluate"),
-    MemoryCase("demo", "full", 4, 256, "bf16", "evaluate"),
-    MemoryCase("demo", "lora", 16, 128, "fp32", "generate"),
-    MemoryCase("demo", "prompt", 8, 128, "fp32", "generate"),
-    MemoryCase("gpt2", "full", 1, 128, "fp32"),
-    MemoryCase("gpt2", "lora", 2, 256, "fp32"),
-    MemoryCase("gpt2", "lora", 1, 1024, "bf16"),
-    MemoryCase("gpt2", "bottleneck", 4, 128, "bf16"),
-    MemoryCase("gpt2", "prompt", 2, 128, "fp32"),
-    MemoryCase("gpt2", "full", 16, 128, "bf16", micro_batch=4),
-    MemoryCase("gpt2", "lora", 4, 256, "fp32", recompute=True),
-    MemoryCase("gpt2", "lora", 1, 512, "bf16", "evaluate"),
-    MemoryCase("gpt2", "full", 8, 128, "fp32", "evaluate"),
-    MemoryCase("gpt2", "lora", 16, 128, "fp32", "generate"),
-    MemoryCase("gpt2", "full", 2, 256, "bf16", "generate"),
-    MemoryCase("llama-200m", "full", 1, 128, "fp32"),
-    MemoryCase("llama-200m", "lora", 2, 256, "bf16"),
-    MemoryCase("llama-200m", "bottleneck", 1, 512, "fp32"),
-    MemoryCase("llama-200m", "lora", 4, 128, "bf16", "evaluate"),
-    MemoryCase("llama-200m", "lora", 8, 128, "fp32", "generate"),
-)
-NUM_SMALL = 8
 
 
 @dataclass(frozen=True)
@@ -89,7 +62,7 @@ class Times:
         return abs(self.ratio - 1) <= LARGEST_ERROR
 
 
-def measure(case: MemoryCase, rounds: int, threads: int, clock_name: str) -> Times:
+def measure(case: PlanCase, rounds: int, threads: int, clock_name: str) -> Times:
     """Predict and measure one case in turn, in this process."""
     import tempfile
 
@@ -127,7 +100,7 @@ def measure(case: MemoryCase, rounds: int, threads: int, clock_name: str) -> Tim
     return Times(**{name: tuple(values) for name, values in found.items()})
 
 
-def num_traced(case: MemoryCase, trace: Any) -> float:
+def num_traced(case: PlanCase, trace: Any) -> float:
     """Return how many times what was traced the measured phase is: of scoring by tokens, else once."""
     from tuneoff.evaluation.likelihood import EVALUATION_TOKENS
 
@@ -136,7 +109,7 @@ def num_traced(case: MemoryCase, trace: Any) -> float:
     return math.ceil(EVALUATION_TOKENS / case.length) * case.length / trace.num_tokens
 
 
-def run_case(case: MemoryCase, rounds: int, threads: int, clock: str) -> Times:
+def run_case(case: PlanCase, rounds: int, threads: int, clock: str) -> Times:
     """Predict and measure one case in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     options = ["--rounds", str(rounds), "--threads", str(threads), "--clock", clock]
@@ -170,7 +143,7 @@ def table(found: dict[str, Times], clock: str) -> Table:
 def main() -> int:
     """Measure what is asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help=f"the first {NUM_SMALL} cases: minutes")
+    parser.add_argument("--small", action="store_true", help="the demo base's cases alone: minutes")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="cases that have all these words")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 is all, with --clock cpu one")
@@ -180,11 +153,10 @@ def main() -> int:
     given = parser.parse_args()
     threads = 1 if given.clock == "cpu" else given.threads or len(os.sched_getaffinity(0))
     if given.measure:
-        print(json.dumps(asdict(measure(MemoryCase(**json.loads(given.measure)), given.rounds, threads, given.clock))))
+        print(json.dumps(asdict(measure(PlanCase(**json.loads(given.measure)), given.rounds, threads, given.clock))))
         return 0
-    cases = [case for case in CASES[: NUM_SMALL if given.small else None] if set(given.only) <= set(case.name.split())]
     console, found = Console(), {}
-    for case in cases:
+    for case in chosen(CASES, given.only, is_small=given.small):
         found[case.name] = run_case(case, given.rounds, threads, given.clock)
         print(f"{case.name}: {found[case.name].ratio:.2f}", file=sys.stderr, flush=True)
         if given.json is not None:

@@ -11,6 +11,7 @@ from tests.training.helpers import PAD, make_split, runtime
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.evaluation.likelihood import score_split
 from tuneoff.study.records import Likelihood
+from tuneoff.training.products import own_bf16_products
 from tuneoff.training.steps import Forward
 
 ARCHITECTURES = ("gpt2", "llama-tied")
@@ -53,6 +54,19 @@ def test_perplexity_is_that_of_a_float64_loop_at_any_batch_size(architecture: st
         assert found.mean_sequence_perplexity == pytest.approx(mean_sequence, rel=1e-6)
         assert found.bits_per_byte == pytest.approx(nll / math.log(2) / split.target_bytes.sum(), rel=1e-6)
         assert found.mean_sequence_perplexity != pytest.approx(found.perplexity, rel=1e-4)
+
+
+def test_casts_that_go_with_their_products_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, split = make_model("gpt2"), make_split(num_sequences=9)
+    model.requires_grad_(True)  # autocast keeps the casts of those alone that are trained
+    own, kept = runtime("bf16"), []
+    with own_bf16_products():
+        found = score_split(model, Forward(model), split, own, PAD)
+        usual = type(own).autocast
+        monkeypatch.setattr(type(own), "autocast", lambda self, keeps_casts: kept.append(keeps_casts) or usual(self))
+        again = score_split(model, Forward(model), split, own, PAD)
+    assert set(kept) == {False}
+    assert np.array_equal(found.nll_nats, again.nll_nats)
 
 
 def test_each_sequences_own_nll_is_kept() -> None:

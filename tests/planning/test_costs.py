@@ -1,6 +1,7 @@
 """What arms cost: hand-worked sums over runs, sizes of data, and the plan of a small study from its file to its end."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from tests.cli.shell import tuneoff
 from tuneoff.errors import StudyError
 from tuneoff.planning.costs import Basis, Forecast, basis_of, foretell, num_evaluations, total_s
 from tuneoff.planning.devices import find_device
-from tuneoff.planning.fit import SAME_NUMBERS, Change, fitted
+from tuneoff.planning.fit import SAME_NUMBERS, Change, Fit, Kind, fitted
 from tuneoff.planning.fitted_file import write_study
 from tuneoff.planning.operations import Work
 from tuneoff.planning.plan import plan
-from tuneoff.planning.render_costs import flop_text, range_text, seconds_text
+from tuneoff.planning.render_costs import cost_lines, flop_text, range_text, seconds_text
 from tuneoff.planning.room import Room
 from tuneoff.planning.sizes import longest_sizes, study_sizes
 from tuneoff.planning.trace import Lengths, PhaseTrace
@@ -52,7 +53,7 @@ def make(**changes: Any) -> Study:
     return study_from(RAW | changes, Path())
 
 
-def traced(study: Study, arm: Arm, lengths: Lengths) -> tuple[PhaseTrace, ...]:
+def traced(study: Study, arm: Arm, lengths: Lengths, scored: float = 100 / 4096) -> tuple[PhaseTrace, ...]:
     """Ten operations a pass and two of the optimizer; memory in proportion to what one forward sees."""
     own = study.for_arm(arm)
     size = min(own.micro_batch or own.budget.batch_size, own.budget.batch_size)
@@ -60,7 +61,13 @@ def traced(study: Study, arm: Arm, lengths: Lengths) -> tuple[PhaseTrace, ...]:
     for phase, num_tokens in (("train", sum(lengths.train)), ("evaluate", 100), ("generate", 40)):
         if (phase == "train" and not arm.is_trained) or (phase == "generate" and not lengths.prompts):
             continue
-        peak = 1000 * size if phase == "train" else 500
+        rows = lengths.generation_rows or own.generate.batch_size
+        peaks = {
+            "train": 1000 * size,
+            "evaluate": 400 + scored * lengths.evaluation_tokens,
+            "generate": 400 + 99 * rows,
+        }
+        peak = round(peaks[phase])
         parts = {"weights": 400, "activations": peak - 400}
         one = PhaseTrace(
             phase=phase,
@@ -149,6 +156,46 @@ def test_a_micro_batch_that_fits_is_found_and_the_plan_after_it_fits() -> None:
     assert found.change == Change(micro_batch=2)
     after = fitted(study, {"full": Change(micro_batch=2)})
     assert forecast.fit(after, after.arms[1]).fits
+
+
+def test_what_a_run_halves_by_itself_fits() -> None:
+    """Training takes 8,000; scoring 400 and a byte a token, 4,096 at first; writing 400 and 99 a text, 32 at first."""
+    study = make(task={"kind": "qa", "data": "demo", "max_length": 64}, generate={"batch_size": 32})
+    full = study.arms[1]
+
+    def forecast(tensor_bytes: int) -> Forecast:
+        basis = Basis(Room(where="here", total_bytes=tensor_bytes, process_bytes=0), None, "cpu")
+        tracer = partial(traced, scored=1.0)
+        return Forecast(study, None, basis, tracer=tracer)  # type: ignore[arg-type]
+
+    def fit(tensor_bytes: int, kinds: tuple[Kind, ...] = ()) -> Fit:
+        return forecast(tensor_bytes).fit(study, full, kinds)
+
+    assert fit(8000).halved == {}
+    found = fit(4000, SAME_NUMBERS)
+    assert (found.needed_bytes, found.change, found.changed_bytes) == (8000, Change(micro_batch=4), 4000)
+    assert found.halved == {"evaluation_tokens": 2048}
+    smaller = fit(2000, SAME_NUMBERS)
+    assert smaller.change == Change(micro_batch=2)
+    assert smaller.halved == {"evaluation_tokens": 1024, "generation_rows": 16}
+    # scoring needs 464 with the longest sequence alone, writing 499 with one text
+    none = next(arm for arm in study.arms if arm.name == "none")
+    untrained = forecast(499).fit(study, none, ())
+    assert untrained.fits
+    assert untrained.halved == {"evaluation_tokens": 64, "generation_rows": 1}
+    lacking = forecast(498).fit(study, none, ())
+    assert (lacking.fits, lacking.missing_bytes, lacking.halved) == (False, 1, {})
+
+
+def test_a_plan_says_what_a_run_halves_by_itself() -> None:
+    study = make()
+    basis = Basis(Room(where="here", total_bytes=3000, process_bytes=0), None, "cpu")
+    tracer = partial(traced, scored=1.0)
+    found = Forecast(study, None, basis, tracer=tracer).plan(study, None, ())  # type: ignore[arg-type]
+    assert [arm.fit is not None and arm.fit.fits for arm in found.arms] == [True, False, False, False]
+    lines = "\n".join(cost_lines(found))
+    assert "halved by the run itself: none: 2,048 tokens scored at a time" in lines
+    assert "full does not fit: 8 kB of tensors in 3 kB" in lines
 
 
 def test_the_whole_plan_of_a_small_study() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tuneoff.errors import StudyError
 from tuneoff.planning.devices import DEVICES, GIB, find_device, parse_bytes
+from tuneoff.planning.resident import FIRST_USE_BYTES, predicted_resident_bytes
 from tuneoff.planning.room import CONTEXT_BYTES, USABLE_SHARE, device_room, machine_room, memory_room
 
 
@@ -101,3 +102,10 @@ def test_ulimit_v_counts_address_space() -> None:
     assert where == "this machine (ulimit -v)"
     assert 0 < int(found) < limit
     assert machine_room().where != where
+
+
+def test_on_this_machine_a_process_is_counted_as_the_benchmark_judges_it() -> None:
+    room = machine_room()
+    if room.process_bytes != CONTEXT_BYTES:  # a CPU
+        assert room.process_bytes + 10**9 == predicted_resident_bytes(10**9)
+        assert predicted_resident_bytes(10**9, is_loaded=True) == 10**9 + FIRST_USE_BYTES

@@ -21,15 +21,19 @@ from tests.running.world import Events, save_base, study_of, write_rows
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tuneoff import api
+from tuneoff.planning.resident import FIRST_USE_BYTES
 from tuneoff.running.events import Event
 from tuneoff.running.executors import in_child
+from tuneoff.running.loading import _refused
 from tuneoff.running.session import Place
+from tuneoff.running.store import Store
 from tuneoff.running.trial import score_run
 from tuneoff.study.expand import trials
 from tuneoff.study.records import Record
 from tuneoff.study.shortage import Shortage
 from tuneoff.study.spec import Study
-from tuneoff.training.memory_limits import MEBIBYTE, PROC, _kilobytes
+from tuneoff.training.memory_limits import MEBIBYTE, PROC, Available, _kilobytes
+from tuneoff.training.runtime import open_runtime
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +117,20 @@ def test_an_arm_that_cannot_fit_is_a_row_and_the_others_finish(heavy: Path, tmp_
     assert any("there is more now" in event.body["what"] for event in told.of("problem"))
     assert [event.task.arm for event in told.of("finished") if event.task] == ["full"]
     assert only(again, "full").status == "done"
+
+
+@pytest.mark.parametrize(("source", "more"), [("RAM", FIRST_USE_BYTES), ("cgroup", FIRST_USE_BYTES), ("ulimit -v", 0)])
+def test_a_run_is_not_begun_where_the_plans_own_figure_says_it_cannot_fit(
+    tmp_path: Path, source: Any, more: int
+) -> None:
+    place, runtime = Place(Store(tmp_path), tmp_path, needed_bytes=10**9), open_runtime("fp32")
+    if runtime.device.type != "cpu":
+        return
+    assert _refused(place, runtime, Available(num_bytes=10**9 + more, source=source)) is None
+    found = _refused(place, runtime, Available(num_bytes=10**9 + more - 1, source=source))
+    assert found is not None
+    assert found.needed_bytes == 10**9 + more
+    assert _refused(Place(Store(tmp_path), tmp_path), runtime, Available(num_bytes=0, source=source)) is None
 
 
 def test_the_micro_batch_is_halved_until_it_fits(heavy: Path, tmp_path: Path) -> None:

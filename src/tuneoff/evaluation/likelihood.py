@@ -94,7 +94,7 @@ def score_batch(
         runtime: device and compute type.
         has_classes: whether the targets are classes.
     """
-    with runtime.autocast():
+    with runtime.autocast(keeps_casts=False):  # one forward uses each weight once
         if not has_classes:
             return forward.target_nll(batch), None
         logits = forward.target_logits(batch)

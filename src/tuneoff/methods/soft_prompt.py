@@ -194,9 +194,10 @@ class PrefixModel(SoftPromptModel):
             .to(_embeddings(self.module).weight.dtype)
             .view(-1, 2 * shape.num_layers, shape.num_heads, shape.head_size)
         )
-        parts = parts.permute(1, 2, 0, 3)  # (2 L, H, V, d)
+        # taken apart at once: a slice for each layer would each get a gradient as large as all of them
+        tensors = parts.permute(1, 2, 0, 3).unbind()  # 2 L of (H, V, d)
         for layer in range(shape.num_layers):
-            key, value = (part.expand(rows, -1, -1, -1) for part in parts[2 * layer : 2 * layer + 2])
+            key, value = (tensor.expand(rows, -1, -1, -1) for tensor in tensors[2 * layer : 2 * layer + 2])
             cache.update(key, value, layer)
 
     def _after(self, trunk: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneoff.errors import TuneoffError
+from tuneoff.evaluation.likelihood import EVALUATION_TOKENS
 from tuneoff.planning.calibration import DeviceSpeed, Speed, calibrate
 from tuneoff.planning.devices import Device
-from tuneoff.planning.fit import ALL_KINDS, Change, Fit, Kind, Need, find_fit, fitted
+from tuneoff.planning.fit import ALL_KINDS, Change, Fit, Halved, Kind, Need, find_fit, fitted
 from tuneoff.planning.plan import FP32_BYTES, NUM_MOMENTS, ArmPlan, Plan, plan, study_shape
 from tuneoff.planning.room import Room, device_room, machine_room, memory_room
 from tuneoff.planning.side_by_side import Errand, can_help, trace_all
 from tuneoff.planning.sizes import Sizes, Step, study_sizes
-from tuneoff.planning.trace import Lengths, PhaseTrace, trace_arm
+from tuneoff.planning.trace import PHASES, Lengths, Phase, PhaseTrace, trace_arm
 from tuneoff.study.identity import canonical_json, task_key
 from tuneoff.study.predicted import Predicted, PredictedPhase, Seconds
 from tuneoff.study.spec import Arm, Study
@@ -129,20 +130,48 @@ class Forecast:
             traced = zip(errands, trace_all(list(errands.values())), strict=True)
             self._traces |= {key: found for key, found in traced if found is not None}
 
-    def _trace(self, study: Study, arm: Arm, lengths: Lengths) -> tuple[PhaseTrace, ...]:
+    def _trace(
+        self, study: Study, arm: Arm, lengths: Lengths, phases: tuple[Phase, ...] = PHASES
+    ) -> tuple[PhaseTrace, ...]:
         if self.tracer is not None:
             return self.tracer(study, arm, lengths)
-        return trace_arm(study, arm, self.base, lengths, device=self.basis.device)
+        return trace_arm(study, arm, self.base, lengths, device=self.basis.device, phases=phases)
 
     def need(self, study: Study, arm: Arm) -> Need:
-        """Return the tensor bytes that an arm needs; more than there can be where the model cannot take it."""
+        """Return the tensor bytes that an arm needs; more than there can be where the model cannot take it.
+
+        What a run halves by itself, once it trains, is halved until it fits.
+        """
         sizes = self.sizes(study, arm)
         try:
             found = self.traces(study, arm, sizes.largest, sizes.prompts)
+            peaks = {one.phase: one.peak_bytes for one in found}
+            halved: dict[Halved, int] = {}
+            if peaks.get("train", 0) > self.basis.room.tensor_bytes:
+                peaks = {"train": peaks["train"]}
+            for phase in [phase for phase in peaks if phase != "train"]:
+                name, peaks[phase], size = self._halved(study, arm, phase, peaks[phase])
+                halved |= {} if size is None else {name: size}
         except TuneoffError:
             return Need(NEVER)
-        highest = max(found, key=lambda phase: phase.peak_bytes)
-        return Need(highest.peak_bytes, sum(highest.parts.get(part, 0) for part in FIXED_PARTS))
+        fixed_bytes = max(sum(one.parts.get(part, 0) for part in FIXED_PARTS) for one in found)
+        return Need(max(peaks.values()), fixed_bytes, halved)
+
+    def _halved(self, study: Study, arm: Arm, phase: Phase, peak_bytes: int) -> tuple[Halved, int, int | None]:
+        """Return what a run halves in a phase, its peak then, and how much is left at a time; none where it fits."""
+        own, sizes = study.for_arm(arm), self.sizes(study, arm)
+        name: Halved = "evaluation_tokens" if phase == "evaluate" else "generation_rows"
+        usual, least = (EVALUATION_TOKENS, own.task.max_length) if phase == "evaluate" else (own.generate.batch_size, 1)
+        size = usual
+        while peak_bytes > self.basis.room.tensor_bytes and size > least:
+            size = max(least, size // 2)
+            prompts = sizes.prompts[:size] if phase == "generate" else sizes.prompts
+            lengths = _lengths(sizes.largest, prompts).model_copy(update={name: size})
+            key = canonical_json([plain(arm.method), own.precision, own.task.max_length, phase, plain(lengths)])
+            if key not in self._traces:
+                self._traces[key] = self._trace(study, arm, lengths, (phase,))
+            peak_bytes = next(one.peak_bytes for one in self._traces[key] if one.phase == phase)
+        return name, peak_bytes, size if size < usual else None
 
     def fit(self, study: Study, arm: Arm, kinds: tuple[Kind, ...] = ALL_KINDS) -> Fit:
         """Return whether an arm fits, and the nearest change with which it does."""

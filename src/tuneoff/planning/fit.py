@@ -13,14 +13,20 @@ or measured, so they must be named.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from pydantic import Field
 
 from tuneoff.errors import StudyError, did_you_mean
 from tuneoff.study.methods import LoraMethod
 from tuneoff.study.spec import Arm, Study
 from tuneoff.study.value import Value, plain
 
+Halved = Literal["evaluation_tokens", "generation_rows"]
+"""What a run halves by itself when memory runs out, beside the micro-batch: tokens of one forward that is scored, and
+texts in the making. Nothing but rounding depends on them.
+"""
 Kind = Literal["micro_batch", "gradient_checkpointing", "bf16", "qlora", "length"]
 SAME_NUMBERS: tuple[Kind, ...] = ("micro_batch", "gradient_checkpointing")
 ALL_KINDS: tuple[Kind, ...] = (*SAME_NUMBERS, "bf16", "qlora", "length")
@@ -34,13 +40,15 @@ class Need:
     """Tensor bytes that an arm needs.
 
     Attributes:
-        peak_bytes: at its highest point.
+        peak_bytes: at its highest point, of a run that has halved what it halves by itself.
         fixed_bytes: of them what neither fewer or shorter sequences nor recomputing lessens: weights, gradients and
             optimizer state.
+        halved: what the run halves by itself, and to how much.
     """
 
     peak_bytes: int
     fixed_bytes: int = 0
+    halved: Mapping[Halved, int] = field(default_factory=dict)
 
 
 Needed = Callable[[Study, Arm], Need]
@@ -91,13 +99,15 @@ class Fit(Value):
     """Whether an arm fits, and what makes it."""
 
     needed_bytes: int
-    """Of tensors, as the study has the arm."""
+    """Of tensors, as the study has the arm, but for what a run halves by itself."""
     room_bytes: int
     """For tensors."""
     change: Change | None = None
     """The nearest change with which it fits; none where it fits as it is, or nothing helps."""
     changed_bytes: int | None = None
     """That it needs then."""
+    halved: Mapping[Halved, int] = Field(default_factory=dict)
+    """What the run will halve by itself where it fits, as it is or with the change, and to how much."""
 
     @property
     def fits(self) -> bool:
@@ -158,34 +168,35 @@ def find_fit(
     as_it_is = needed(study, arm)
     found = Fit(needed_bytes=as_it_is.peak_bytes, room_bytes=room_bytes)
     if found.fits:
-        return found
+        return found.model_copy(update={"halved": as_it_is.halved})
     own = study.for_arm(arm)
     batches = _micro_batches(own, arm, kinds)
     rungs = _rungs(own, arm, kinds, has_bf16=has_bf16, has_checkpointing=has_checkpointing, has_nf4=has_nf4)
 
     fixed_bytes: dict[tuple[str | None, str | None], int] = {(None, None): as_it_is.fixed_bytes}
 
-    def with_batch(rung: Change, size: int | None) -> tuple[Change, int]:
+    def with_batch(rung: Change, size: int | None) -> tuple[Change, Need]:
         change = rung.model_copy(update={"micro_batch": size})
         found = _needed(study, arm, change, needed) if change.kinds else as_it_is
         fixed_bytes[rung.precision, rung.quantize] = found.fixed_bytes
-        return change, found.peak_bytes
+        return change, found
 
     for rung in rungs:
         if fixed_bytes.get((rung.precision, rung.quantize), 0) > room_bytes:
             continue  # each need is a trace of seconds
-        change, size = with_batch(rung, batches[-1])
-        if size > room_bytes:
+        change, need = with_batch(rung, batches[-1])
+        if need.peak_bytes > room_bytes:
             continue
         first, last = 0, len(batches) - 1  # the largest that fits: needs fall with the size
         while first < last:
             middle = (first + last) // 2
-            tried, tried_size = with_batch(rung, batches[middle])
-            if tried_size <= room_bytes:
-                last, change, size = middle, tried, tried_size
+            tried, tried_need = with_batch(rung, batches[middle])
+            if tried_need.peak_bytes <= room_bytes:
+                last, change, need = middle, tried, tried_need
             else:
                 first = middle + 1
-        return found.model_copy(update={"change": change, "changed_bytes": size})
+        changes = {"change": change, "changed_bytes": need.peak_bytes, "halved": need.halved}
+        return found.model_copy(update=changes)
     return found
 
 

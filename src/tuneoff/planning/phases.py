@@ -8,7 +8,7 @@ from torch import nn
 
 from tuneoff.data.batching import BatchSequence, evaluation_batches
 from tuneoff.data.tokens import TokenSplit
-from tuneoff.evaluation.likelihood import EVALUATION_TOKENS, packs, score_batch
+from tuneoff.evaluation.likelihood import packs, score_batch
 from tuneoff.planning.setting import (
     PAD,
     Setting,
@@ -148,8 +148,8 @@ def evaluate_phase(setting: Setting, model: TracedModel) -> TracedPhase:
     whole = split_of(setting)
     forward = forward_of(model.adapted, whole)
     is_packed = packs(forward, runtime)
-    split = _filling(whole, EVALUATION_TOKENS)
-    batch = next(evaluation_batches(split, None, PAD, EVALUATION_TOKENS, is_packed=is_packed))
+    tokens = setting.lengths.evaluation_tokens
+    batch = next(evaluation_batches(_filling(whole, tokens), None, PAD, tokens, is_packed=is_packed))
     with setting.entered(model, tally), following_layers(module, tally):
         optimizer = None
         if setting.arm.is_trained:
@@ -157,7 +157,7 @@ def evaluate_phase(setting: Setting, model: TracedModel) -> TracedPhase:
         module.eval()
         tally.place = "begin"
         placed = to_device([batch], runtime.device, PAD, is_packed=is_packed)
-        score_batch(forward, placed, runtime, has_classes=split.has_labels)
+        score_batch(forward, placed, runtime, has_classes=whole.has_labels)
         del optimizer
     phase = phase_of("evaluate", tally)
     phase.num_tokens, phase.num_targets = int(batch.lengths.sum()), batch.num_target_tokens

@@ -12,6 +12,7 @@ from tuneoff.study.predicted import PARTS, Predicted, Seconds
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 PART_NAMES = {"key_values": "keys, values"}
+HALVED_NAMES = {"evaluation_tokens": "tokens scored", "generation_rows": "texts written"}
 FLOP_UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 
 
@@ -55,7 +56,7 @@ def _fits(arm: ArmPlan) -> str:
     if arm.fit is None:
         return NOTHING
     if arm.fit.fits:
-        return "yes" if arm.changed is None else "yes, changed"
+        return "yes" + (", changed" if arm.changed is not None else "") + (", halved" if arm.fit.halved else "")
     return f"no, {bytes_text(arm.fit.missing_bytes)} more"
 
 
@@ -85,6 +86,10 @@ def cost_lines(plan: Plan) -> Iterator[str]:
     )
     for change, names in shared((arm.name, arm.changed.text()) for arm in plan.arms if arm.changed is not None):
         yield f"changed to fit: {', '.join(names)}: {change}"
+    fits = [(arm.name, arm.fit) for arm in plan.arms if arm.fit is not None]
+    for halved, names in shared((name, tuple(fit.halved.items())) for name, fit in fits if fit.fits and fit.halved):
+        what = " and ".join(f"{size:,} {HALVED_NAMES[kind]}" for kind, size in halved)
+        yield f"halved by the run itself: {', '.join(names)}: {what} at a time"
     for arm in plan.arms:
         if arm.fit is not None and not arm.fit.fits:
             yield _unfit_line(arm)

@@ -1,6 +1,7 @@
 """How much memory a run's tensors may take: of a GPU, or of this machine under the limits on its processes."""
 
 from tuneoff.planning.devices import Device
+from tuneoff.planning.resident import predicted_resident_bytes
 from tuneoff.study.value import Value
 from tuneoff.training.memory_limits import available_bytes
 from tuneoff.training.runtime import device_bytes
@@ -11,10 +12,6 @@ USABLE_SHARE = 0.95
 """Of a GPU's memory that tensors get: the driver and error correction keep some, and the allocator cannot use all."""
 CPU_SHARE = 0.97
 """Of this machine's memory: freed blocks that malloc keeps."""
-PROCESS_BYTES = 450_000_000
-"""Resident bytes of a run's process beside tensors: the interpreter and its libraries. Under `ulimit -v` they need not
-be counted, as this process has mapped the same ones and only what is left of the address space is asked for.
-"""
 
 
 class Room(Value):
@@ -54,6 +51,7 @@ def machine_room() -> Room:
 
         return memory_room(gpu, torch.cuda.get_device_name())
     found = available_bytes()
-    process_bytes = 0 if found.source == "ulimit -v" else PROCESS_BYTES
+    # of the address space this process has mapped the same libraries already
+    process_bytes = 0 if found.source == "ulimit -v" else predicted_resident_bytes(0)
     where = f"this machine ({found.source})"
     return Room(where=where, total_bytes=found.num_bytes, process_bytes=process_bytes, usable_share=CPU_SHARE)

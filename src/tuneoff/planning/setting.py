@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tuneoff.data.tokens import TokenSplit
+from tuneoff.evaluation.likelihood import EVALUATION_TOKENS
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.planning.operations import NO_WORK, Work
 from tuneoff.planning.tally import WEIGHTS, Peak, Product, Tally
@@ -34,6 +35,10 @@ class Lengths(Value):
     """Target tokens of each."""
     prompts: tuple[int, ...] = ()
     """Tokens of each prompt of a generation batch; empty where nothing is generated."""
+    evaluation_tokens: int = EVALUATION_TOKENS
+    """Of one forward that is scored."""
+    generation_rows: int | None = None
+    """Texts in the making; none takes `generate.batch_size`."""
 
 
 @dataclass(frozen=True)

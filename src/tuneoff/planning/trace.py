@@ -97,6 +97,9 @@ def trace_arm(
         UnsupportedError: this model cannot take the method.
     """
     own = study.for_arm(arm)
+    if lengths.generation_rows is not None:
+        less = own.generate.model_copy(update={"batch_size": lengths.generation_rows})
+        own = own.model_copy(update={"generate": less})
     found = layers_of(base)
     depth = len(found[1]) if found else 0
     if num_layers is None:

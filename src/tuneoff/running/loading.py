@@ -11,6 +11,7 @@ from tuneoff.methods import cohort_from_specs, interchange
 from tuneoff.methods.base import AdaptedModel
 from tuneoff.methods.heads import draw_head, train_head
 from tuneoff.methods.selective import FrozenModel, NoTraining
+from tuneoff.planning.resident import predicted_resident_bytes
 from tuneoff.running.place import Place
 from tuneoff.study.identity import Run
 from tuneoff.study.methods import LoadMethod, LoraMethod, NoneMethod
@@ -70,11 +71,16 @@ def _refused(place: Place, runtime: Runtime, available: Available) -> Shortage |
 
     On a GPU an allocation that does not fit is refused by itself, and kills nobody.
     """
-    if runtime.device.type != "cpu" or place.needed_bytes <= available.num_bytes:
+    if runtime.device.type != "cpu" or not place.needed_bytes:
+        return None
+    needed = place.needed_bytes
+    if available.source != "ulimit -v":  # of the address space the libraries are mapped already
+        needed = predicted_resident_bytes(needed, is_loaded=True)
+    if needed <= available.num_bytes:
         return None
     return Shortage(
         phase="load",
-        needed_bytes=place.needed_bytes,
+        needed_bytes=needed,
         available_bytes=available.num_bytes,
         source=available.source,
     )

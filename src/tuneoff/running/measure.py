@@ -30,7 +30,7 @@ from tuneoff.study.solo import SoloCosts, solo_key
 from tuneoff.study.testing import Testing
 from tuneoff.training.checkpoint import Checkpoint, save_checkpoint
 from tuneoff.training.loop import Loop, LoopPlan
-from tuneoff.training.meter import NUM_WARMUP_STEPS
+from tuneoff.training.meter import NUM_WARMUP_STEPS, give_back
 
 MIN_STEPS, MAX_STEPS = 3, 20
 """Steps that the median is over."""
@@ -64,6 +64,7 @@ def measure_run(run: Run, place: Place, tell: Tell, testing: Testing, limit_s: f
     num_steps = min(MAX_STEPS, max(MIN_STEPS, int(limit_s / step_s) if step_s else 0))
     key = solo_key(record, testing)
     with _folder(place.store.folder / COSTS_FOLDER / f".{key}") as folder:
+        session.meter.gives_back = True
         session.data = replace(session.data, validation=longest(session, session.data.validation))
         costs, checkpoint_bytes = _train(session, folder, num_steps)
         evaluated = _evaluate(session)
@@ -184,6 +185,7 @@ def _generate(session: Session, testing: Testing, tell: Tell) -> float | None:
             "generate": testing.generate.model_copy(update={"limit": limit}),
         }
     )
+    give_back()
     with session.meter.phase("generate") if testing.decoding else _nothing():
         written: tuple[Written, ...] = write_texts(session, 0, few, rows, tell)
     if not written:

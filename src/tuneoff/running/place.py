@@ -24,7 +24,7 @@ class Place:
     tracking: Tracking | None = None
     """Experiment trackers that the runs are sent to."""
     needed_bytes: int = 0
-    """That the runs need in all at least; where the machine has less, nothing is loaded."""
+    """Of tensors that the runs need at least; where the machine has no room for them, nothing is loaded."""
     is_alone: bool = True
     """Whether nothing else of the same command is at work beside."""
     shortage: Shortage | None = None

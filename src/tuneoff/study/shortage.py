@@ -50,7 +50,7 @@ class Shortage(Value):
         remedy = f"the same command tries it again where {enough} is"
         if self.needed_bytes is not None:
             return (
-                f"{OUT_OF_MEMORY}: needs at least {enough} for weights, gradients and optimizer state, and "
+                f"{OUT_OF_MEMORY}: needs at least {enough} to hold weights, gradients and optimizer state, and "
                 f"{shown_bytes(self.available_bytes)} is available ({self.source}), so it was not begun; {remedy}"
             )
         least = "" if self.phase in ("load", "explain") else " with one sequence at a time"

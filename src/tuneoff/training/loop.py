@@ -16,6 +16,7 @@ from tuneoff.data.batching import Batch, BatchSequence, micro_batches
 from tuneoff.data.prepare import TokenSplit
 from tuneoff.errors import NotFiniteError
 from tuneoff.methods.base import AdaptedModel
+from tuneoff.methods.soft_prompt import is_checkpointing
 from tuneoff.study.records import DIVERGED, Likelihood
 from tuneoff.study.streams import DROPOUT, stream_seed
 from tuneoff.training.checkpoint import Checkpoint, CheckpointTimer
@@ -161,6 +162,7 @@ class Loop:
         self.host = host
         self.meter = meter
         self.runtime: Runtime = meter.runtime
+        self.is_recomputed = is_checkpointing(adapted.module)
         self.step = 0
         self.timer = CheckpointTimer(plan.checkpoint_every, plan.checkpoint_minutes)
 
@@ -246,7 +248,8 @@ class Loop:
         """
         weights = [m.optimizer.loss_scale.scale / count for m, count in zip(self.members, num_targets, strict=True)]
         of_targets = torch.tensor(weights, device=self.runtime.device, dtype=torch.float64)[batch.members]
-        with batch.masked(self.step), self.runtime.autocast():
+        # what is worked out again is cast again, a layer at a time
+        with batch.masked(self.step), self.runtime.autocast(keeps_casts=not self.is_recomputed):
             loss, nll = self.forward.summed_nll(batch, of_targets)
         self.runtime.accelerator.backward(loss)
         return [own.sum() for own in torch.split(nll, list(batch.counts))]  # a mask would wait for the device

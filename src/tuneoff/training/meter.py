@@ -1,11 +1,12 @@
 """Measures what a run costs: time of each step, and the highest memory use of each phase."""
 
+import ctypes
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,10 @@ class Meter:
         self.evaluate_s = 0.0
         self.peak_bytes: dict[str, int] = {}
         self.optimizer_bytes = 0
+        self.gives_back = False
+        """Whether what training freed goes back to the system before an evaluation, so that its peak is its own; it
+        costs time, as what comes next takes its pages anew.
+        """
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -53,6 +58,8 @@ class Meter:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within the context time and memory count for evaluation."""
+        if self.gives_back:
+            give_back()
         self.note_peak("train")
         start = self._now()
         try:
@@ -116,10 +123,20 @@ class Meter:
         if self.peak_kind == "allocated":
             torch.cuda.reset_peak_memory_stats(self.runtime.device)
             return
-        try:
-            Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
-        except OSError:
-            return  # not Linux, or not allowed: the peak then is the process's since its start
+        start_resident_peak()
+
+
+def give_back() -> None:
+    """Give memory back to the system that was freed and that malloc keeps (of glibc; others have nothing to call)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def start_resident_peak() -> None:
+    """Start the peak of resident memory anew; where the system cannot, it stays the process's since its start."""
+    with suppress(OSError):  # not Linux, or not allowed
+        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
 
 
 def resident_peak_bytes() -> int:

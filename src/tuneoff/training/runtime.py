@@ -40,13 +40,18 @@ class Runtime:
         return torch.get_num_threads()
 
     @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Within the context matrix products run in the compute type; sums that need it stay in fp32."""
+    def autocast(self, *, keeps_casts: bool = True) -> Iterator[None]:
+        """Within the context matrix products run in the compute type; sums that need it stay in fp32.
+
+        Args:
+            keeps_casts: whether what trained weights are cast to is kept until the context's end, for weights that are
+                used several times in it; else each goes with its product. The numbers are the same.
+        """
         if self.compute_dtype == torch.float32:
             yield
             return
         products = WideProducts() if is_slow(self.compute_dtype, self.device) else nullcontext()
-        with torch.autocast(self.device.type, dtype=self.compute_dtype), products:
+        with torch.autocast(self.device.type, dtype=self.compute_dtype, cache_enabled=keeps_casts), products:
             yield
 
     def synchronize(self) -> None:

@@ -1,6 +1,7 @@
-"""What `benchmarks.memory` predicts and measures: shapes, methods, sizes, phases."""
+"""What `benchmarks.memory` and `benchmarks.plan_time` predict and measure: shapes, methods, sizes, phases."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class MemoryCase:
+class PlanCase:
     """What is predicted and measured.
 
     Attributes:
@@ -59,39 +60,57 @@ class MemoryCase:
 
 
 CASES = (
-    MemoryCase("demo", "full", 16, 128, "fp32"),
-    MemoryCase("demo", "full", 4, 256, "bf16"),
-    MemoryCase("demo", "lora", 16, 256, "bf16"),
-    MemoryCase("demo", "bottleneck", 4, 256, "fp32"),
-    MemoryCase("demo", "prompt", 8, 128, "bf16"),
-    MemoryCase("demo", "lora", 16, 128, "fp32", "evaluate"),
-    MemoryCase("demo", "prompt", 4, 256, "bf16", "evaluate"),
-    MemoryCase("demo", "lora", 16, 128, "fp32", "generate"),
-    MemoryCase("demo", "full", 4, 256, "bf16", "generate"),
-    MemoryCase("gpt2", "full", 1, 128, "fp32"),
-    MemoryCase("gpt2", "bottleneck", 4, 128, "bf16"),
-    MemoryCase("gpt2", "prompt", 2, 128, "fp32"),
-    MemoryCase("gpt2", "lora", 2, 256, "fp32"),
-    MemoryCase("gpt2", "full", 4, 128, "bf16", micro_batch=2),
-    MemoryCase("gpt2", "lora", 4, 256, "fp32", recompute=True),
-    MemoryCase("gpt2", "lora", 1, 1024, "bf16"),
-    MemoryCase("gpt2", "lora", 1, 512, "bf16", "evaluate"),
-    MemoryCase("gpt2", "full", 8, 128, "fp32", "evaluate"),
-    MemoryCase("gpt2", "lora", 16, 128, "fp32", "generate"),
-    MemoryCase("gpt2", "prompt", 2, 256, "bf16", "generate"),
-    MemoryCase("llama-200m", "full", 1, 128, "fp32"),
-    MemoryCase("llama-200m", "lora", 2, 256, "bf16"),
-    MemoryCase("llama-200m", "bottleneck", 1, 512, "fp32"),
-    MemoryCase("llama-200m", "prompt", 1, 256, "bf16"),
-    MemoryCase("llama-200m", "lora", 4, 128, "bf16", "evaluate"),
-    MemoryCase("llama-200m", "full", 1, 1024, "fp32", "evaluate"),
-    MemoryCase("llama-200m", "lora", 8, 128, "bf16", "generate"),
-    MemoryCase("llama-200m", "bottleneck", 1, 1024, "fp32", "generate"),
+    PlanCase("demo", "full", 16, 128, "fp32"),
+    PlanCase("demo", "lora", 4, 256, "bf16"),
+    PlanCase("demo", "bottleneck", 16, 256, "fp32"),
+    PlanCase("demo", "prompt", 8, 128, "bf16"),
+    PlanCase("demo", "lora", 16, 128, "fp32", "evaluate"),
+    PlanCase("demo", "full", 4, 256, "bf16", "evaluate"),
+    PlanCase("demo", "lora", 16, 128, "fp32", "generate"),
+    PlanCase("demo", "prompt", 8, 128, "fp32", "generate"),
+    PlanCase("gpt2", "full", 1, 128, "fp32"),
+    PlanCase("gpt2", "lora", 2, 256, "fp32"),
+    PlanCase("gpt2", "lora", 1, 1024, "bf16"),
+    PlanCase("gpt2", "bottleneck", 4, 128, "bf16"),
+    PlanCase("gpt2", "prompt", 2, 128, "fp32"),
+    PlanCase("gpt2", "full", 16, 128, "bf16", micro_batch=4),
+    PlanCase("gpt2", "lora", 4, 256, "fp32", recompute=True),
+    PlanCase("gpt2", "lora", 1, 512, "bf16", "evaluate"),
+    PlanCase("gpt2", "full", 8, 128, "fp32", "evaluate"),
+    PlanCase("gpt2", "lora", 16, 128, "fp32", "generate"),
+    PlanCase("gpt2", "full", 2, 256, "bf16", "generate"),
+    PlanCase("llama-200m", "full", 1, 128, "fp32"),
+    PlanCase("llama-200m", "lora", 2, 256, "bf16"),
+    PlanCase("llama-200m", "bottleneck", 1, 512, "fp32"),
+    PlanCase("llama-200m", "lora", 4, 128, "bf16", "evaluate"),
+    PlanCase("llama-200m", "lora", 8, 128, "fp32", "generate"),
 )
-NUM_SMALL = 9
+"""Of memory and of time."""
+OF_MEMORY = (
+    PlanCase("demo", "full", 4, 256, "bf16"),
+    PlanCase("demo", "lora", 16, 256, "bf16"),
+    PlanCase("demo", "bottleneck", 4, 256, "fp32"),
+    PlanCase("demo", "prompt", 4, 256, "bf16", "evaluate"),
+    PlanCase("demo", "full", 4, 256, "bf16", "generate"),
+    PlanCase("gpt2", "full", 4, 128, "bf16", micro_batch=2),
+    PlanCase("gpt2", "prompt", 2, 256, "bf16", "generate"),
+    PlanCase("llama-200m", "prompt", 1, 256, "bf16"),
+    PlanCase("llama-200m", "full", 1, 1024, "fp32", "evaluate"),
+    PlanCase("llama-200m", "lora", 8, 128, "bf16", "generate"),
+    PlanCase("llama-200m", "bottleneck", 1, 1024, "fp32", "generate"),
+)
+"""Of memory alone, which is soon measured."""
+SMALL = "demo"
+"""The model whose cases take minutes."""
 
 
-def study_of(case: MemoryCase, folder: Path) -> Any:
+def chosen(cases: Iterable[PlanCase], only: Iterable[str], *, is_small: bool) -> list[PlanCase]:
+    """Return the cases whose names hold all of some words; of the small model alone, or of all."""
+    words = set(only)
+    return [case for case in cases if words <= set(case.name.split()) and (case.model == SMALL or not is_small)]
+
+
+def study_of(case: PlanCase, folder: Path) -> Any:
     """Return a study of one arm; a shape of the table above is written into the folder."""
     from tuneoff.study.loading import study_from
 
@@ -116,6 +135,6 @@ def study_of(case: MemoryCase, folder: Path) -> Any:
     return study_from(raw, folder)
 
 
-def prompts_of(case: MemoryCase) -> list[list[int]]:
+def prompts_of(case: PlanCase) -> list[list[int]]:
     """Return prompts that share no beginning, as many as there are texts in the making."""
     return [[1 + index] + [0] * (case.length - 1) for index in range(max(1, case.batch_size // 2))]
