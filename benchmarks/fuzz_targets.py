@@ -137,7 +137,7 @@ def _study(folder: Path) -> Target:
             trials(study, arm)
             chosen_runs(study, arm, None if not arm.is_trained else 1e-3)
             num_runs(study, arm)
-        again = Study.model_validate(json.loads(canonical_json(plain(study))))
+        again = Study.model_validate(json.loads(canonical_json(plain(study))) | {"root": study.root})
         assert again == study, "a study does not come back from its JSON"
 
     seeds = {one.name: one.read_bytes() for one in sorted(RECIPES.glob("*.yaml")) if one.name != "smoke.yaml"}
@@ -397,7 +397,7 @@ def _options() -> Target:
         b"study": load_study,
     }
     given = {
-        b"time": b"1h30m", b"memory": b"6.5GB", b"device": b"RTX 4090", b"fit": b"micro-batch,length", b"cohort": b"8",
+        b"time": b"1h30m", b"memory": b"6.5GB", b"device": b"RTX 4090", b"fit": b"micro_batch", b"cohort": b"8",
         b"kind": b"text", b"columns": b"text=body|label=class", b"study": b"demo",
         b"set": b"budget.steps=50|arms.*.targets=[all-linear]|task.data=a.jsonl",
     }  # fmt: skip

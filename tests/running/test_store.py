@@ -27,7 +27,16 @@ from tuneoff.running.underway import runs_under_way
 from tuneoff.study.explained import ExplainRecord
 from tuneoff.study.identity import Run, make_run
 from tuneoff.study.loading import study_from
-from tuneoff.study.records import Costs, Likelihood, Parameters, Provenance, Record, TestRecord, Training
+from tuneoff.study.records import (
+    RECORD_VERSION,
+    Costs,
+    Likelihood,
+    Parameters,
+    Provenance,
+    Record,
+    TestRecord,
+    Training,
+)
 from tuneoff.study.spec import ExplainSpec
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -262,6 +271,7 @@ def test_a_curve_ends_at_a_line_that_is_no_row(whole: Store, line: str) -> None:
 @pytest.mark.parametrize("line", NO_ROWS.values(), ids=NO_ROWS)
 def test_how_far_a_run_is_is_read_from_whole_rows_alone(whole: Store, line: str) -> None:
     folder = whole.run_folder(RUN_ID)
+    whole.write_setup(RUN_ID, {"version": RECORD_VERSION, "cohort": [RUN_ID]})
     (folder / CURVE_FILE).write_text(f"{json.dumps(ROW | {'step': 1, 'elapsed_s': 2.0})}\n{line}\n")
     found = runs_under_way(whole, (), {RUN_ID})[RUN_ID]
     assert (found.step, found.step_s) == (1, 2.0)

@@ -1,5 +1,6 @@
 """A loop on random tokens and a small random model, for tests that look at its numbers."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,7 +94,7 @@ class Recorder:
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         copied = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        self.checkpoints.append(Checkpoint(checkpoint.step, checkpoint.state, copied))
+        self.checkpoints.append(Checkpoint(checkpoint.step, copy.deepcopy(checkpoint.state), copied))
 
     def progress(self, step: int, loss_nats: float, tokens_per_s: float) -> None:
         pass

@@ -1,7 +1,7 @@
 """Whether charts can be drawn in this process: asked before the library that draws them ends it.
 
 Charts are drawn by V8, which reserves address space far beyond what it uses and ends the process, with no exception,
-where it may not: under a limit of 64 GiB (`ulimit -v`) it did, under one of 128 GiB it did not (vl-convert 1.9, 64 bit).
+where it may not: under a limit of 64 GiB (`ulimit -v`) it did, under one of 128 GiB it did not (vl-convert 1.9).
 """
 
 import resource
