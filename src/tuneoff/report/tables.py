@@ -234,7 +234,7 @@ def to_json(
     tests: Mapping[str, TestRecord],
     explanation: Explanation = NOTHING,
 ) -> bytes:
-    """Return the study, what is known of it, the table's rows and every run's scores as JSON; no number is null.
+    """Return the study, what is known of it, the table's rows and every run's scores as JSON, NaN as null.
 
     Args:
         study: the question.
