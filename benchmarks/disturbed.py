@@ -109,7 +109,7 @@ def send(sitting: Sitting, number: signal.Signals) -> None:
 
 
 def kill(sitting: Sitting) -> None:
-    """Kill a sitting with all its children, and wait for its end."""
+    """Kill a sitting with all its children, and wait for its end, which children may come to a little later."""
     send(sitting, signal.SIGKILL)
     while sitting.code() is None:
         time.sleep(0.001)

@@ -288,6 +288,8 @@ class Killer:
                 time.sleep(STOP_S)
                 found.kills.append(Kill(*look(place, begun), now - start))
                 kill(sitting)
+                while runs_of(place):  # on a busy machine children take a while to die
+                    time.sleep(POLL_S)
                 print(f"  kill {len(found.kills)} after {now - start:.1f} s: {found.kills[-1].phase}", flush=True)
                 return None
             time.sleep(max(0.0, min(POLL_S, kill_at - now)))
