@@ -38,6 +38,7 @@ settings.load_profile("tuneoff")
 LONG = (
     "tests/faults/test_faults.py::test_a_sample_of_faults",
     "tests/running/test_kill.py::test_a_killed_command[the whole group]",
+    "tests/running/test_sharing.py::test_kills_at_random_instants_move_no_bit",
     "tests/running/test_time_budget.py::test_a_signal_leaves_a_checkpoint_at_the_step_and_the_same_command_goes_on[SIG",
     "tests/test_notebooks.py::test_runs[lora_on_squad]",
     "tests/test_notebooks.py::test_runs[methods_on_sst2]",
