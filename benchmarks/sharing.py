@@ -1,33 +1,47 @@
 """Runs one study in several processes at once, kills one of them every few seconds, and compares with a quiet study.
 
-    python -m benchmarks.sharing [--processes 4] [--kills 10] [--every-s 3]
+    python -m benchmarks.sharing [--processes 4] [--kills 10] [--every-s 3] [--cohort N]
+    python -m benchmarks.sharing --command-line --kills 20 --every-s 8 --steps 300
 
-Each process is what `tuneoff run` is, with its children in a process group of its own; a killed one (SIGKILL to the
-group) is started again. Shown are the runs that were recorded, records that were written more than once (a run that was
-trained twice would be), and whether every record, curve, prediction and adapter has the bits of a study that one
-process ran in peace.
+Each process is `tuneoff run`, with its children in a process group of its own; a killed one (SIGKILL to the group) is
+started again. They are forked from a process that has imported everything, or with `--command-line` started as from a
+shell. Three kills of four take a process that has a run at work, the others any. Shown are the runs that were recorded,
+records that were written more than once (a run that was trained twice would be), whether every record, curve,
+prediction and adapter has the bits of a study that one process ran in peace, and whether `tuneoff report` writes the
+same table, times and memory aside.
 """
 
 import argparse
 import os
 import random
-import signal
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
-from tests.faults import harness
-from tests.running.world import study_of, world
+from benchmarks.disturbed import (
+    Command,
+    Forked,
+    Records,
+    Sitting,
+    differences,
+    ended,
+    holders,
+    kill,
+    leftovers,
+    snapshot,
+    study_file,
+    table,
+)
+from tests.running.world import world
 
-from tuneoff.files import file_sha256
-from tuneoff.running import preload  # noqa: F401  # so that the processes, which are forked, need not import it
-from tuneoff.running.store import EXPLAIN_FILE, RECORD_FILE, TEST_FILE
-from tuneoff.study.spec import Study
+from tuneoff.report import write as write
+from tuneoff.running import preload as preload  # with the line before: so that processes that are forked need not
+from tuneoff.running.store import RECORD_FILE
 
+NAME = "sharing"
 ARMS: dict[str, Any] = {
     "lora": {"method": "lora", "rank": [2, 4], "dropout": 0.1, "lr": 1e-2},
     "full": {"method": "full", "lr": 1e-3},
@@ -39,63 +53,65 @@ CHANGES: dict[str, Any] = {
     "checkpoint": {"every": 4},
 }
 POLL_S = 0.02
+WORKER_SHARE = 3 / 4
+"""Share of kills that take a process with a run at work, where there is one."""
 
 
 class Crowd:
     """Processes at one study.
 
     Args:
-        study: the study.
+        path: of the study file.
         place: a folder; results go to `runs` below it.
-        size: how many processes.
+        options: how many processes, how they are started, and runs of a pass at most.
     """
 
-    def __init__(self, study: Study, place: Path, size: int) -> None:
-        self.study, self.place = study, place
-        self.alive: set[int] = set()
+    def __init__(self, path: Path, place: Path, options: argparse.Namespace) -> None:
+        self.place = place
+        self.words = words_of(path, place, options)
+        self.way: type[Command] | type[Forked] = Command if options.command_line else Forked
+        self.alive: list[Sitting] = []
         self.codes: list[int] = []
-        self.seen: dict[Path, str] = {}
-        """Sha256 of each record when it was first seen."""
-        self.rewritten: set[Path] = set()
-        self.num_started = 0
+        self.records = Records(place)
+        self.num_started = self.num_kills = self.num_kills_at_work = 0
         place.mkdir()
-        for _ in range(size):
+        for _ in range(options.processes):
             self.start()
 
     def start(self) -> None:
         """Add a process."""
         self.num_started += 1
-        self.alive.add(harness.start(self.study, self.place / "runs", self.place / f"output-{self.num_started}"))
+        self.alive.append(self.way(self.words, self.place / f"output-{self.num_started}"))
 
     def look(self) -> None:
         """Take note of who ended and of records that changed."""
-        for pid in list(self.alive):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                self.alive.remove(pid)
-                self.codes.append(os.waitstatus_to_exitcode(status))
-        for path in self._records():
-            try:
-                sha256 = file_sha256(path)
-            except OSError:
-                continue
-            if self.seen.setdefault(path, sha256) != sha256:
-                self.rewritten.add(path)
+        for sitting in list(self.alive):
+            code = sitting.code()
+            if code is not None:
+                self.alive.remove(sitting)
+                self.codes.append(code)
+        self.records.look()
 
-    def _records(self) -> Iterator[Path]:
-        for name in (RECORD_FILE, TEST_FILE, EXPLAIN_FILE):
-            yield from (self.place / "runs").glob(f"*/*/{name}")
-
-    def kill(self, pid: int) -> None:
+    def kill(self, chance: random.Random) -> None:
         """Kill one process with its children, and start another."""
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        self.alive.remove(pid)
+        groups = holders(self.place)
+        at_work = [sitting for sitting in self.alive if sitting.pid in groups]
+        among = at_work if at_work and chance.random() < WORKER_SHARE else self.alive
+        sitting = chance.choice(among)
+        self.num_kills += 1
+        self.num_kills_at_work += sitting in at_work
+        kill(sitting)
+        self.alive.remove(sitting)
         self.start()
 
     def said(self) -> str:
         """Return what the processes said."""
-        return "\n".join(path.read_text() for path in sorted(self.place.glob("output-*")))
+        return "\n".join(path.read_text(errors="replace") for path in sorted(self.place.glob("output-*")))
+
+
+def words_of(path: Path, place: Path, options: argparse.Namespace) -> list[str]:
+    """Return what follows `tuneoff` on the command line."""
+    return ["run", str(path), "--out", str(place / "runs"), "--cohort", str(options.cohort)]
 
 
 def main() -> None:
@@ -104,42 +120,48 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--every-s", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=CHANGES["budget"]["steps"], help="of each run")
+    parser.add_argument("--cohort", default="off", help="LoRA runs of one pass at most")
+    parser.add_argument("--command-line", action="store_true", help="start each process as from a shell")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TUNEOFF_CACHE"] = str(Path(folder) / "cache")
-        base = world(Path(folder))
-        study = study_of(base, "sharing", ARMS, **CHANGES)
-        (Path(folder) / "quiet").mkdir()
-        code = harness.wait_for(harness.start(study, Path(folder) / "quiet" / "runs", Path(folder) / "output"))
-        assert code == 0, (Path(folder) / "output").read_text()
-        wanted = harness.snapshot(Path(folder) / "quiet")
-        raise SystemExit(0 if is_well(study, Path(folder), wanted, options) else 1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["TUNEOFF_CACHE"] = str(folder / "cache")
+        changes = CHANGES | {"budget": CHANGES["budget"] | {"steps": options.steps}}
+        path = study_file(world(folder) / f"{NAME}.yaml", NAME, ARMS, changes)
+        quiet = folder / "quiet"
+        quiet.mkdir()
+        code = ended(Forked(words_of(path, quiet, options), folder / "output"))
+        assert code == 0, (folder / "output").read_text()
+        raise SystemExit(0 if is_well(path, folder, options) else 1)
 
 
-def is_well(study: Study, folder: Path, wanted: dict[str, Any], options: argparse.Namespace) -> bool:
+def is_well(path: Path, folder: Path, options: argparse.Namespace) -> bool:
     """Run it in a crowd; print, and return whether all is well."""
-    chance, start = random.Random(0), time.monotonic()
-    crowd, num_killed, next_kill = Crowd(study, folder / "crowd", options.processes), 0, start + options.every_s
+    chance, start, wanted = random.Random(0), time.monotonic(), snapshot(folder / "quiet")
+    crowd, next_kill = Crowd(path, folder / "crowd", options), start + options.every_s
     while crowd.alive:
         time.sleep(POLL_S)
         crowd.look()
-        if num_killed < options.kills and crowd.alive and time.monotonic() > next_kill:
-            crowd.kill(chance.choice(sorted(crowd.alive)))
-            num_killed += 1
+        if crowd.num_kills < options.kills and crowd.alive and time.monotonic() > next_kill:
+            crowd.kill(chance)
             next_kill = time.monotonic() + options.every_s
-    found = harness.snapshot(folder / "crowd")
-    differ = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-    num_records = sum(name.endswith(RECORD_FILE) for name in found)
+    taken_s, found = time.monotonic() - start, snapshot(folder / "crowd")
+    differ, records = differences(found, wanted), crowd.records
+    tables = [table(path, folder / name / "runs", folder / f"report-{name}") for name in ("quiet", "crowd")]
     print(
-        f"{crowd.num_started} processes, {num_killed} killed; {num_records} runs recorded, "
-        f"{sum(name.endswith(RECORD_FILE) for name in wanted)} wanted; {len(crowd.rewritten)} records written twice; "
-        f"{len(differ)} of {len(wanted)} files differ; exit codes {sorted(set(crowd.codes))}; "
-        f"{time.monotonic() - start:.0f} s"
+        f"{crowd.num_started} processes, {crowd.num_kills} killed, {crowd.num_kills_at_work} of them with a run at "
+        f"work; {sum(name.endswith(RECORD_FILE) for name in found)} runs recorded, "
+        f"{sum(name.endswith(RECORD_FILE) for name in wanted)} wanted; {len(records.rewritten)} records written "
+        f"twice, {len(records.lost)} lost; {len(differ)} of {len(wanted)} files differ; the table "
+        f"{'is the same' if tables[0] == tables[1] else 'DIFFERS'}; exit codes {sorted(set(crowd.codes))}; "
+        f"{taken_s:.0f} s"
     )
-    is_sound = not differ and not crowd.rewritten and set(crowd.codes) == {0}
-    if not is_sound:
-        print(*differ, *map(str, crowd.rewritten), crowd.said(), sep="\n")
-    return is_sound
+    left = leftovers(folder / "crowd")
+    is_sound = not (differ or records.rewritten or records.lost or left) and set(crowd.codes) == {0}
+    if not is_sound or "Traceback" in crowd.said():
+        print(*differ, *map(str, {*records.rewritten, *records.lost, *left}), crowd.said(), sep="\n")
+    return is_sound and tables[0] == tables[1] and "Traceback" not in crowd.said()
 
 
 if __name__ == "__main__":

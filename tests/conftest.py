@@ -46,6 +46,7 @@ LONG = (
     "tests/running/test_kill.py::test_an_altered_checkpoint_is_not_gone_on_from",
     "tests/running/test_kill.py::test_two_commands_at_once_share_the_work",
     "tests/running/test_packed_study.py::test_killed_it_goes_on_to_the_bits_of_an_undisturbed_study",
+    "tests/running/test_sharing.py::test_kills_at_random_instants_move_no_bit",
     "tests/running/test_time_budget.py::test_a_signal_leaves_a_checkpoint_at_the_step_and_the_same_command_goes_on[SIG",
     "tests/running/test_time_budget.py::test_what_is_trained_is_left_off_after_its_step_and_ends_the_same[at",
     "tests/running/test_tuning.py::test_stopped_at_any_time_it_ends_the_same",

@@ -2,11 +2,13 @@
 
 import pickle
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from benchmarks import scoring
+from benchmarks.disturbed import Records, differences, without_clocks
 from benchmarks.growth import Figure, exponents
 from benchmarks.growth_charts import draw
 from benchmarks.growth_data import rows
@@ -101,3 +103,30 @@ def test_drawn_lengths_are_those_of_the_data() -> None:
     assert np.median(sentences.lengths) == pytest.approx(22, abs=1)
     assert sentences.num_target_tokens == len(sentences) == 4000
     assert max(replies.lengths) <= 1024
+
+
+def test_a_record_that_is_written_again_or_lost_is_found(tmp_path: Path) -> None:
+    paths = [tmp_path / "runs" / "study" / run / "record.json" for run in ("one", "two", "three")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text("made at 9")
+    records = Records(tmp_path)
+    records.look()
+    records.look()
+    assert not records.rewritten | records.lost
+    paths[0].write_text("made at 10")
+    paths[1].unlink()
+    records.look()
+    assert (records.rewritten, records.lost) == ({paths[0]}, {paths[1]})
+
+
+def test_a_report_without_clocks_still_tells_losses_and_sizes_apart() -> None:
+    def report(loss: float, seconds: float, num_bytes: int) -> object:
+        arm = {"loss": loss, "step_s": seconds, "weights_bytes": num_bytes, "costs": {"train": seconds}}
+        frontiers = [{"cost": "time", "arms": [seconds]}, {"cost": "disk", "arms": ["full"]}]
+        return without_clocks({"arms": [arm], "frontiers": frontiers, "sentences": [f"On the frontier: {seconds}"]})
+
+    assert report(1.0, 2.0, 3) == report(1.0, 9.0, 3)
+    assert report(1.0, 2.0, 3) != report(1.1, 2.0, 3)
+    assert report(1.0, 2.0, 3) != report(1.0, 2.0, 4)
+    assert differences({"a": 1, "b": 2}, {"a": 1, "c": 2}) == ["b", "c"]

@@ -11,18 +11,18 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors.torch
 from tests.faults import injector
 from tests.faults.injector import Plan
 from tests.running.world import study_of
 
-from tuneoff import api, fork_server
+from tuneoff import api, cli, fork_server
 from tuneoff.errors import TuneoffError
 from tuneoff.running import explain, session
 from tuneoff.running.events import Event
@@ -125,16 +125,41 @@ def wait_for(pid: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def run_command(words: Sequence[str], output: Path) -> NoReturn:
+    """Be the command line in this process, which was forked, and end it.
+
+    Args:
+        words: what follows `tuneoff`.
+        output: takes what it says.
+    """
+    code: Any = TRACEBACK
+    try:
+        _apart(output)
+        sys.argv = ["tuneoff", *words]
+        cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:  # what the user would see as a traceback
+        _print(traceback.format_exc())
+    finally:
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _apart(output: Path) -> None:
+    """Go into a process group of one's own, say everything into a file, and fork children from this very process."""
+    os.setsid()
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    fork_server.context = lambda: multiprocessing.get_context("fork")
+
+
 def _run(study: Study, out: Path, output: Path, plan: Plan | None) -> None:
     """Do what the command line does, in this process, and end it."""
     code = TRACEBACK
     try:
-        os.setsid()
-        handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        fork_server.context = lambda: multiprocessing.get_context("fork")
+        _apart(output)
         if plan is not None:
             os.environ["TUNEOFF_CACHE"] = str(plan.roots[1])
             injector.watch_rust(checkpoint, session, explain, safetensors.torch)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load
-from tests.running.test_kill import assert_same
+from tests.running.interrupted import assert_same
 from tests.running.world import Events, scores, stamps, study_of, weights
 
 from tuneoff import api
@@ -192,6 +192,24 @@ def test_a_run_whose_record_was_spoilt_is_trained_in_its_cohort_again(
     after = stamps(store.folder)
     changed = {path.name for path, stamp in before.items() if after.get(path) != stamp}
     assert changed <= {"setup.json", "log.txt"}
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["all are recorded", "one is not"])
+def test_a_checkpoint_that_a_cohort_left_goes_with_the_last_of_its_runs(
+    study: Study, together: api.Result, tmp_path: Path, is_whole: bool
+) -> None:
+    """As after a kill behind the last record of a cohort, or between two."""
+    shutil.copytree(together.store.folder, tmp_path / study.name)
+    store = Store(tmp_path / study.name)
+    cohort = next(cohort for cohort in cohorts_of(together) if record_of(together, cohort[0]).run.seed == 0)
+    left = store.run_folder(cohort[0]) / CHECKPOINT_FOLDER
+    (left / "step-000000016").mkdir(parents=True)
+    if not is_whole:
+        (store.run_folder(cohort[1]) / RECORD_FILE).unlink()
+    store.tidy(cohort[0])
+    assert left.exists() is not is_whole
+    if is_whole:
+        assert_same(api.run(study, tmp_path), together)
 
 
 def test_a_member_that_diverges_leaves_the_others_alone(world: Path, tmp_path: Path) -> None:

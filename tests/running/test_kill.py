@@ -1,23 +1,19 @@
 """Killed, torn and shared: the same command goes on and ends with the bits of an undisturbed study."""
 
-import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from tests.running.world import NUM_JOBS, Events, scores, study_of, weights
-from tests.running.world import body as study_body
+from tests.running import interrupted
+from tests.running.interrupted import WAIT_S, Killer, assert_same, wait_for
+from tests.running.world import NUM_JOBS, Events, study_of
 
 from tuneoff import api
-from tuneoff.running.events import Event
 from tuneoff.running.store import (
     ADAPTER_WEIGHTS,
     CHECKPOINT_FOLDER,
@@ -40,8 +36,6 @@ CHANGES: dict[str, Any] = {
     "evaluate": {"every": 15},
     "checkpoint": {"every": 4},
 }
-KILL_AT_STEP = 10
-WAIT_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +46,6 @@ def study(world: Path) -> Study:
 @pytest.fixture(scope="module")
 def undisturbed(study: Study, tmp_path_factory: pytest.TempPathFactory) -> api.Result:
     return api.run(study, tmp_path_factory.mktemp("undisturbed"), num_jobs=NUM_JOBS)
-
-
-class Killer(Events):
-    """Kills a child with signal 9, once, when a kind of event comes (of a step: from one step on)."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        self.has_killed = False
-
-    def __call__(self, event: Event) -> None:
-        super().__call__(event)
-        is_late = event.kind == self.kind and int(event.body.get("step", KILL_AT_STEP)) >= KILL_AT_STEP
-        if is_late and not self.has_killed and event.task is not None:
-            self.has_killed = True
-            (child,) = (
-                child for child in multiprocessing.active_children() if child.name == f"tuneoff {event.task.arm}"
-            )
-            os.kill(child.pid or 0, signal.SIGKILL)
-
-
-def assert_same(found: api.Result, wanted: api.Result) -> None:
-    assert scores(found) == scores(wanted)
-    assert weights(found) == weights(wanted)
-    leftovers = [path for path in found.store.folder.rglob("*") if CHECKPOINT_FOLDER in path.parts]
-    assert not leftovers
 
 
 @pytest.mark.parametrize("kind", ["step", "phase"])
@@ -100,16 +68,7 @@ def test_a_killed_child(study: Study, undisturbed: api.Result, tmp_path: Path, k
 
 
 def command(world: Path, out: Path) -> list[str]:
-    path = world / f"{out.parent.name}.yaml"
-    path.write_text(json.dumps(study_body("killed", ARMS, **CHANGES)), encoding="utf-8")  # JSON is YAML
-    return [sys.executable, "-m", "tuneoff.cli", "run", str(path), "--jobs", str(NUM_JOBS), "--out", str(out)]
-
-
-def wait_for(condition: Any) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that in time"
-        time.sleep(0.005)
+    return interrupted.command(world, out, "killed", ARMS, CHANGES)
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["the whole group", "the parent alone"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.running.test_kill import Killer, assert_same
+from tests.running.interrupted import Killer, assert_same
 from tests.running.world import NUM_JOBS, Events, rows, save_base, study_of, write_rows
 
 from tuneoff import api

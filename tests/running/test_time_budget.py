@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.running.test_kill import wait_for
-from tests.running.world import Events, body, scores, study_of, weights
+from tests.running import interrupted
+from tests.running.interrupted import assert_same, wait_for
+from tests.running.world import NUM_JOBS, Events, study_of
 
 from tuneoff import api
 from tuneoff.running.events import Event
@@ -32,7 +32,6 @@ CHANGES: dict[str, Any] = {
     "evaluate": {"every": 12},
     "checkpoint": {"every": 12},
 }
-NUM_JOBS = 2
 TIME_S = 100.0
 
 
@@ -67,12 +66,6 @@ def sitting(study: Study, out: Path, clock: Clock, **options: Any) -> StudyRunne
     runner = StudyRunner(study, store, Options(sitting=own, listener=clock, **options))
     runner.run()
     return runner
-
-
-def assert_same(found: api.Result, wanted: api.Result) -> None:
-    assert scores(found) == scores(wanted)
-    assert weights(found) == weights(wanted)
-    assert not list(found.store.folder.rglob(f"{CHECKPOINT_FOLDER}/*"))
 
 
 @pytest.mark.parametrize("step", [5, 12], ids=["between checkpoints", "at a validation"])
@@ -127,11 +120,9 @@ def test_a_sitting_of_no_time_starts_nothing_and_says_so(study: Study, tmp_path:
 
 
 def command(world: Path, out: Path) -> list[str]:
-    path = world / f"{out.parent.name}.yaml"
     # So many that a busy machine has not done them before the signal comes; they are never done.
     long = {"budget": {"steps": 5000, "batch_size": 4}, "evaluate": {"every": 5000}, "checkpoint": {"every": 5000}}
-    path.write_text(json.dumps(body("signalled", ARMS, **long)), encoding="utf-8")
-    return [sys.executable, "-m", "tuneoff.cli", "run", str(path), "--jobs", "2", "--out", str(out)]
+    return interrupted.command(world, out, "signalled", ARMS, long)
 
 
 @pytest.mark.parametrize(

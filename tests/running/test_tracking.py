@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.running.test_kill import KILL_AT_STEP, Killer
+from tests.running.interrupted import KILL_AT_STEP, Killer
 from tests.running.world import NUM_JOBS, Events, body, scores, study_of, weights
 
 from tuneoff import api

@@ -321,9 +321,12 @@ class Store:
         remove_folder(folder / CHECKPOINT_FOLDER)
 
     def tidy(self, run_id: str) -> None:
-        """Remove a checkpoint that a finished run left when it was killed; a cohort's may be of use to the others."""
+        """Remove a checkpoint that a killed run left and nobody needs; a cohort's, once all its runs are finished."""
         folder = self.run_folder(run_id) / CHECKPOINT_FOLDER
-        if folder.exists() and (self.setup(run_id) or {}).get("cohort") == [run_id] and not self.is_locked(run_id):
+        if not folder.exists() or self.is_locked(run_id):
+            return
+        cohort = (self.setup(run_id) or {}).get("cohort", ())
+        if run_id in cohort and all((self.run_folder(str(one)) / RECORD_FILE).exists() for one in cohort):
             remove_folder(folder)
 
     def begin_anew(self, run_id: str) -> None:
