@@ -36,7 +36,8 @@ from tests.faults import harness, judging
 from tests.faults.judging import Ground, Verdict
 from tests.running.world import world
 
-from tuneoff.running import preload  # noqa: F401  # so that each attempt, which is forked, need not import it
+from tuneoff.report import console, tables, write  # noqa: F401  # so that each attempt, which is forked,
+from tuneoff.running import preload, reading  # noqa: F401  # need not import them
 from tuneoff.study.loading import study_from
 
 COHORT = 2

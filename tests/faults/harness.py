@@ -3,6 +3,7 @@
 Processes are forked from one that has imported everything, so that an attempt takes as long as its work.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import vl_convert
 from tests.faults import injector
 from tests.faults.injector import Plan
 from tests.running.world import body, study_of
 
 from tuneoff import api, cli
 from tuneoff.errors import TuneoffError
+from tuneoff.report import write
+from tuneoff.report.bundle import vega_bundle
 from tuneoff.running import explain, fork_server, session
 from tuneoff.running.events import Event
 from tuneoff.running.preflight import Preflight
@@ -94,10 +98,21 @@ def check_work(study: Study) -> Work:
     return work
 
 
-def report_work(file: Path) -> Work:
-    """Return what `tuneoff report` does with a study file, through the command line itself."""
+def report_work(file: Path, known: Path) -> Work:
+    """Return what `tuneoff report` does with a study file, through the command line itself.
+
+    Drawing takes nearly all of its time and, but for the script that is kept in the cache, touches no file: a page of
+    the same values, and that script, are taken from an earlier attempt.
+
+    Args:
+        file: the study.
+        known: a folder for what was drawn.
+    """
 
     def work(out: Path) -> int:
+        draw, bundle = write.render_page, vl_convert.javascript_bundle
+        write.render_page = lambda *values: vega_bundle() and _once(known, draw, *values)
+        vl_convert.javascript_bundle = lambda snippet: _once(known, bundle, snippet)
         sys.argv = ["tuneoff", "report", str(file), "--out", str(out)]
         try:
             cli.main()
@@ -210,6 +225,16 @@ def _run(work: Work, out: Path, output: Path, plan: Plan | None) -> None:
         _print(traceback.format_exc())
     finally:
         os._exit(code)
+
+
+def _once(known: Path, function: Callable[..., str], *values: Any) -> str:
+    """Return what a function gives, which hangs on its values alone; made once for all attempts."""
+    kept = known / hashlib.sha256(repr((function.__name__, values)).encode()).hexdigest()
+    if not kept.exists():
+        text = function(*values)
+        kept.with_suffix(".aside").write_text(text, "utf-8")
+        kept.with_suffix(".aside").rename(kept)
+    return kept.read_text("utf-8")
 
 
 def _print(line: str) -> None:

@@ -137,7 +137,7 @@ def ground_of_report(body: Mapping[str, Any], world: Path, folder: Path, cohort:
         (begun / "runs" / str(body["name"]) / f"report.{form}").write_text("A report of before.\n")
     for place in (whole, cut):
         shutil.copytree(begun, place, dirs_exist_ok=True)
-    work = harness.report_work(file)
+    work = harness.report_work(file, known)
     first = _well(attempt(work, whole))
     cuts = _well(attempt(work, cut, injector.CUTS))
     assert snapshot(whole) == snapshot(cut), "two undisturbed reports differ"
