@@ -175,6 +175,7 @@ def status(
     num_others = reading.num_other_runs
     if num_others:
         say(Text(f"{num_others} other finished runs there have other settings (another --set?).", style="yellow"))
+    _say_problems(reading.store.problems)
 
 
 @app.command(epilog="Example: `tuneoff report study.yaml`, or with every chart as files `--figures png,svg`")
@@ -196,6 +197,7 @@ def report(
     paths = result.report(figures=[form.strip() for form in figures.split(",") if form.strip()], reading=reading)
     result.table(reading)
     _say_report(paths)
+    _say_problems(reading.store.problems)
 
 
 cli_use.add_verbs(app)
@@ -302,6 +304,12 @@ def _run(
         console.print(what_is_left(reading.time_to_go, shlex.join(["tuneoff", *sys.argv[1:]])), soft_wrap=True)
     if result.failed:
         raise typer.Exit(1)
+
+
+def _say_problems(problems: list[str]) -> None:
+    """Say which files are torn, or cannot be read, and so are not in what was shown."""
+    for problem in problems:
+        say(Text(problem, style="yellow"))
 
 
 def _say_report(paths: list[Path]) -> None:

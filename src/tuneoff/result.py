@@ -109,7 +109,8 @@ class Result:
 
         Raises:
             StudyError: a kind of file that charts cannot be written as.
-            StoreError: the folder cannot be written to, or none of its finished runs belongs to the study as given.
+            StoreError: the folder cannot be written to, the disk does not give what is in it (a page without that would
+                take the place of a whole one), or none of its finished runs belongs to the study as given.
         """
         from tuneoff.report.write import write_report
 
@@ -119,14 +120,20 @@ class Result:
                 f"none of the {len(found.records)} finished runs in {self.store.folder} belongs to the study as given. "
                 "Give the --set that they were run with."
             )
+        summary, curves, explanation, samples = found.summary, found.curves, found.explanation, found.samples
+        if found.store.unread:
+            raise StoreError(
+                f"{found.store.unread[0]}. No report is written, as it would lack what that file holds. "
+                "Look after the disk; the same command reads it again."
+            )
         return write_report(
             folder or self.store.folder,
             self.study,
-            found.summary,
-            found.curves,
+            summary,
+            curves,
             found.records,
             found.tests,
             figures,
-            explanation=found.explanation,
-            samples=found.samples,
+            explanation=explanation,
+            samples=samples,
         )

@@ -3,6 +3,7 @@
 Processes are forked from one that has imported everything, so that an attempt takes as long as its work.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -11,26 +12,32 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import safetensors.torch
+import vl_convert
 from tests.faults import injector
 from tests.faults.injector import Plan
-from tests.running.world import study_of
+from tests.running.world import body, study_of
 
 from tuneoff import api, cli, fork_server
 from tuneoff.errors import TuneoffError
+from tuneoff.report import write
+from tuneoff.report.bundle import vega_bundle
 from tuneoff.running import explain, session
 from tuneoff.running.events import Event
+from tuneoff.running.preflight import Preflight
 from tuneoff.running.store import CURVE_FILE, EXPLAIN_FILE, RECORD_FILE, TEST_FILE
+from tuneoff.study.predicted import PLAN_FILE
 from tuneoff.study.spec import Study
 from tuneoff.training import checkpoint
 
 ARMS: dict[str, Any] = {"lora": {"method": "lora", "rank": 2, "dropout": 0.1, "lr": 1e-2}}
+COHORT_ARMS: dict[str, Any] = {"lora": {"method": "lora", "rank": [2, 4], "dropout": 0.1, "lr": 1e-2}}
 CHANGES: dict[str, Any] = {
     "budget": {"steps": 3, "batch_size": 2},
     "evaluate": {"every": 3},
@@ -39,18 +46,81 @@ CHANGES: dict[str, Any] = {
 }
 TRACEBACK = 99
 """Exit code of an attempt that ended with an error which is no `TuneoffError`."""
-WAIT_S = 1800
+WAIT_S = 600
 """After which an attempt counts as hung, on however busy a machine."""
 CLOCKS = frozenset(
     {"created_at", "num_sittings", "costs", "score_s", "explain_s", "elapsed_s", "checksum", "generate_s"}
 )
 """What of a record or a curve is a clock's or counts sittings, or is worked out of that."""
-SIDE_FILES = frozenset({".lock", "log.txt", "setup.json", "study.json"})
+SIDE_FILES = frozenset({".lock", "log.txt", "setup.json", "study.json", PLAN_FILE})
+"""What no result hangs on: who works, what was said, how often it was begun, and a plan, of a machine's times."""
 
 
 def small_study(world: Path) -> Study:
     """Return one LoRA arm of three steps, scored once, with a checkpoint at each step, tested and explained."""
     return study_of(world, "faults", ARMS, **CHANGES)
+
+
+def cohort_body() -> dict[str, Any]:
+    """Return the same in bf16 with two ranks, to be trained in one pass with `cohort=2`, as a mapping."""
+    return body("faults", COHORT_ARMS, **CHANGES, precision="bf16")
+
+
+Work = Callable[[Path], int]
+"""Does what a command does, with results below a folder, in a process of its own, and returns its exit code."""
+
+
+def study_work(study: Study, cohort: int | str = "auto", checked: Preflight | None = None) -> Work:
+    """Return what `tuneoff run` does.
+
+    Args:
+        study: the study.
+        cohort: see `api.run`.
+        checked: what looking at base and data found, where that is known; none looks.
+    """
+
+    def work(out: Path) -> int:
+        result = api.run(study, out, cohort=cohort, checked=checked, listener=_say)
+        for reason in result.failed.values():
+            _print(f"failed: {reason}")
+        return 1 if result.failed else 0
+
+    return work
+
+
+def check_work(study: Study) -> Work:
+    """Return what `tuneoff run` does first: to look at base and data."""
+
+    def work(out: Path) -> int:
+        api.check(study)
+        return 0
+
+    return work
+
+
+def report_work(file: Path, known: Path) -> Work:
+    """Return what `tuneoff report` does with a study file, through the command line itself.
+
+    Drawing takes nearly all of its time and, but for the script that is kept in the cache, touches no file: a page of
+    the same values, and that script, are taken from an earlier attempt.
+
+    Args:
+        file: the study.
+        known: a folder for what was drawn.
+    """
+
+    def work(out: Path) -> int:
+        draw, bundle = write.render_page, vl_convert.javascript_bundle
+        write.render_page = lambda *values: vega_bundle() and _once(known, draw, *values)
+        vl_convert.javascript_bundle = lambda snippet: _once(known, bundle, snippet)
+        sys.argv = ["tuneoff", "report", str(file), "--out", str(out)]
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return work
 
 
 @dataclass(frozen=True)
@@ -72,13 +142,13 @@ class Outcome:
     """Of an undisturbed one: each operation's kind and file."""
 
 
-def attempt(study: Study, place: Path, action: str = "", at: int = 0) -> Outcome:
-    """Run the study in `place/runs`, its tokens kept in `place/cache`, under one fault; after a power cut, cut.
+def attempt(work: Work, place: Path, action: str = "", at: int = 0) -> Outcome:
+    """Do something in `place/runs`, its tokens kept in `place/cache`, under one fault; after a power cut, cut.
 
     Args:
-        study: the study.
+        work: what is done.
         place: a folder.
-        action: of `injector.KINDS`; empty disturbs nothing.
+        action: of `injector.KINDS`; empty disturbs nothing; `injector.CUTS` leaves `place/cuts`.
         at: the operation that is hit.
     """
     shadow = Path(tempfile.mkdtemp(prefix="shadow-", dir=place))
@@ -87,12 +157,14 @@ def attempt(study: Study, place: Path, action: str = "", at: int = 0) -> Outcome
         root.mkdir(exist_ok=True)
     plan = Plan(action, at, roots, shadow)
     output = shadow / "output"
-    code = wait_for(start(study, roots[0], output, plan))
+    code = wait_for(start_work(work, roots[0], output, plan))
     count, hit = injector.result_of(plan)
     if hit and action.startswith("power"):
         injector.lose_unsynced(plan)
     said = output.read_text() if output.exists() else ""
-    trace = () if action else injector.trace_of(plan)
+    trace = injector.trace_of(plan) if action in ("", injector.CUTS) else ()
+    if action == injector.CUTS:
+        (shadow / "cuts").rename(place / "cuts")
     shutil.rmtree(shadow)
     return Outcome(code, said, count, hit, trace)
 
@@ -106,9 +178,14 @@ def start(study: Study, out: Path, output: Path, plan: Plan | None = None) -> in
         output: takes what it says.
         plan: what is to go wrong; none disturbs and counts nothing.
     """
+    return start_work(study_work(study), out, output, plan)
+
+
+def start_work(work: Work, out: Path, output: Path, plan: Plan | None = None) -> int:
+    """Do something in a process group of its own, and return its number (see `start`)."""
     pid = os.fork()
     if pid == 0:
-        _run(study, out, output, plan)
+        _run(work, out, output, plan)
     return pid
 
 
@@ -155,7 +232,7 @@ def _apart(output: Path) -> None:
     fork_server.context = lambda: multiprocessing.get_context("fork")
 
 
-def _run(study: Study, out: Path, output: Path, plan: Plan | None) -> None:
+def _run(work: Work, out: Path, output: Path, plan: Plan | None) -> None:
     """Do what the command line does, in this process, and end it."""
     code = TRACEBACK
     try:
@@ -165,10 +242,7 @@ def _run(study: Study, out: Path, output: Path, plan: Plan | None) -> None:
             injector.watch_rust(checkpoint, session, explain, safetensors.torch)
             injector.install(plan)
         try:
-            result = api.run(study, out, listener=_say)
-            for reason in result.failed.values():
-                _print(f"failed: {reason}")
-            code = 1 if result.failed else 0
+            code = work(out)
         except TuneoffError as error:
             _print(f"error: {error}")
             code = error.exit_code
@@ -176,6 +250,16 @@ def _run(study: Study, out: Path, output: Path, plan: Plan | None) -> None:
         _print(traceback.format_exc())
     finally:
         os._exit(code)
+
+
+def _once(known: Path, function: Callable[..., str], *values: Any) -> str:
+    """Return what a function gives, which hangs on its values alone; made once for all attempts."""
+    kept = known / hashlib.sha256(repr((function.__name__, values)).encode()).hexdigest()
+    if not kept.exists():
+        text = function(*values)
+        kept.with_suffix(".aside").write_text(text, "utf-8")
+        kept.with_suffix(".aside").rename(kept)
+    return kept.read_text("utf-8")
 
 
 def _print(line: str) -> None:
@@ -192,70 +276,22 @@ def snapshot(place: Path) -> dict[str, Any]:
     found = {}
     for path in sorted((place / "runs").rglob("*")):
         if path.is_file() and path.name not in SIDE_FILES and not path.name.startswith("."):
-            found[str(path.relative_to(place))] = _content(path)
+            found[str(path.relative_to(place))] = content(path)
     return found
 
 
-def _content(path: Path) -> Any:
+def content(path: Path) -> Any:
+    """Return what a file holds but for clocks: bytes, or of a record and a curve the values."""
     if path.name in (RECORD_FILE, TEST_FILE, EXPLAIN_FILE):
-        body = _without_clocks(json.loads(path.read_text()))
-        body.get("files", {}).pop(CURVE_FILE, None)
-        return body
+        record = without_clocks(json.loads(path.read_text()))
+        record.get("files", {}).pop(CURVE_FILE, None)
+        return record
     if path.name == CURVE_FILE:
-        return [_without_clocks(json.loads(line)) for line in path.read_text().splitlines()]
+        return [without_clocks(json.loads(line)) for line in path.read_text().splitlines()]
     return path.read_bytes()
 
 
-def _without_clocks(value: Any) -> Any:
+def without_clocks(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_clocks(item) for key, item in value.items() if key not in CLOCKS}
-    return [_without_clocks(item) for item in value] if isinstance(value, list) else value
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of one fault.
-
-    Attributes:
-        action: the fault.
-        at: the operation.
-        hit: what was hit; empty where there were fewer operations.
-        ended: in the first sitting: `went on`, `error`, `failed run`, `killed` or `traceback`.
-        said: what it said.
-        wrong: what is wrong of it; empty where all is well.
-    """
-
-    action: str
-    at: int
-    hit: str
-    ended: str
-    said: str
-    wrong: str
-
-
-def judge(study: Study, place: Path, wanted: Mapping[str, Any], action: str, at: int) -> Verdict:
-    """Hit one operation, run the same again undisturbed, and compare."""
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    first = attempt(study, place, action, at)
-    ended = {0: "went on", 1: "failed run", 2: "error", TRACEBACK: "traceback"}.get(first.code, "killed")
-    if not first.hit:
-        return Verdict(action, at, "", ended, first.said, "" if first.code == 0 else "an error without a fault")
-    wrong = list(_wrong_at_once(action, first))
-    again = attempt(study, place)
-    if again.code != 0:
-        wrong.append(f"the same command did not recover (exit code {again.code}): {again.said}")
-    else:
-        found = snapshot(place)
-        wrong += [f"{name} differs" for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
-    hit = first.hit.replace(str(place), "")
-    return Verdict(action, at, hit, ended, first.said.replace(str(place), ""), "; ".join(wrong))
-
-
-def _wrong_at_once(action: str, first: Outcome) -> Iterator[str]:
-    if first.code == TRACEBACK or "Traceback" in first.said:
-        yield f"a traceback: {first.said.strip().splitlines()[-1] if first.said.strip() else first.code}"
-    elif first.code < 0 and action not in ("die", "power", "power-names"):
-        yield f"ended by signal {-first.code}"
-    elif first.code and action not in ("die", "power", "power-names") and not first.said.strip():
-        yield "ended without a word"
+        return {key: without_clocks(item) for key, item in value.items() if key not in CLOCKS}
+    return [without_clocks(item) for item in value] if isinstance(value, list) else value

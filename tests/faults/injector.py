@@ -9,20 +9,18 @@ What it cannot see is what goes to the system without these functions: `flock` (
 (`load_file`, `safe_open`) is Rust's; those names are wrapped where the product imports them. Reading the base model and
 the data happens outside the study's folder.
 
-A power cut is played on a model of the disk: a file's content counts from its last fsync, a folder's entries (made,
-renamed, removed) from the last fsync of the folder. What was not synced is dropped all together (`power`), or the names
-are kept and the contents dropped (`power-names`: what a file system may do that writes names before contents). Between
-the two lies what a real cut leaves; the other end, everything kept, is `die`.
+A power cut is played on a model of the disk (`tests/faults/disk.py`), the other end of which, everything kept, is
+`die`. Either all processes are killed at the operation and the folders are given what the model holds (`power`,
+`power-names`); or what each cut would leave is written down while one sitting goes on undisturbed (`cuts`): what a cut
+leaves hangs on the disk alone, and one sitting then gives all cuts.
 """
 
 import builtins
 import errno
 import fcntl
 import io
-import json
 import mmap
 import os
-import shutil
 import signal
 import struct
 import threading
@@ -31,6 +29,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.faults import disk as disk_model
+from tests.faults.disk import Disk
 
 READS = frozenset({"open", "read"})
 WRITES = frozenset({"create", "write", "fsync", "mkdir", "rename", "link"})
@@ -45,6 +46,8 @@ KINDS: dict[str, frozenset[str]] = {
     "power-names": WRITES | REMOVES,
 }
 """Operations that each fault can hit. `full`: from the n-th on, all of them fail, as on a disk that is full."""
+CUTS = "cuts"
+"""Hits nothing, and writes down what is left by each power cut."""
 
 _REAL: dict[str, Callable[..., Any]] = {
     name: getattr(os, name)
@@ -59,7 +62,7 @@ class Plan:
     """Which operation is hit, and how.
 
     Attributes:
-        action: a key of `KINDS`; empty counts only.
+        action: a key of `KINDS`; empty counts only; `cuts` writes down what is left by each power cut.
         at: the operation, counted from 1 among those that the action can hit.
         roots: folders whose files count.
         shadow: a folder for the model of the disk and the counts, outside of `roots`.
@@ -77,6 +80,8 @@ class _State:
 
     plan: Plan
     counts: mmap.mmap
+    disk: Disk | None = None
+    """The model, where power cuts are played."""
     thread_lock: threading.RLock = field(default_factory=threading.RLock)
     depth: int = 0
     handle: int = -1
@@ -90,12 +95,10 @@ def install(plan: Plan) -> None:
     global _state
     plan.shadow.mkdir(parents=True, exist_ok=True)
     (plan.shadow / "lock").touch()
-    if plan.action.startswith("power"):
-        (plan.shadow / "content").mkdir()
-        (plan.shadow / "inodes").mkdir()
-        dirs = {str(os.stat(root).st_ino): {} for root in plan.roots}
-        (plan.shadow / "dirs.json").write_text(json.dumps(dirs))
-    _state = _State(plan, mmap.mmap(-1, 16))
+    disk = Disk(plan.shadow, plan.roots) if plan.action in (*disk_model.CUTS, CUTS) else None
+    if disk is not None:
+        disk.begin()
+    _state = _State(plan, mmap.mmap(-1, 16), disk)
     for name in _REAL:
         if name != "io":
             setattr(os, name, _WRAPPED[name])
@@ -171,27 +174,37 @@ def _before(kind: str, path: Path | None, torn: Callable[[], Any] = lambda: None
         count, is_lost = struct.unpack("qq", _state.counts[:16])
         if is_lost:
             os._exit(1)
-        if kind not in KINDS.get(plan.action, KINDS["die"] | {"utime"}):
+        if kind not in KINDS.get(plan.action, KINDS["power" if plan.action == CUTS else "EIO"]):
             return
         count += 1
         _state.counts[:8] = struct.pack("q", count)
         _note(plan.shadow / "count", str(count))
-        if not plan.action:
+        if plan.action in ("", CUTS):
             _note(plan.shadow / "trace", f"{kind} {path}\n", os.O_APPEND)
-        is_hit = plan.action and (count == plan.at or (plan.action == "full" and count > plan.at))
-        if not is_hit:
-            return
-        if count == plan.at:
-            _note(plan.shadow / "hit", f"{kind} {path}")
-        if plan.action.startswith("power"):
-            _state.counts[8:16] = struct.pack("q", 1)
-            os.killpg(0, signal.SIGKILL)
-        torn()
-        if plan.action == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-    code = {"full": "ENOSPC"}.get(plan.action, plan.action)
-    number = getattr(errno, code)
+        if plan.action == CUTS:
+            _record_cuts(_state, count)
+        elif plan.action and (count == plan.at or (plan.action == "full" and count > plan.at)):
+            if count == plan.at:
+                _note(plan.shadow / "hit", f"{kind} {path}")
+            _hit(_state, path, torn)
+
+
+def _hit(state: _State, path: Path, torn: Callable[[], Any]) -> None:
+    action = state.plan.action
+    if action in disk_model.CUTS:
+        state.counts[8:16] = struct.pack("q", 1)
+        os.killpg(0, signal.SIGKILL)
+    torn()
+    if action == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    number = getattr(errno, {"full": "ENOSPC"}.get(action, action))
     raise OSError(number, os.strerror(number), str(path))
+
+
+def _record_cuts(state: _State, count: int) -> None:
+    assert state.disk is not None
+    for cut in disk_model.CUTS:
+        state.disk.leave(cut, left_by(state.plan, cut, count))
 
 
 def _note(path: Path, text: str, flags: int = os.O_TRUNC) -> None:
@@ -200,86 +213,21 @@ def _note(path: Path, text: str, flags: int = os.O_TRUNC) -> None:
     os.close(handle)
 
 
-# The model of the disk: what would be there after a power cut.
-
-
-def _models() -> bool:
-    return _state is not None and _state.plan.action.startswith("power")
-
-
-def _created(path: Path | None) -> None:
-    """Hold on to a new file's inode, whose number would else name another file once it is gone."""
-    if path is not None and _models():
+def _model(note: Callable[[Disk, Path], None], path: Path | None) -> None:
+    """Let the model of the disk, where there is one, note something."""
+    if path is not None and _state is not None and _state.disk is not None:
         with _locked():
-            keep = _state.plan.shadow / "inodes" / str(os.stat(path).st_ino)
-            if not os.path.exists(keep):
-                _REAL["link"](path, keep)
-
-
-def _made_folder(path: Path | None) -> None:
-    if path is not None and _models():
-        with _locked():
-            _set_entries(os.stat(path).st_ino, {})
-
-
-def _set_entries(inode: int, entries: dict[str, list[int]]) -> None:
-    shadow = _state.plan.shadow
-    with _REAL["io"](shadow / "dirs.json") as handle:
-        dirs = json.load(handle)
-    dirs[str(inode)] = entries
-    with _REAL["io"](shadow / "dirs.json", "w") as handle:
-        json.dump(dirs, handle)
-
-
-def _synced(path: Path | None) -> None:
-    if path is None or not _models():
-        return
-    with _locked():
-        if os.path.isdir(path):
-            found = {entry.name: [entry.inode(), int(entry.is_dir())] for entry in os.scandir(path)}
-            _set_entries(os.stat(path).st_ino, found)
-        else:
-            shadow = _state.plan.shadow
-            with (
-                _REAL["io"](path, "rb") as source,
-                _REAL["io"](shadow / "content" / str(os.stat(path).st_ino), "wb") as copy,
-            ):
-                shutil.copyfileobj(source, copy)
+            note(_state.disk, path)
 
 
 def lose_unsynced(plan: Plan) -> None:
     """Give the folders what a power cut would have left in them; call it when all processes are gone."""
-    dirs = json.loads((plan.shadow / "dirs.json").read_text())
-    for root in plan.roots:
-        left = root.with_name(f"{root.name}.left")
-        left.mkdir()
-        if plan.action == "power":
-            _restore(plan, dirs, dirs[str(root.stat().st_ino)], left)
-        else:
-            _restore_names(plan, root, left)
-        shutil.rmtree(root)
-        left.rename(root)
+    Disk(plan.shadow, plan.roots).lose(plan.action)
 
 
-def _restore(plan: Plan, dirs: dict[str, Any], entries: dict[str, list[int]], to: Path) -> None:
-    for name, (inode, is_dir) in entries.items():
-        if is_dir:
-            (to / name).mkdir()
-            _restore(plan, dirs, dirs.get(str(inode), {}), to / name)
-        else:
-            content = plan.shadow / "content" / str(inode)
-            (to / name).write_bytes(content.read_bytes() if content.exists() else b"")
-
-
-def _restore_names(plan: Plan, folder: Path, to: Path) -> None:
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            (to / entry.name).mkdir()
-            _restore_names(plan, Path(entry.path), to / entry.name)
-        else:
-            content = plan.shadow / "content" / str(entry.inode())
-            now = Path(entry.path).read_bytes()
-            (to / entry.name).write_bytes(content.read_bytes() if content.exists() else now[: len(now) // 2])
+def left_by(plan: Plan, cut: str, at: int) -> Path:
+    """Return the folder with what is left by a power cut at an operation, after a sitting with `cuts`."""
+    return plan.shadow / "cuts" / f"{at:06d}" / cut
 
 
 # The wrappers.
@@ -291,7 +239,7 @@ def _os_open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = N
     _before("create" if is_new else "open", found)
     descriptor: int = _REAL["open"](path, flags, mode, dir_fd=dir_fd)
     if is_new:
-        _created(found)
+        _model(Disk.created, found)
     return descriptor
 
 
@@ -311,7 +259,7 @@ def _os_fsync(descriptor: Any) -> None:
     path = _watched(number)
     _before("fsync", path)
     _REAL["fsync"](number)
-    _synced(path)
+    _model(Disk.synced, path)
 
 
 def _of_two(kind: str, name: str) -> Callable[..., None]:
@@ -328,7 +276,7 @@ def _of_one(kind: str, name: str) -> Callable[..., None]:
         _before(kind, found)
         _REAL[name](path, *arguments, **options)
         if kind == "mkdir":
-            _made_folder(found)
+            _model(Disk.made_folder, found)
 
     return wrapped
 
@@ -358,7 +306,7 @@ class _RawFile(io.FileIO):
         _before("create" if is_new else "open", self.watched)
         super().__init__(path, mode)
         if is_new:
-            _created(self.watched)
+            _model(Disk.created, self.watched)
 
     def write(self, data: Any) -> int:
         half = bytes(data)[: len(data) // 2]

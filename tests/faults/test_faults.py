@@ -1,12 +1,14 @@
 """A sample of `python -m benchmarks.faults`: two operations of each kind of fault; and what the injector does."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.faults import injector
+from tests.faults.disk import CUTS
 from tests.faults.injector import KINDS, Plan
 
 TOP = Path(__file__).resolve().parents[2]
@@ -20,7 +22,7 @@ def test_a_sample_of_faults() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if line.partition(":")[0] in KINDS]
     assert len(lines) == len(KINDS), done.stdout
-    assert all("0 wrong" in line and not line.split(": ")[1].startswith("0 faults") for line in lines), done.stdout
+    assert all(", 0 wrong" in line and not line.split(": ")[1].startswith("0 faults") for line in lines), done.stdout
 
 
 def in_a_child(plan: Plan, work: str) -> int:
@@ -68,7 +70,25 @@ def test_what_a_kill_and_a_power_cut_leave(root: Path, tmp_path: Path, action: s
     assert in_a_child(plan, WORK) == -9
     if action != "die":
         injector.lose_unsynced(plan)
-    assert {path.name: path.read_text() for path in root.iterdir()} == left
+    assert files_in(root) == left
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_one_sitting_gives_what_a_kill_at_each_operation_leaves(root: Path, tmp_path: Path, cut: str) -> None:
+    recorded = Plan(injector.CUTS, 0, (root,), tmp_path / "recorded")
+    assert in_a_child(recorded, WORK) == 0
+    for at in range(1, injector.result_of(recorded)[0] + 1):
+        shutil.rmtree(root)
+        root.mkdir()
+        plan = Plan(cut, at, (root,), tmp_path / f"killed-{at}")
+        assert in_a_child(plan, WORK) == -9
+        injector.lose_unsynced(plan)
+        assert files_in(injector.left_by(recorded, cut, at) / root.name) == files_in(root)
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """Return the names in a folder, and what the files hold."""
+    return {path.name: path.read_text() for path in folder.iterdir()}
 
 
 def test_a_failing_write_leaves_half_of_it(root: Path, tmp_path: Path) -> None:

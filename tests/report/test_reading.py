@@ -11,7 +11,7 @@ from tuneoff.analysis.progress import ArmProgress
 from tuneoff.api import Result
 from tuneoff.errors import StoreError
 from tuneoff.report import page
-from tuneoff.running.store import CURVE_FILE, Store
+from tuneoff.running.store import CURVE_FILE, EXPLAIN_FILE, RECORD_FILE, TEST_FILE, Store
 
 
 @pytest.fixture
@@ -117,3 +117,19 @@ def test_progress_is_that_of_the_summary(result: Result, num_gone: int) -> None:
             name: value for name, value in arm.model_dump().items() if name in ArmProgress.model_fields
         }
         assert far.num_left == arm.num_left
+
+
+@pytest.mark.parametrize("name", [RECORD_FILE, TEST_FILE, EXPLAIN_FILE, CURVE_FILE])
+def test_what_the_disk_does_not_give_leaves_the_page_of_before(result: Result, name: str) -> None:
+    """A folder in a file's place is what every system refuses to read."""
+    before = {path: path.read_bytes() for path in result.report()}
+    (run_id,) = result.summary().arm("lora-rank32").chosen_run_ids[-1:]
+    path = result.store.run_folder(run_id) / name
+    whole = path.rename(path.with_suffix(".away"))
+    path.mkdir()
+    with pytest.raises(StoreError, match=rf"{name} cannot be read"):
+        Result(result.study, Store(result.store.folder)).report()
+    assert {path: path.read_bytes() for path in before} == before
+    path.rmdir()
+    whole.rename(path)
+    assert {path: path.read_bytes() for path in Result(result.study, Store(result.store.folder)).report()} == before

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneoff.files import make_folder, on_disk, write_synced
+from tuneoff.files import make_folder, on_disk, read_if_there, write_synced
 from tuneoff.running.executors import in_child
 from tuneoff.study.identity import digest
 from tuneoff.study.predicted import PLAN_FILE
@@ -115,15 +115,22 @@ def as_last_run(study: Study, folder: Path) -> Study:
 
 
 def _kept(study: Study, folder: Path) -> "dict[str, Change] | None":
-    """Return the changes that are kept of this very study; none where there are none that can be read."""
+    """Return the changes that are kept of this very study; none where there are none, or they are torn.
+
+    Raises:
+        StoreError: the disk does not give them; without them it would be another study.
+    """
     from tuneoff.planning.fit import Change
 
+    content = read_if_there(folder / FIT_FILE)
     try:
-        body = json.loads((folder / FIT_FILE).read_bytes())
+        if content is None:
+            return None
+        body = json.loads(content)
         if body["study"] != _key(study):
             return None
         return {str(name): Change.model_validate(change) for name, change in body["changes"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

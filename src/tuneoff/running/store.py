@@ -87,7 +87,9 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problems: list[str] = []
-        """What was found torn or altered, one line each."""
+        """What was found torn or altered, or cannot be read now, one line each."""
+        self.unread: list[str] = []
+        """Those of them that are there and that the disk does not give."""
         self._index: Index | None = None
         """While all records are read at once."""
 
@@ -172,7 +174,11 @@ class Store:
             arms = from_json((self.folder / PLAN_FILE).read_bytes())["plan"]["arms"]
             known = {str(arm["name"]): arm.get("predicted") for arm in arms}
             return {name: Predicted.model_validate(own) for name, own in known.items() if own is not None}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                self._note_unread(self.folder / PLAN_FILE, error)
+            return {}
+        except (ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def items(self, run_id: str) -> "ItemScores | None":
@@ -185,7 +191,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._note(f"{path} cannot be read now ({error.strerror or error})")
+            self._note_unread(path, error)
             return None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             self._distrust(path, "cannot be read")
@@ -219,7 +225,7 @@ class Store:
             if verify:
                 with on_disk(path):
                     raise
-            self._note(f"{path} cannot be read now ({error.strerror or error})")
+            self._note_unread(path, error)
             return None
         except ValueError as error:
             self._distrust(path, f"cannot be read ({error})")
@@ -233,6 +239,10 @@ class Store:
 
     def _distrust(self, path: Path, what: str) -> None:
         self._note(f"{path} {what}; the run will be done again")
+
+    def _note_unread(self, path: Path, error: OSError) -> None:
+        self.unread.append(f"{path} cannot be read now ({error.strerror or error})")
+        self._note(self.unread[-1])
 
     def _note(self, line: str) -> None:
         if line not in self.problems:
