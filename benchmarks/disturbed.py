@@ -5,6 +5,7 @@ Used by `python -m benchmarks.kills` and `python -m benchmarks.sharing`.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,8 @@ CLOCKS = ("_s", "_per_s", "peak_bytes")
 MEASURED = frozenset({"costs", "solo", "predicted"})
 """Keys of what is measured or foretold of them."""
 FRONTIERS = frozenset({"time", "memory"})
-FRONTIER_SENTENCE = "On the frontier"
+TOLD = re.compile(r"On the frontier|A cohort of \d+ runs .* took ")
+"""How sentences begin that conclude from times and memory, or tell them."""
 
 
 class Records:
@@ -157,6 +159,17 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
 
 
+def paths_apart(one: Any, other: Any, path: str = "") -> list[str]:
+    """Return where two JSON values are not the same."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        pairs = {key: (one.get(key), other.get(key)) for key in sorted({*one, *other})}
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = {str(place): pair for place, pair in enumerate(zip(one, other, strict=True))}
+    else:
+        return [] if one == other else [f"{path}: {one} / {other}"]
+    return [line for key, pair in pairs.items() for line in paths_apart(*pair, f"{path}.{key}")]
+
+
 def leftovers(place: Path) -> list[Path]:
     """Return what a kill left in the runs' folders: checkpoints, and files that did not come into their places."""
     wanted = (f"*/*/{CHECKPOINT_FOLDER}", f"*/*/.*{ASIDE}", f"*/{COSTS_FOLDER}/.*")
@@ -188,7 +201,7 @@ def without_clocks(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_clocks(item) for key, item in value.items() if not _is_clock(key)}
     if isinstance(value, list):
-        return [without_clocks(item) for item in value if not _is_frontier(item)]
+        return [without_clocks(item) for item in value if not _is_told(item)]
     return value
 
 
@@ -196,7 +209,7 @@ def _is_clock(key: str) -> bool:
     return key in MEASURED or key.startswith("predicted") or key.endswith(CLOCKS)
 
 
-def _is_frontier(item: Any) -> bool:
+def _is_told(item: Any) -> bool:
     if isinstance(item, Mapping):
         return item.get("cost") in FRONTIERS
-    return isinstance(item, str) and item.startswith(FRONTIER_SENTENCE)
+    return isinstance(item, str) and TOLD.match(item) is not None

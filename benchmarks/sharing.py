@@ -31,6 +31,7 @@ from benchmarks.disturbed import (
     holders,
     kill,
     leftovers,
+    paths_apart,
     snapshot,
     study_file,
     table,
@@ -148,20 +149,23 @@ def is_well(path: Path, folder: Path, options: argparse.Namespace) -> bool:
             next_kill = time.monotonic() + options.every_s
     taken_s, found = time.monotonic() - start, snapshot(folder / "crowd")
     differ, records = differences(found, wanted), crowd.records
-    tables = [table(path, folder / name / "runs", folder / f"report-{name}") for name in ("quiet", "crowd")]
+    apart = paths_apart(
+        *(table(path, folder / name / "runs", folder / f"report-{name}") for name in ("quiet", "crowd"))
+    )
     print(
         f"{crowd.num_started} processes, {crowd.num_kills} killed, {crowd.num_kills_at_work} of them with a run at "
         f"work; {sum(name.endswith(RECORD_FILE) for name in found)} runs recorded, "
         f"{sum(name.endswith(RECORD_FILE) for name in wanted)} wanted; {len(records.rewritten)} records written "
         f"twice, {len(records.lost)} lost; {len(differ)} of {len(wanted)} files differ; the table "
-        f"{'is the same' if tables[0] == tables[1] else 'DIFFERS'}; exit codes {sorted(set(crowd.codes))}; "
+        f"{'DIFFERS' if apart else 'is the same'}; exit codes {sorted(set(crowd.codes))}; "
         f"{taken_s:.0f} s"
     )
     left = leftovers(folder / "crowd")
     is_sound = not (differ or records.rewritten or records.lost or left) and set(crowd.codes) == {0}
+    print(*apart, sep="\n", end="\n" if apart else "")
     if not is_sound or "Traceback" in crowd.said():
         print(*differ, *map(str, {*records.rewritten, *records.lost, *left}), crowd.said(), sep="\n")
-    return is_sound and tables[0] == tables[1] and "Traceback" not in crowd.said()
+    return is_sound and not apart and "Traceback" not in crowd.said()
 
 
 if __name__ == "__main__":

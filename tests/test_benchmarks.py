@@ -121,10 +121,13 @@ def test_a_record_that_is_written_again_or_lost_is_found(tmp_path: Path) -> None
 
 
 def test_a_report_without_clocks_still_tells_losses_and_sizes_apart() -> None:
+    def told(seconds: float) -> list[str]:
+        return [f"On the frontier: {seconds}", f"A cohort of 2 runs (a, b) took {seconds} s of training."]
+
     def report(loss: float, seconds: float, num_bytes: int) -> object:
         arm = {"loss": loss, "step_s": seconds, "weights_bytes": num_bytes, "costs": {"train": seconds}}
         frontiers = [{"cost": "time", "arms": [seconds]}, {"cost": "disk", "arms": ["full"]}]
-        return without_clocks({"arms": [arm], "frontiers": frontiers, "sentences": [f"On the frontier: {seconds}"]})
+        return without_clocks({"arms": [arm], "frontiers": frontiers, "sentences": told(seconds)})
 
     assert report(1.0, 2.0, 3) == report(1.0, 9.0, 3)
     assert report(1.0, 2.0, 3) != report(1.1, 2.0, 3)
