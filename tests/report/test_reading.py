@@ -119,17 +119,17 @@ def test_progress_is_that_of_the_summary(result: Result, num_gone: int) -> None:
         assert far.num_left == arm.num_left
 
 
-@pytest.mark.parametrize("name", [RECORD_FILE, TEST_FILE, EXPLAIN_FILE, CURVE_FILE])
-def test_what_the_disk_does_not_give_leaves_the_page_of_before(result: Result, name: str) -> None:
+def test_what_the_disk_does_not_give_leaves_the_page_of_before(result: Result) -> None:
     """A folder in a file's place is what every system refuses to read."""
-    before = {path: path.read_bytes() for path in result.report()}
+    page_of_before = result.store.folder / "report.html"
+    page_of_before.write_text("A page of before.")
     (run_id,) = result.summary().arm("lora-rank32").chosen_run_ids[-1:]
-    path = result.store.run_folder(run_id) / name
-    whole = path.rename(path.with_suffix(".away"))
-    path.mkdir()
-    with pytest.raises(StoreError, match=rf"{name} cannot be read"):
-        Result(result.study, Store(result.store.folder)).report()
-    assert {path: path.read_bytes() for path in before} == before
-    path.rmdir()
-    whole.rename(path)
-    assert {path: path.read_bytes() for path in Result(result.study, Store(result.store.folder)).report()} == before
+    for name in (RECORD_FILE, TEST_FILE, EXPLAIN_FILE, CURVE_FILE):
+        path = result.store.run_folder(run_id) / name
+        whole = path.rename(path.with_suffix(".away"))
+        path.mkdir()
+        with pytest.raises(StoreError, match=rf"{name} cannot be read"):
+            Result(result.study, Store(result.store.folder)).report()
+        path.rmdir()
+        whole.rename(path)
+    assert page_of_before.read_text() == "A page of before."
