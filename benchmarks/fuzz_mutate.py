@@ -263,6 +263,21 @@ def tensors_changed(content: bytes, corpus: list[bytes], chance: random.Random) 
         return bytes_changed(content, corpus, chance)
 
 
+def signed_changed(content: bytes, corpus: list[bytes], chance: random.Random) -> bytes:
+    """Return a record with its values changed and its checksum made right, or not."""
+    from tuneoff.study.identity import digest
+
+    try:
+        body = json.loads(content)
+        if not isinstance(body, dict) or chance.random() < 0.3:
+            return json_changed(content, corpus, chance)
+        body.pop("checksum", None)
+        body = value_changed(body, chance)
+        return written(body | {"checksum": digest(body)})
+    except (ValueError, TypeError, RecursionError):
+        return bytes_changed(content, corpus, chance)
+
+
 def written(value: Any) -> bytes:
     """Return a value as JSON; lone surrogates as the escapes that they are read from."""
     try:

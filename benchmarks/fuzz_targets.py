@@ -15,8 +15,8 @@ from benchmarks.fuzz_mutate import (
     bytes_changed,
     json_changed,
     json_lines_changed,
+    signed_changed,
     tensors_changed,
-    value_changed,
     written,
 )
 
@@ -47,11 +47,12 @@ CHAT = {"messages": [{"role": "user", "content": "Hi, 1"}, {"role": "assistant",
 PAIR = {"prompt": "Say 1:", "completion": " 1"}
 DOLLY = {"instruction": "Say 2", "context": "of it", "response": "2 it is", "category": "open_qa"}
 QA = {"id": "1", "context": "Ann has 2 cats.", "question": "How many?", "answers": {"text": ["2"], "answer_start": [8]}}
+MESSAGE = {"message_id": "a", "parent_id": None, "role": "prompter", "text": "Hi", "message_tree_id": "a", "lang": "en"}
 TREE = [
-    {"message_id": "a", "parent_id": None, "role": "prompter", "text": "Hi", "message_tree_id": "a", "lang": "en"},
-    {"message_id": "b", "parent_id": "a", "role": "assistant", "text": "Hello", "message_tree_id": "a", "lang": "en"},
-    {"message_id": "c", "parent_id": "b", "role": "prompter", "text": "More", "message_tree_id": "a", "lang": "en"},
-    {"message_id": "d", "parent_id": "c", "role": "assistant", "text": "No", "message_tree_id": "a", "lang": "en"},
+    MESSAGE,
+    MESSAGE | {"message_id": "b", "parent_id": "a", "role": "assistant", "text": "Hello"},
+    MESSAGE | {"message_id": "c", "parent_id": "b", "text": "More"},
+    MESSAGE | {"message_id": "d", "parent_id": "c", "role": "assistant", "text": "No"},
 ]
 SQUAD_QA = {"id": "q", "question": "Who?", "answers": [{"text": "Ann", "answer_start": 0}]}
 ARTICLE = {"title": "T", "paragraphs": [{"context": "Ann sat.", "qas": [SQUAD_QA]}]}
@@ -268,21 +269,6 @@ def _checkpoint(folder: Path) -> Target:
     return Target("checkpoints", {"checkpoint": seed}, drive)
 
 
-def signed_changed(content: bytes, corpus: list[bytes], chance: random.Random) -> bytes:
-    """Return a record with its values changed and its checksum made right, or not."""
-    from tuneoff.study.identity import digest
-
-    try:
-        body = json.loads(content)
-        if not isinstance(body, dict) or chance.random() < 0.3:
-            return json_changed(content, corpus, chance)
-        body.pop("checksum", None)
-        body = value_changed(body, chance)
-        return written(body | {"checksum": digest(body)})
-    except (ValueError, TypeError, RecursionError):
-        return bytes_changed(content, corpus, chance)
-
-
 def _store(folder: Path, finished: Path) -> list[Target]:
     from tuneoff import api
     from tuneoff.report.console import SafeConsole
@@ -396,11 +382,9 @@ def _options() -> Target:
         b"set": lambda text: load_study("squad-gpt2", text.split("|")),
         b"study": load_study,
     }
-    given = {
-        b"time": b"1h30m", b"memory": b"6.5GB", b"device": b"RTX 4090", b"fit": b"micro_batch", b"cohort": b"8",
-        b"kind": b"text", b"columns": b"text=body|label=class", b"study": b"demo",
-        b"set": b"budget.steps=50|arms.*.targets=[all-linear]|task.data=a.jsonl",
-    }  # fmt: skip
+    given = {b"time": b"1h30m", b"memory": b"6.5GB", b"device": b"RTX 4090", b"fit": b"micro_batch", b"cohort": b"8"}
+    given |= {b"kind": b"text", b"columns": b"text=body|label=class", b"study": b"demo"}
+    given |= {b"set": b"budget.steps=50|arms.*.targets=[all-linear]|task.data=a.jsonl"}
 
     def drive(content: bytes) -> None:
         name, _, text = content.partition(b":")
