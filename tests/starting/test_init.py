@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_left_out_with_the_reason(
 
 
 def test_a_smaller_micro_batch_comes_before_leaving_out(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bf16 all weights need 145 GB before the first activation: 16 bytes each, and a copy in two for the products."""
+    """In bf16 all weights need 145 GB before any activation: 16 bytes each, and a copy in two for the products."""
     write_rows(large / "rows.jsonl", [{"text": f"{n} {CONTEXT * 40}"} for n in range(400)])
     fits = {}
     for room in (700, 200):
