@@ -209,13 +209,14 @@ def test_what_does_not_fit_is_left_out_with_the_reason(
 
 
 def test_a_smaller_micro_batch_comes_before_leaving_out(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 all weights need 145 GB before any activation: 16 bytes each, and a copy in two for the products."""
     write_rows(large / "rows.jsonl", [{"text": f"{n} {CONTEXT * 40}"} for n in range(400)])
     fits = {}
-    for room in (700, 150):
+    for room in (700, 200):
         pretend(monkeypatch, room)
         fits[room] = init("rows.jsonl", "large", Path(f"{room}.yaml"))
     assert (fits[700].study.micro_batch, fits[700].study.gradient_checkpointing) == (None, False)
-    small = fits[150]
+    small = fits[200]
     assert "full" not in small.left_out
     assert small.study.gradient_checkpointing or (small.study.micro_batch or 16) < 16
     assert small.study.budget == fits[700].study.budget
