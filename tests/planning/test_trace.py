@@ -216,7 +216,7 @@ def make_loop(study: Study, name: str, lengths: Lengths) -> Loop:
     method = method_from_spec(study.arms[0].method)
     dtype = torch.float32 if method.trains_base else runtime.compute_dtype
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_of(name), dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_config(config_of(name, MANY_LAYERS), dtype=dtype).eval()
     fuse_activations(model)
     adapted: AdaptedModel = method.adapt(model, torch.Generator().manual_seed(0))
     split = synthetic_split(lengths.train, lengths.targets)
@@ -262,7 +262,7 @@ def measured_peak(phase: Callable[[], Any]) -> int:
 def test_the_highest_point_is_the_allocators(name: str, method: str, precision: str) -> None:
     study = study_of(method, precision=precision, micro_batch=2, decoding=["greedy", {"top_p": 0.9}])
     lengths = LENGTHS.model_copy(update={"prompts": (30, 30, 30)})
-    predicted = trace(study, lengths, shape_only(config_of(name)))
+    predicted = trace(study, lengths, shape_only(config_of(name, MANY_LAYERS)))
     loop = make_loop(study, name, lengths)
     module = loop.adapted.module
     assert predicted["train"].peak_bytes == pytest.approx(measured_peak(loop.train_step), rel=LARGEST_ERROR)
