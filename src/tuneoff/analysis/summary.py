@@ -10,7 +10,7 @@ from tuneoff.analysis.estimates import Estimate, exp_of, over_seeds
 from tuneoff.analysis.findings import Audit
 from tuneoff.analysis.flags import flags_of, truncated_flag, uniform_flag
 from tuneoff.analysis.items import ItemScores
-from tuneoff.analysis.measures import measure
+from tuneoff.analysis.measures import Measure, measure
 from tuneoff.analysis.progress import ArmProgress, Progress, current_tests, ended_runs, finished_runs, run_counts
 from tuneoff.analysis.progress import progress as progress_of
 from tuneoff.analysis.stats.compare import compare_all
@@ -60,8 +60,7 @@ def summarise(
     far = (progress or progress_of(study, records, tests)).arms
     full_trainable = _full_trainable(study, far, records)
     current = current_tests(study, tests)
-    scores = items or {}
-    alone, foretold = solo or {}, predicted or {}
+    scores, alone, foretold = items or {}, solo or {}, predicted or {}
     found_arms = tuple(
         _summarise_arm(
             study, arm, own, records, current, scores, full_trainable, alone.get(arm.name), foretold.get(arm.name)
@@ -71,9 +70,7 @@ def summarise(
     audited = audit(study, found_arms, records, current)
     arms = tuple(_with_findings(arm, audited) for arm in found_arms)
     primary = measure(study.primary_metric, study.task.kind)
-    found = [(None if arm.test is None else arm.test.of(primary), place, arm.name) for place, arm in enumerate(arms)]
-    scored = [(primary.badness(score.value), place, name) for score, place, name in found if score is not None]
-    ranking = tuple(name for _, _, name in sorted(scored))
+    ranking = _ranking(arms, primary)
     margin = study.equivalence_margin
     comparisons = compare_all(arms, ranking, primary, margin, records, current, scores)
     wanted, finished = finished_runs(arms, records)
@@ -99,6 +96,13 @@ def summarise(
         **run_counts(arms, wanted, finished),
         origins=_origins(finished),
     )
+
+
+def _ranking(arms: Sequence[ArmSummary], primary: Measure) -> tuple[str, ...]:
+    """Return the names of the arms with a test score, the best first; of two that tie the first in the study."""
+    found = [(None if arm.test is None else arm.test.of(primary), place, arm.name) for place, arm in enumerate(arms)]
+    scored = [(primary.badness(score.value), place, name) for score, place, name in found if score is not None]
+    return tuple(name for _, _, name in sorted(scored))
 
 
 def _with_findings(arm: ArmSummary, audited: Audit) -> ArmSummary:

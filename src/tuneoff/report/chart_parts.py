@@ -84,6 +84,6 @@ def nearest(chart: alt.Chart, look: Look, fields: Mapping[str, tuple[str, str]])
         size=160, filled=False, strokeWidth=2, stroke=look.ink, shape="circle", tooltip=alt.expr(f"{{{text}}}")
     )
     # Said by its class, here and elsewhere: of a plain mapping Altair looks through its schema for what it may be.
-    opacity = alt.OpacityValue(0, condition={"param": "near", "empty": False, "value": 1})
+    opacity = alt.OpacityValue(0, condition=[{"param": "near", "value": 1, "empty": False}])
     ringed: alt.Chart = mark.encode(opacity=opacity).add_params(near)
     return ringed

@@ -195,7 +195,7 @@ def each_seeds_can_decide(
         level: of the tests.
     """
     delta, w, degrees = (np.asarray(values, dtype=np.float64) for values in (differences, by_items, item_freedom))
-    return _are_decided(delta, np.sqrt(w), degrees, margin=margin, level=level).tolist()
+    return [bool(can) for can in _are_decided(delta, np.sqrt(w), degrees, margin=margin, level=level)]
 
 
 def _one(value: float) -> Values:
