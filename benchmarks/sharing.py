@@ -5,10 +5,10 @@
 
 Each process is `tuneoff run`, with its children in a process group of its own; a killed one (SIGKILL to the group) is
 started again. They are forked from a process that has imported everything, or with `--command-line` started as from a
-shell. Three kills of four take a process that has a run at work, the others any. Shown are the runs that were recorded,
-records that were written more than once (a run that was trained twice would be), whether every record, curve,
-prediction and adapter has the bits of a study that one process ran in peace, and whether `tuneoff report` writes the
-same table, times and memory aside.
+shell; no plan is kept (TUNEOFF_PLAN=off), as it takes long. Three kills of four take a process that has a run at work,
+the others any. Shown are the runs that were recorded, records that were written more than once (a run that was trained
+twice would be), whether every record, curve, prediction and adapter has the bits of a study that one process ran in
+peace, and whether `tuneoff report` writes the same table, times and memory aside.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "TUNEOFF_PLAN": "off"}
 
 from benchmarks.disturbed import (
     Command,
