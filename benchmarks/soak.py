@@ -90,7 +90,9 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
                 worker.start()
             while any(worker.is_alive() for worker in workers.values()):
                 time.sleep(5.0)
-                options.out.write_text(json.dumps(found) + "\n")
+                aside = options.out.with_suffix(".part")
+                aside.write_text(json.dumps(found) + "\n")
+                aside.replace(options.out)
         finally:
             for place in mounted:
                 subprocess.run(["umount", "--lazy", str(place)], check=False)

@@ -170,3 +170,10 @@ def test_what_columns_hold() -> None:
     kinds = {name: profile(rows, name) for name in rows[0].values}
     assert [one.kind for one in kinds.values()] == ["empty", "text", "number", "number"]
     assert [name for name, one in kinds.items() if one.is_class] == ["class", "int"]
+
+
+@pytest.mark.parametrize("space", ["\x1c", "\x1f", "\x85", "\u2003", " "])
+def test_numbers_with_odd_spaces_around_them_are_numbers(space: str) -> None:
+    """What `str` calls a space, `float` does not always."""
+    found = profile(table({"n": [f"{space}4", f"5.5{space}"]}), "n")
+    assert (found.kind, found.has_fractions) == ("number", True)

@@ -249,6 +249,14 @@ def test_unknown_columns() -> None:
             ", column paragraphs: article 3: expected an object with a list of paragraphs, found 3",
         ),
         (
+            lambda d: d.insert(1, [d[0]]),
+            ", column paragraphs: article 2: expected an object with a list of paragraphs, found [",
+        ),
+        (
+            lambda d: d[0]["paragraphs"].insert(1, [{}]),
+            ", column qas: article 1 ('Article 0'), paragraph 2: expected an object with a list of qas, found [",
+        ),
+        (
             lambda d: d[0]["paragraphs"][1].pop("qas"),
             ", column qas: article 1 ('Article 0'), paragraph 2: expected a list, found null",
         ),

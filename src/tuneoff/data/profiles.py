@@ -111,8 +111,13 @@ def profile(rows: Sequence[Row], column: str) -> Profile:
         mean_words=sum(len(text.split()) for text in texts) / len(texts),
         longest=max(map(len, texts)),
         question_share=sum(text.rstrip().endswith(("?", "\uff1f")) for text in texts) / len(texts),
-        has_fractions=kind == "number" and any(not float(value).is_integer() for value in filled),
+        has_fractions=kind == "number" and any(map(_has_fraction, filled)),
     )
+
+
+def _has_fraction(value: Any) -> bool:
+    """Whether a number, or a text of one, is not whole; `float` does not take all that `str` calls a space."""
+    return not float(value.strip() if isinstance(value, str) else value).is_integer()
 
 
 def some(rows: Sequence[Row]) -> Sequence[Row]:

@@ -60,7 +60,7 @@ def spread(found: Sequence[T], limit: int, article_of: Callable[[T], str]) -> li
 def _listed(holder: Any, key: str, place: str, file: str, problems: Problems) -> list[Any]:
     """Return the list under `key`, or note what is there instead."""
     value = holder.get(key) if isinstance(holder, dict) else holder
-    if isinstance(value, list):
+    if isinstance(holder, dict) and isinstance(value, list):
         return value
     expected = f"expected an object with a list of {key}" if not isinstance(holder, dict) else "expected a list"
     problems.add(f"{place}: {expected}, found {shown(value)}", file=file, column=key)

@@ -141,7 +141,7 @@ def load_checkpoint(folder: Path, problems: list[str] | None = None) -> Checkpoi
         try:
             with on_disk(path):
                 return _load(path)
-        except (ValueError, KeyError, TypeError, SafetensorError):
+        except (ValueError, KeyError, TypeError, SafetensorError, RecursionError):
             if problems is not None:
                 problems.append(f"{path} is torn or was altered; the run goes on from before it")
     return None
