@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tuneoff import api
+from tuneoff.errors import StoreError
 from tuneoff.planning.fit import Change
 from tuneoff.running import fitting
 from tuneoff.study.loading import study_from
@@ -72,6 +73,13 @@ def test_a_torn_file_of_changes_is_worked_out_again(
 
 
 @pytest.mark.slow
+def test_changes_that_the_disk_does_not_give_are_not_taken_for_none(study: Study, tmp_path: Path) -> None:
+    """Without them it would be another study. A folder in a file's place is what every system refuses to read."""
+    (tmp_path / "fitting" / fitting.FIT_FILE).mkdir(parents=True)
+    with pytest.raises(StoreError, match=rf"{fitting.FIT_FILE} cannot be read"):
+        fitting.as_last_run(study, tmp_path / "fitting")
+
+
 def test_a_run_keeps_what_was_foretold(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(fitting.SWITCH)
     fitting_study, lines = api.fit(study, tmp_path, "same")  # so small a study fits
