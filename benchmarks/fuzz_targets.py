@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Target:
 CHAT = {"messages": [{"role": "user", "content": "Hi, 1"}, {"role": "assistant", "content": "Hello"}]}
 PAIR = {"prompt": "Say 1:", "completion": " 1"}
 DOLLY = {"instruction": "Say 2", "context": "of it", "response": "2 it is", "category": "open_qa"}
-QA = {"id": "1", "context": "Ann has 2 cats.", "question": "How many?", "answers": {"text": ["2"], "answer_start": [8]}}
+QA = {"id": "1", "context": "Ann has 1 cats.", "question": "How many?", "answers": {"text": ["1"], "answer_start": [8]}}
 MESSAGE = {"message_id": "a", "parent_id": None, "role": "prompter", "text": "Hi", "message_tree_id": "a", "lang": "en"}
 TREE = [
     MESSAGE,
@@ -67,7 +68,7 @@ def lines(*values: Any, copies: int = 12) -> bytes:
 def trees() -> bytes:
     """Return OASST trees."""
     text = json.dumps(TREE)
-    made = [json.loads(text.replace('"a"', f'"a{n}"').replace('"b"', f'"b{n}"')) for n in range(10)]
+    made = [json.loads(re.sub('"([abcd])"', rf'"\g<1>{number}"', text)) for number in range(10)]
     return b"".join(written(row) + b"\n" for tree in made for row in tree)
 
 
