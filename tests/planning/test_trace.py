@@ -306,7 +306,7 @@ def test_a_smaller_micro_batch_takes_less_and_computes_the_same() -> None:
 
 
 def test_checkpointing_takes_less_and_computes_a_forward_more() -> None:
-    base = shape_only(config_of("gpt2", 2 * NUM_LAYERS))
+    base = shape_only(config_of("gpt2", MANY_LAYERS))
     kept = train_trace(study_of("lora"), LENGTHS, base)
     again = train_trace(study_of("lora", gradient_checkpointing=True), LENGTHS, base)
     assert again.parts["activations"] < 0.5 * kept.parts["activations"]
@@ -337,11 +337,11 @@ def test_casts_of_trained_weights_go_with_their_layer_where_no_way_back_needs_th
 
 
 def test_keys_and_values_are_the_slots() -> None:
-    study = study_of("none", generate={"max_new_tokens": 20, "batch_size": 4})
+    study = study_of("none", generate={"max_new_tokens": 100, "batch_size": 4})
     found = trace(study, lengths_of(128, prompts=(30, 30, 30, 30)))["generate"]
-    slots = 2 * NUM_LAYERS * 4 * (30 + 20) * 64 * FP32  # keys and values, layers, slots, columns, width
+    slots = 2 * NUM_LAYERS * 4 * (30 + 100) * 64 * FP32  # keys and values, layers, slots, columns, width
     assert slots <= found.parts["key_values"] <= slots + 2 * NUM_LAYERS * 4 * 30 * 64 * FP32
-    assert found.num_targets == 4 * 20
+    assert found.num_targets == 4 * 100
 
 
 def test_nothing_is_traced_of_what_is_not_done() -> None:
