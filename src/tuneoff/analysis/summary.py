@@ -69,9 +69,8 @@ def summarise(
     )
     audited = audit(study, found_arms, records, current)
     arms = tuple(_with_findings(arm, audited) for arm in found_arms)
-    primary = measure(study.primary_metric, study.task.kind)
+    primary, margin = measure(study.primary_metric, study.task.kind), study.equivalence_margin
     ranking = _ranking(arms, primary)
-    margin = study.equivalence_margin
     comparisons = compare_all(arms, ranking, primary, margin, records, current, scores)
     wanted, finished = finished_runs(arms, records)
     cohorts = cohort_costs(arms, records)
