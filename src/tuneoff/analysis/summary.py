@@ -58,8 +58,7 @@ def summarise(
         progress: how far the study is by the same records and tests, where that was worked out before.
     """
     far = (progress or progress_of(study, records, tests)).arms
-    full_trainable = _full_trainable(study, far, records)
-    current = current_tests(study, tests)
+    full_trainable, current = _full_trainable(study, far, records), current_tests(study, tests)
     scores, alone, foretold = items or {}, solo or {}, predicted or {}
     found_arms = tuple(
         _summarise_arm(
