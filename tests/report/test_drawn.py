@@ -61,7 +61,7 @@ def test_the_terminal_lists_the_same_and_says_so(fakes: Fakes) -> None:
     text = console.file.getvalue()
     assert f"Listed are {len(part.arms)} of {NUM_ARMS + 2} arms" in text
     assert f"corrected for all {len(summary.comparisons)} pairs" in " ".join(text.split())
-    rows = re.findall(r"^(lora-dropout[\d.]+) {2,}", text, re.MULTILINE)  # a caveat may name others
+    rows = re.findall(r"^ *(lora-dropout[\d.]+) {2,}", text, re.MULTILINE)  # a caveat may name others
     assert set(rows) == {arm.name for arm in part.arms} - {"full", "zero-shot"}
 
 

@@ -58,8 +58,7 @@ def summarise(
         progress: how far the study is by the same records and tests, where that was worked out before.
     """
     far = (progress or progress_of(study, records, tests)).arms
-    full_trainable = _full_trainable(study, far, records)
-    current = current_tests(study, tests)
+    full_trainable, current = _full_trainable(study, far, records), current_tests(study, tests)
     scores, alone, foretold = items or {}, solo or {}, predicted or {}
     found_arms = tuple(
         _summarise_arm(
@@ -69,9 +68,8 @@ def summarise(
     )
     audited = audit(study, found_arms, records, current)
     arms = tuple(_with_findings(arm, audited) for arm in found_arms)
-    primary = measure(study.primary_metric, study.task.kind)
+    primary, margin = measure(study.primary_metric, study.task.kind), study.equivalence_margin
     ranking = _ranking(arms, primary)
-    margin = study.equivalence_margin
     comparisons = compare_all(arms, ranking, primary, margin, records, current, scores)
     wanted, finished = finished_runs(arms, records)
     cohorts = cohort_costs(arms, records)

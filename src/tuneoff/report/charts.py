@@ -111,7 +111,7 @@ def rate_chart(points: Sequence[Point], arms: Arms, *, scale: Axis = "linear") -
     tooltip = [*about, alt.Tooltip("loss:Q", title="validation loss", format=".4f"), alt.Tooltip("state:N")]
     ring = chosen.mark_point(size=230, filled=False, strokeWidth=1.5, stroke=arms.look.ink, shape="circle")
     cross = failed.mark_text(text="\u2715", fontSize=14, fontWeight="bold", baseline="top").encode(
-        x=across, y=alt.YValue(0), tooltip=[*about, alt.Tooltip("reason:N")], **arm.colour
+        x=across, y=alt.value(0), tooltip=[*about, alt.Tooltip("reason:N")], **arm.colour
     )
     bounds = [
         alt.Tooltip("from:Q", title="lies above", format=".3~e"),
@@ -119,7 +119,7 @@ def rate_chart(points: Sequence[Point], arms: Arms, *, scale: Axis = "linear") -
     ]
     lowest = fitted.mark_text(text="\u25b2", fontSize=15, baseline="bottom").encode(
         x=across,
-        y=alt.YValue("height"),
+        y=alt.value("height"),
         tooltip=[about[0], alt.Tooltip("lr:Q", title="fitted optimum", format=".3~e"), *bounds],
         **arm.colour,
     )
@@ -271,4 +271,4 @@ def _base_rule(chart: alt.Chart, up: alt.Y, look: Look) -> alt.LayerChart:
     tooltip = [alt.Tooltip("arm:N"), alt.Tooltip("loss:Q", title="validation loss", format=".4f")]
     rule = chart.mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color=look.muted).encode(y=up, tooltip=tooltip)
     name = chart.mark_text(align="right", dy=-8, color=look.muted, fontSize=12)
-    return alt.LayerChart(layer=[rule, name.encode(x=alt.XValue("width"), y=up, text="arm:N", tooltip=tooltip)])
+    return alt.LayerChart(layer=[rule, name.encode(x=alt.value("width"), y=up, text="arm:N", tooltip=tooltip)])

@@ -117,8 +117,8 @@ def _tests(found: Sequence[Difference], margin: float) -> list[P]:
         if isinstance(one.spread, Spread):
             alike[one.spread.num_seeds, one.spread.num_items].append(place)
         elif one.spread is not None:
-            at_zero, at_low, at_high = (one.spread.p_below(value) for value in (0.0, -margin, margin))
-            tested[place] = min(1.0, 2 * min(at_zero, 1 - at_zero)), max(at_low, 1 - at_high)
+            below, at_low, at_high = (one.spread.p_below(value) for value in (0.0, -margin, margin))
+            tested[place] = min(1.0, 2 * min(below, 1 - below)), max(at_low, 1 - at_high)
     for (num_seeds, num_items), places in alike.items():  # together, because inverting one takes as long as many
         spreads = [spread for place in places if isinstance(spread := found[place].spread, Spread)]
         fields = [(one.mean, one.by_seeds, one.by_items, one.item_freedom) for one in spreads]
