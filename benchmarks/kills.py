@@ -11,9 +11,8 @@ that a kill falls into work and not into imports; the first ones, until `--comma
 a shell. No plan is kept (TUNEOFF_PLAN=off), as it takes longer than the study.
 
 One kill in eight comes at any time from the sitting's start on, the others once a run is at work, after a time that is
-drawn from an exponential distribution: every instant from there on is as likely as any other. Before the kill the
-processes are stopped (SIGSTOP), so that what they were at can be told from their files. With `--out` what was done is
-kept after each study, and the same command goes on from there.
+drawn from an exponential distribution. Before the kill the processes are stopped (SIGSTOP), so that what they were at
+can be told from their files. With `--out` what was done is kept, and the same command goes on from there.
 """
 
 import argparse
@@ -50,7 +49,7 @@ from benchmarks.disturbed import (
 from tests.running.world import world
 
 from tuneoff.files import ASIDE, write_synced
-from tuneoff.planning import costs as costs  # this and what follows: so that sittings, which are forked, need not
+from tuneoff.planning import costs as costs  # this and the next two: so that sittings, which are forked, need not
 from tuneoff.report import write as write
 from tuneoff.running import preload as preload
 from tuneoff.running.curve_file import rows
@@ -100,8 +99,6 @@ PHASES = (SAVING, WRITING, VALIDATING, TESTING, EXPLAINING, MEASURING, TRAINING,
 """What a kill can fall into; where two runs were at work, the first of these counts."""
 BEFORE_STEPS = tuple(f".{name}." for name in (SETUP_FILE, CURVE_FILE, LEASE_FILE))
 """How the names begin of what is written aside in a run's folder before its first step."""
-
-
 WAYS: dict[str, type[Forked] | type[Command]] = {"forked": Forked, "command": Command}
 HUNG = 124
 """Stands for the exit code of a sitting that hung."""

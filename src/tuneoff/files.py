@@ -122,7 +122,7 @@ def make_folder(path: Path) -> None:
 
 
 def read_if_there(path: Path) -> bytes | None:
-    """Return a file's content, or none where there is no such file.
+    """Return a file's content, or none where there is no such file, nor a folder that it could be in.
 
     Raises:
         StoreError: it is there and cannot be read, which is not the same as missing.
@@ -131,7 +131,7 @@ def read_if_there(path: Path) -> bytes | None:
         with on_disk(path):
             return path.read_bytes()
     except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             return None
         raise
 

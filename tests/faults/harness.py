@@ -229,7 +229,7 @@ def _apart(output: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    fork_server.context = lambda: multiprocessing.get_context("fork")
+    fork_server.context = lambda *_: multiprocessing.get_context("fork")
 
 
 def _run(work: Work, out: Path, output: Path, plan: Plan | None) -> None:

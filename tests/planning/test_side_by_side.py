@@ -20,12 +20,17 @@ LENGTHS = Lengths(train=(40, 30, 20, 10), targets=(30, 20, 10, 5), prompts=(12, 
 def study() -> Study:
     task = {"kind": "instruction", "data": "demo", "max_length": 128, "metrics": ["rouge1"]}
     arms = {
-        "none": {"method": "none"},
         "lora": {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.1, "lr": 1e-3},
         "full": {"method": "full", "lr": 1e-3},
     }
     raw = {"name": "s", "model": "demo", "task": task, "budget": {"steps": 3, "batch_size": 4}, "arms": arms}
     return study_from(raw | {"generate": {"max_new_tokens": 8, "batch_size": 4}}, Path())
+
+
+@pytest.fixture(autouse=True)
+def same_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has one server, which tests of runs use, too."""
+    monkeypatch.setattr(side_by_side.fork_server, "FOR_PLANS", side_by_side.fork_server.FOR_RUNS)
 
 
 def traced(arm: str) -> tuple[PhaseTrace, ...]:
@@ -54,7 +59,7 @@ def test_what_cannot_be_traced_is_left_to_whoever_asked() -> None:
     found = trace_all(
         [Errand(whole, arm, nothing if arm.name == "lora" else LENGTHS, "cpu", None) for arm in whole.arms]
     )
-    assert [phases is None for phases in found] == [False, True, False]
+    assert [phases is None for phases in found] == [True, False]
 
 
 def test_a_plan_does_not_say_how_it_was_traced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,10 +69,10 @@ def test_a_plan_does_not_say_how_it_was_traced(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("tuneoff.planning.costs.can_help", lambda number: asked.append(number) is None)
     monkeypatch.setattr(Forecast, "_trace", None)
     assert Forecast(whole, study_shape(whole), basis).plan(whole, None, ()) == alone
-    assert asked == [3]
+    assert asked == [2]
 
 
-@pytest.mark.parametrize("arm", ["none", "lora", "full"])
+@pytest.mark.parametrize("arm", ["lora"])
 def test_one_part_stands_for_those_like_it(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_loss, "CHUNK_BYTES", 4 * 2048 * 7)  # a few targets at a time, and a rest
     one_for_all = traced(arm)

@@ -283,7 +283,8 @@ def test_fewer_tokens_scored_and_fewer_texts_written_take_what_the_allocator_say
     study = study_of("lora")
     lengths = lengths_of(128, 120, 110, 128, prompts=(30, 30))
     less = lengths.model_copy(update={"evaluation_tokens": 512, "generation_rows": 1, "prompts": (30,)})
-    usual, predicted = trace(study, lengths), trace(study, less)
+    base = shape_only(config_of("gpt2", MANY_LAYERS))
+    usual, predicted = trace(study, lengths, base), trace(study, less, base)
     loop = make_loop(study, "gpt2", lengths)
     split = synthetic_split(lengths.train * 9, lengths.targets * 9)
     module, runtime = loop.adapted.module, loop.runtime

@@ -72,14 +72,17 @@ def test_runs_of_another_study_are_counted_and_make_no_report(result: Result) ->
         other.report()
 
 
-@pytest.mark.parametrize("end", ["", '{"kind": "train", "st', '{"kind": "train"}\n{"kind"', "\x00\x00"])
+POINT = {"kind": "train", "step": 99, "loss_nats": 1.5, "target_tokens": 8}
+
+
+@pytest.mark.parametrize("end", ["", '{"kind": "train", "st', json.dumps(POINT) + '\n{"kind"', "\x00\x00"])
 def test_a_torn_end_of_a_curve_is_left_out(result: Result, end: str) -> None:
     study = result.study
     run_id = result.summary().arm("full").chosen_run_ids[0]
     lines = make_curve(study.arm("full"), result.records()[0][run_id].run, 20)
     path = result.store.run_folder(run_id) / CURVE_FILE
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + end, encoding="utf-8")
-    whole = [{"kind": "train"}] if "}\n" in end else []
+    whole = [POINT] if "}\n" in end else []
     assert result.store.curve(run_id) == [*lines, *whole]
     validated = [line for line in lines if line["kind"] == "validation"]
     assert result.store.curve(run_id, "validation") == validated

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,10 @@ def test_a_signal_leaves_a_checkpoint_at_the_step_and_the_same_command_goes_on(
 ) -> None:
     """No checkpoint is due before the last step, so those that are there are of the steps at which runs were left."""
     out = tmp_path / "runs"
-    process = subprocess.Popen(
-        command(world, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # where the tests run in the background Ctrl-C may be ignored, and what is started inherits that
+    hears = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command(world, out), **pipes, text=True, start_new_session=True, preexec_fn=hears)
     curves = "*/*/curve.jsonl"
     wait_for(lambda: sum(path.stat().st_size > 0 for path in out.glob(curves)) == 2 or process.poll() is not None)
     if is_to_all:

@@ -22,8 +22,9 @@ def store(tmp_path: Path) -> Store:
 def begin(store: Store, run_id: str, cohort: list[str], *, steps: int = 0, saved: int = 0, tail: str = "") -> None:
     """Lay down what a run leaves that was begun: 2 s a step, and a checkpoint in the first one's folder."""
     store.write_setup(run_id, {"version": RECORD_VERSION, "cohort": cohort})
-    rows = [{"kind": "train", "step": step, "elapsed_s": 2.0 * step} for step in range(1, steps + 1)]
-    rows += [{"kind": "validation", "step": steps, "loss_nats": 1.0}] if steps else []
+    point = {"loss_nats": 1.0, "target_tokens": 8}
+    rows = [{"kind": "train", "step": step, "elapsed_s": 2.0 * step} | point for step in range(1, steps + 1)]
+    rows += [{"kind": "validation", "step": steps} | point] if steps else []
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (store.run_folder(run_id) / CURVE_FILE).write_text(lines + tail, encoding="utf-8")
     if saved:

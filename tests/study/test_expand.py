@@ -33,6 +33,21 @@ def test_two_lists_are_crossed() -> None:
     assert found == ["lora-rank2-dropout0.0", "lora-rank2-dropout0.1", "lora-rank8-dropout0.0", "lora-rank8-dropout0.1"]
 
 
+def test_a_name_too_long_ends_in_what_tells_the_cell_apart() -> None:
+    targets = [["c_attn", f"h.{layer}.attn.c_proj", "mlp.c_fc", "mlp.c_proj"] for layer in (1, 2)]
+    long = {
+        "method": "lora",
+        "rank": [8],
+        "alpha": [0.123456789012345],
+        "dropout": [0.1234567890123],
+        "targets": targets,
+    }
+    found = study({"lora": long}).arms
+    assert len({arm.name for arm in found}) == 2
+    assert all(arm.name.startswith("lora-rank8-alpha0.1234") and len(arm.name) == 100 for arm in found)
+    assert [arm.name for arm in found] == names({"lora": long})
+
+
 GRIDS: dict[str, Any] = {
     "rank": st.integers(1, 64),
     "alpha": st.floats(0.5, 64.0),

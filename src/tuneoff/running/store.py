@@ -34,17 +34,17 @@ from tuneoff.files import (
     file_sha256,
     make_folder,
     on_disk,
-    read_if_there,
     remove_asides,
     remove_folder,
     sync,
     write_synced,
 )
-from tuneoff.running import curve_file
+from tuneoff.running import curve_file, setup_file
 from tuneoff.running.index import EXPLAINED_INDEX_FILE, INDEX_FILE, Index
 from tuneoff.running.lease import RunLock, is_held
+from tuneoff.running.setup_file import CHECKSUM
 from tuneoff.study.explained import ExplainRecord
-from tuneoff.study.identity import canonical_json, digest
+from tuneoff.study.identity import digest
 from tuneoff.study.predicted import PLAN_FILE, Predicted
 from tuneoff.study.records import RECORD_VERSION, Record, TestRecord, to_json
 from tuneoff.study.solo import SoloCosts
@@ -70,9 +70,6 @@ STUDY_FILE = "study.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "model.safetensors"
 COSTS_FOLDER = "costs"
-CHECKSUM = "checksum"
-SETUP = {"root": str, "num_threads": int, "micro_batch": int, "num_sittings": int, "cohort": list}
-"""Of which kind the values of a set-up are."""
 
 AnyRecord = TypeVar("AnyRecord", Record, TestRecord, ExplainRecord, SoloCosts)
 
@@ -175,7 +172,7 @@ class Store:
             known = {str(arm["name"]): arm.get("predicted") for arm in arms}
             return {name: Predicted.model_validate(own) for name, own in known.items() if own is not None}
         except OSError as error:
-            if not isinstance(error, FileNotFoundError):
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 self._note_unread(self.folder / PLAN_FILE, error)
             return {}
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -188,7 +185,7 @@ class Store:
         path = self.run_folder(run_id) / ITEMS_FILE
         try:
             return ItemScores.from_json(from_json(path.read_bytes()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             self._note_unread(path, error)
@@ -219,7 +216,7 @@ class Store:
             with path.open("rb") as handle:
                 status = os.fstat(handle.fileno())  # before it is read: a later change shows
                 body = from_json(handle.read(), allow_inf_nan=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             if verify:
@@ -351,22 +348,10 @@ class Store:
             StoreError: the disk does not give it.
         """
         path = self.run_folder(run_id) / SETUP_FILE
-        content = read_if_there(path)
-        if content is None:
-            return None
-        try:
-            body: dict[str, Any] | None = from_json(content)
-        except (ValueError, RecursionError):
-            body = None
-        is_whole = isinstance(body, dict) and body.pop(CHECKSUM, None) in (None, digest(body))  # none in older ones
-        if (
-            body is not None
-            and is_whole
-            and all(isinstance(body.get(key, kind()), kind) for key, kind in SETUP.items())
-        ):
-            return body
-        self._note(f"{path} is torn or was altered; the run starts anew")
-        return None
+        body = setup_file.read(path)
+        if body is None and path.exists():
+            self._note(f"{path} is torn or was altered; the run starts anew")
+        return body
 
     def write_setup(self, run_id: str, setup: Mapping[str, Any]) -> None:
         """Store what the bits of a run depend on.
@@ -374,10 +359,7 @@ class Store:
         Raises:
             StoreError: it cannot be written.
         """
-        path, body = self.run_folder(run_id) / SETUP_FILE, dict(setup)
-        with on_disk(path, "written"):
-            make_folder(path.parent)
-        write_synced(path, canonical_json(body | {CHECKSUM: digest(body)}).encode())
+        setup_file.write(self.run_folder(run_id) / SETUP_FILE, setup)
 
     def curve(self, run_id: str, kind: str = "") -> list[dict[str, Any]]:
         """Return a run's learning curve, or its rows of one kind (see `curve_file`, as of what follows)."""

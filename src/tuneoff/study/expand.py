@@ -1,5 +1,6 @@
 """From the study file's arms to arms, trials and runs: a list where one value belongs is a grid, one arm each."""
 
+import hashlib
 import itertools
 import math
 import reprlib
@@ -17,6 +18,8 @@ from tuneoff.study.spec import Arm, Study
 
 MAX_ARMS = 10_000
 """Of one grid: more than any study trains, and few enough to be told in seconds that they are too many."""
+MAX_NAME = 100
+"""Characters of an arm's name, as of `NAME_PATTERN`."""
 NOT_OF_THE_METHOD = ("lr", "tune", "assumed", "override")
 
 
@@ -65,9 +68,8 @@ def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
         )
     for cell in itertools.product(*grids.values()):
         chosen = dict(zip(grids, cell, strict=True))
-        suffix = "".join(f"-{key}{_label(value)}" for key, value in chosen.items())
         yield {
-            "name": family + suffix,
+            "name": _cell_name(family, "".join(f"-{key}{_label(value)}" for key, value in chosen.items())),
             "family": family,
             "method": own | chosen,
             "lr": rates,
@@ -75,6 +77,15 @@ def _expand_arm(family: str, body: Any) -> Iterator[dict[str, Any]]:
             "assumed": body.get("assumed", ()),
             "override": body.get("override", {}),
         }
+
+
+def _cell_name(family: str, suffix: str) -> str:
+    """Return the name of a grid's cell; one that is too long for a name ends in what tells it apart."""
+    name = family + suffix
+    if len(name) <= MAX_NAME or len(family) > MAX_NAME // 2:
+        return name
+    told_apart = hashlib.sha256(suffix.encode()).hexdigest()[:8]
+    return f"{name[: MAX_NAME - 9]}-{told_apart}"
 
 
 def _rates(path: str, method: str, body: Mapping[str, Any]) -> Sequence[Any]:
