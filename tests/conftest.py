@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tuneoff import fork_server
+
 if TYPE_CHECKING:
     from tuneoff.api import Result
 
@@ -29,6 +31,9 @@ for _name in ("MLFLOW_TRACKING_URI", "TRACKIO_DIR", "TRACKIO_SPACE_ID", "WANDB_M
     os.environ.pop(_name, None)  # where the developer's own runs are tracked
 # Sums depend on the number of threads in their last bits; one thread each also lets pytest-xdist fill the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Here one process makes plans and runs, and has one server for both: it must be the one that has all that runs need.
+fork_server.FOR_PLANS = fork_server.FOR_RUNS
 
 # A shared machine may stall, so no deadline; the same examples each time, so that a red test stays red.
 settings.register_profile("tuneoff", deadline=None, derandomize=True)

@@ -27,12 +27,6 @@ def study() -> Study:
     return study_from(raw | {"generate": {"max_new_tokens": 8, "batch_size": 4}}, Path())
 
 
-@pytest.fixture(autouse=True)
-def same_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process has one server, which tests of runs use, too."""
-    monkeypatch.setattr(side_by_side.fork_server, "FOR_PLANS", side_by_side.fork_server.FOR_RUNS)
-
-
 def traced(arm: str) -> tuple[PhaseTrace, ...]:
     whole = study()
     return trace_arm(whole, next(one for one in whole.arms if one.name == arm), study_shape(whole), LENGTHS)
