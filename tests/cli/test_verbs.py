@@ -158,8 +158,9 @@ class TestFinished:
         paths = again.report(tmp_path / "elsewhere", figures=("pdf",))
         assert tmp_path / "elsewhere" / "figures" / "memory.pdf" in paths
 
-    def test_run_again(self, finished: Result, study_file: str) -> None:
-        found = tuneoff("run", study_file, "--out", str(finished.store.folder.parent))
+    def test_run_again(self, finished: Result, study_file: str, tmp_path: Path) -> None:
+        shutil.copytree(finished.store.folder, tmp_path / "three")  # it writes down how many processes it was given
+        found = tuneoff("run", study_file, "--out", str(tmp_path))
         assert (found.code, found.errors) == (0, "")
         assert "each run: 6 steps" in found.text
         assert "10 of 10 runs done" in found.text
