@@ -158,15 +158,17 @@ class Counter:
         self.num_operations += times
         if func.overloadpacket.__name__ in NOT_WORK:
             return
-        specs = tree_map(_spec, (args, dict(kwargs)))
-        key = (func, str(specs))
+        form: list[Any] = [func, *kwargs]
+        _add_forms(form, args)
+        _add_forms(form, kwargs.values())
+        key = tuple(form)
         operation = self._known.get(key)
         if operation is None:
-            operation = self._known[key] = _operation(func, specs, args, kwargs, out)
+            operation = self._known[key] = _operation(func, args, kwargs, out)
         self._add(operation, times)
-        if func is torch.ops.aten.ge.Scalar and specs[0][0].dtype == torch.int16:
+        if func is torch.ops.aten.ge.Scalar and args[0].dtype == torch.int16:
             # which elements dropout keeps: the words are drawn by NumPy, unseen (`tuneoff.training.masks`)
-            self._add(random_words(-(-math.prod(specs[0][0].shape) // LANES)), times)
+            self._add(random_words(-(-args[0].numel() // LANES)), times)
 
     def _add(self, operation: Operation, times: int) -> None:
         self.counts[operation] = self.counts.get(operation, 0) + times
@@ -208,7 +210,29 @@ def _spec(value: Any) -> Any:
     return value
 
 
-def _operation(func: Any, specs: Any, args: Any, kwargs: Any, out: Any) -> Operation:
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among arguments and in their lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+def _add_forms(form: list[Any], values: Iterable[Any]) -> None:
+    """Add to a list what tells a call with these arguments from others."""
+    for value in values:
+        if isinstance(value, Tensor):
+            form += (value.dtype, value.shape, value.stride() if value.layout == torch.strided else None)
+        elif isinstance(value, list | tuple):
+            form.append(len(value))
+            _add_forms(form, value)
+        else:
+            form.append(str(value))  # 1, 1.0 and True are one key to Python
+
+
+def _operation(func: Any, args: Any, kwargs: Any, out: Any) -> Operation:
+    specs = tree_map(_spec, (args, dict(kwargs)))
     tensors = [leaf for leaf in tree_leaves(specs) if isinstance(leaf, TensorSpec)]
     made = [leaf for leaf in tree_leaves(tree_map(_spec, out)) if isinstance(leaf, TensorSpec)]
     return Operation(

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from tuneoff.planning.kernels import product_of, workspace_bytes
-from tuneoff.planning.operations import Counter
+from tuneoff.planning.operations import Counter, tensors_in
 from tuneoff.study.value import Value
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
@@ -140,8 +139,8 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs) if answer is None else answer(self.answer, *args, **kwargs)
         if not self.is_logging or getattr(func, "is_view", False):
             return out
-        given = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
-        made = [one for one in tree_iter(out) if isinstance(one, Tensor)]
+        given = [*tensors_in(args), *tensors_in(kwargs.values())]
+        made = list(tensors_in((out,)))
         if not made and not given:
             return out
         extra = workspace_bytes(func, args)

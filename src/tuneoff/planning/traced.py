@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tuneoff.methods import AdaptedModel
 from tuneoff.methods.registry import method_from_spec
 from tuneoff.methods.structure import find_stack
 from tuneoff.planning.plan import adapt_shape
+from tuneoff.planning.shapes_mode import ShapesMode
 from tuneoff.planning.tally import Tally
 from tuneoff.study.methods import LoadMethod, LoraMethod, NoneMethod
 from tuneoff.study.spec import Arm, Study
@@ -90,7 +91,7 @@ class TracedModel:
     """
 
     adapted: AdaptedModel
-    mode: FakeTensorMode
+    mode: ShapesMode
     num_layers: int
 
     def tensors(self) -> Iterator[Tensor]:
@@ -121,7 +122,7 @@ def traced_model(
     model = shortened(base, num_layers) if num_layers else copy.deepcopy(base)
     trains_base = not isinstance(spec, LoadMethod) and method_from_spec(spec).trains_base
     dtype = torch.float32 if trains_base else COMPUTE_TYPES[study.precision]
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = ShapesMode(allow_non_fake_inputs=True)
     _put_on(model, mode, device, dtype)
     fuse_activations(model)
     with _answering(mode):
@@ -133,7 +134,7 @@ def traced_model(
 
 
 @contextmanager
-def _answering(mode: FakeTensorMode) -> Iterator[None]:
+def _answering(mode: ShapesMode) -> Iterator[None]:
     """Within the context numbers that are asked for are made up, and nothing is counted."""
     tally = Tally(0)
     tally.is_logging = False
@@ -142,7 +143,7 @@ def _answering(mode: FakeTensorMode) -> Iterator[None]:
         yield
 
 
-def _put_on(model: nn.Module, mode: FakeTensorMode, device: torch.device, dtype: torch.dtype) -> None:
+def _put_on(model: nn.Module, mode: ShapesMode, device: torch.device, dtype: torch.dtype) -> None:
     """Put a model from the meta device on one without numbers, in place; what is shared stays shared."""
     known: dict[int, Tensor] = {}
 
