@@ -30,10 +30,10 @@ SWITCH = "TUNEOFF_PLAN"
 """Environment variable; `off` writes no plan at the start of a run."""
 _logger = logging.getLogger(__name__)
 
-OWN_SPACE_BYTES = 90_000_000
-"""Of address space that a run's process maps before it loads anything, beside what it is forked with: the stack and the
-heap of its second thread, the tokenizer, modules (216 MB were left to a process and 127 MB to the run, by
-`python -m benchmarks.limits ulimit`).
+OWN_SPACE_BYTES = 50_000_000
+"""Of address space that a run's process maps before it loads anything, beside what it is forked with: the stacks of its
+threads, the tokenizer, modules (a run of 160 MB of tensors ended well where 200 MB were left to its process, in the
+study of `python -m benchmarks.limits ulimit`).
 """
 RUN_BUDGET_S = 2.0
 """Seconds that measuring this machine may take before a study starts, beside two where nothing was measured before."""

@@ -24,7 +24,7 @@ from tuneoff.study.methods import FullMethod, LoadMethod, LoraMethod, NoneMethod
 from tuneoff.study.records import RECORD_VERSION, Halving
 from tuneoff.study.shortage import MemoryPhase, Shortage
 from tuneoff.training.checkpoint import save_tensors
-from tuneoff.training.memory_limits import Available
+from tuneoff.training.memory_limits import Available, close_holes
 from tuneoff.training.meter import Meter
 from tuneoff.training.models import fingerprint, load_config, load_tokenizer, tokenizer_notes
 from tuneoff.training.runtime import Runtime, open_runtime
@@ -113,6 +113,7 @@ def open_session(
     """
     first = runs[0]
     setup = _settle_setup(runs, place, is_trained=is_trained or is_afterwards)
+    close_holes()
     runtime = open_runtime(first.precision, setup["num_threads"])
     meter = Meter(runtime)
     tokenizer = load_tokenizer(first.model, place.root, first.revision, first.trust_remote_code)
