@@ -1,6 +1,7 @@
 """What memory a process may have, against limits that are really set: `ulimit -v` and, where it may be, a cgroup."""
 
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -72,6 +73,47 @@ def test_a_control_group(group: Path) -> None:
     killed = in_limits(enter, f"b = b'x' * {2 * GROUP_BYTES}")
     assert killed.returncode == -9
     assert in_limits(enter).stdout.split()[2] == "1"
+
+
+HOLES = """
+import re, threading
+from pathlib import Path
+from tuneoff.training.memory_limits import close_holes
+
+def mapped(name):
+    return int(re.search(rf"^{name}:\\s+(\\d+)", Path("/proc/self/status").read_text(), re.M)[1]) * 1024
+
+large = bytearray(30 * 2**20)
+del large  # from now on glibc takes blocks as large as this from its heap
+CALL
+blocks = [bytearray(2**20) for _ in range(8)]
+before = mapped("VmData")
+del blocks[::2]
+given_back = before - mapped("VmData")
+before = mapped("VmSize")
+done = threading.Event()
+thread = threading.Thread(target=lambda: (bytearray(100_000), done.wait()))
+thread.start()
+reserved = mapped("VmSize") - before
+done.set()
+thread.join()
+print(given_back, reserved)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_where_address_space_is_limited_what_is_freed_goes_back_and_threads_reserve_none() -> None:
+    found = {}
+    for before, call in (("ulimit -v 4194304", "close_holes()"), ("ulimit -v 4194304", ""), ("true", "close_holes()")):
+        done = in_limits(before, HOLES.replace("CALL", call))
+        assert done.returncode == 0, done.stderr
+        found[before, call] = [int(word) for word in done.stdout.split()]
+    given_back, reserved = found.pop(("ulimit -v 4194304", "close_holes()"))
+    assert given_back >= 4 * MEBIBYTE
+    assert reserved < 32 * MEBIBYTE
+    for given_back, reserved in found.values():  # as glibc does it of itself
+        assert given_back < MEBIBYTE
+        assert reserved > 64 * MEBIBYTE
 
 
 def test_resident_memory_is_told_of_processes_that_are_there() -> None:

@@ -7,6 +7,7 @@ Shapes: R rows, T new positions, C positions in the cache, V vocabulary.
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -63,6 +64,19 @@ class CachedForward:
             if positions is None:
                 positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             options["position_ids"] = positions
-        out = self.module(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
+        getter = getattr(self.module, "get_output_embeddings", None)
+        head = getter() if callable(getter) else None
+        with nullcontext() if head is None else head.register_forward_pre_hook(_side_by_side):
+            out = self.module(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
         logits: Tensor = out.logits[:, -1]
         return logits
+
+
+def _side_by_side(_head: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Put the rows that a head is given side by side in memory.
+
+    The last of several tokens lie apart, and then PyTorch multiplies row by row, on a CPU in bf16 with a copy of the
+    head's weight for each: 8 rows of GPT-2's took 8 s and 0.6 GB in place of 0.07 s and 2 MB.
+    """
+    hidden, *rest = given
+    return (hidden.reshape(-1, hidden.shape[-1]).contiguous().view(hidden.shape), *rest)
