@@ -1,5 +1,6 @@
 """What benchmarks work out of what they measure, and hand to their processes."""
 
+import importlib
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,15 @@ def figures() -> list[Figure]:
         for contender, factor, power in (("Tuneoff", 0.5, 1), ("Trainer + PEFT", 0.1, 2))
         for value in (64, 128, 512)
     ]
+
+
+def test_every_benchmark_can_be_imported() -> None:
+    """Most take too long for a test, so what they ask of the package is found out by this alone."""
+    folder = Path(__file__).parent.parent / "benchmarks"
+    names = [".".join(path.relative_to(folder.parent).with_suffix("").parts) for path in folder.rglob("*.py")]
+    assert len(names) > 30
+    for name in names:
+        importlib.import_module(name.removesuffix(".__init__"))
 
 
 def test_a_power_law_gives_its_exponent() -> None:

@@ -21,8 +21,7 @@ from tests.faults import disk, harness, injector
 from tests.faults.harness import TRACEBACK, Outcome, Work, attempt, snapshot, without_clocks
 from tests.faults.injector import KINDS
 
-from tuneoff import api
-from tuneoff.running import fork_server
+from tuneoff import api, fork_server
 from tuneoff.running.store import CURVE_FILE
 from tuneoff.study.loading import study_from
 from tuneoff.study.spec import Study
