@@ -192,6 +192,23 @@ def plan(
     return foretell(study, basis_of(named, memory, anew=recalibrate), kinds=kinds, is_fitted=fit is not None)
 
 
+def check_plan(device: str | None, device_memory: str | None, fit: str | None) -> None:
+    """Refuse words of a plan that are not known, before the libraries are loaded that make one.
+
+    Raises:
+        StudyError: a device, a size or a change that is not known.
+    """
+    from tuneoff.planning.devices import find_device, parse_bytes
+    from tuneoff.planning.fit import parse_kinds
+
+    if fit is not None:
+        parse_kinds(fit)
+    if device is not None:
+        find_device(device)
+    if device_memory is not None:
+        parse_bytes(device_memory)
+
+
 def check_fitted(fit: str | None) -> None:
     """Refuse to write a study that is not to be made to fit, before anything is planned.
 

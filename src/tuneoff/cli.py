@@ -97,16 +97,17 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what each arm would train and cost, before anything is trained: counts, memory, time, disk, what fits."""
-    from tuneoff import fork_server
-
-    fork_server.start_early(fork_server.FOR_PLANS)
-    from tuneoff import api
-    from tuneoff.planning.render import render
+    from tuneoff import api, fork_server
 
     loaded = api.load(study, overrides or (), smoke=smoke)
     if write is not None:
         api.check_fitted(fit)
-    found = api.plan(loaded, device=device, device_memory=device_memory, fit=fit, recalibrate=recalibrate)
+    api.check_plan(device, device_memory, fit)
+    fork_server.start_early(fork_server.FOR_PLANS)
+    from tuneoff.planning.render import render
+
+    with Console(stderr=True).status(f"looking at the data and at a step of each of {len(loaded.arms)} arms"):
+        found = api.plan(loaded, device=device, device_memory=device_memory, fit=fit, recalibrate=recalibrate)
     if write is not None:
         api.write_fitted(found, fit, study, write, overrides or (), smoke=smoke)
     if as_json:
@@ -273,17 +274,16 @@ def _run(
     time: str | None = None,
     fit: str | None = None,
 ) -> None:
-    from tuneoff import fork_server
+    from tuneoff import api, fork_server
 
+    ends_at = None if time is None else monotonic() + api.seconds_of(time)
+    study = api.load(source, overrides or (), smoke=smoke)
     fork_server.start_early()
-    from tuneoff import api
     from tuneoff.planning.render import module_listing
     from tuneoff.report.live import Live
     from tuneoff.report.to_go import what_is_left
 
-    ends_at = None if time is None else monotonic() + api.seconds_of(time)
     console = Console()
-    study = api.load(source, overrides or (), smoke=smoke)
     study, changed = api.fit(study, out, fit)
     for line in changed:
         console.print(Text(line))

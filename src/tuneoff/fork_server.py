@@ -5,11 +5,12 @@ No torch is imported here, so that the server can begin with its own imports whi
 
 import multiprocessing
 import os
+import signal
 import sys
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 FOR_RUNS = ("tuneoff.running.preload",)
@@ -49,7 +50,7 @@ def start_early(preloaded: Sequence[str] = FOR_RUNS) -> None:
     """Start the server, without waiting for it, where there is a processor that it can import the libraries on."""
     global _started_early
     if context(preloaded).get_start_method() == "forkserver" and (os.cpu_count() or 1) > 1:
-        with main_hidden():
+        with main_hidden(), interrupts_held():
             forkserver.ensure_running()
         _started_early = True
 
@@ -68,3 +69,20 @@ def main_hidden() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Within the context Ctrl-C waits, and what is started never hears of it: whoever started it does, and sees to it.
+
+    The server would else end with a traceback where it comes upon its imports.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which lets them through again once it has started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -29,7 +29,7 @@ def cost_parts(plan: Plan) -> Iterator[RenderableType]:
 
 def needs_table(plan: Plan) -> Table:
     """Return memory, fit and time of each arm."""
-    table = empty_table("arm", numbers=("memory", "of"))
+    table = empty_table("arm", numbers=("memory", "while"))
     table.add_column("fits")
     for name in ("a step", "a run", "all runs", "FLOP/step"):
         table.add_column(name, justify="right")
@@ -80,9 +80,11 @@ def cost_lines(plan: Plan) -> Iterator[str]:
     """Yield what does not fit and what makes it, how the figures are made, and the totals."""
     room = plan.room
     assert room is not None, "asked for only where there is one"
+    size = bytes_text(room.total_bytes)
+    whole = room.where if size in room.where else f"{room.where}, {size}"
     yield (
-        f"memory: {room.where}, {bytes_text(room.total_bytes)}, of which {bytes_text(room.tensor_bytes)} can be "
-        f"tensors; {bytes_text(room.process_bytes)} of the process beside them is in the first column"
+        f"memory: {whole}, of which {bytes_text(room.tensor_bytes)} can be tensors; "
+        f"{bytes_text(room.process_bytes)} of the process beside them is in the column memory"
     )
     for change, names in shared((arm.name, arm.changed.text()) for arm in plan.arms if arm.changed is not None):
         yield f"changed to fit: {', '.join(names)}: {change}"
@@ -97,8 +99,15 @@ def cost_lines(plan: Plan) -> Iterator[str]:
         yield f"times: {plan.device}, {plan.speed_basis}; without loading, saving and explaining"
     yield from plan.notes
     total, store = plan.total_s, bytes_text(plan.store_bytes)
-    taken = "the time needs the data or the speed of the device" if total is None else range_text(total)
+    taken = _untimed(plan) if total is None else range_text(total)
     yield f"all arms, one run after another: {taken}; {store} on disk at the end"
+
+
+def _untimed(plan: Plan) -> str:
+    """Return why there is no time."""
+    if plan.speed_basis:
+        return "no time, as the data were not read"
+    return "no time, as nothing is known of the device's speed (--device NAME)"
 
 
 def _unfit_line(arm: ArmPlan) -> str:

@@ -239,7 +239,7 @@ def _fork(target: Callable[..., None], argument: Any, name: str) -> tuple[BasePr
     """Start a child with one argument and our end of a pipe to it."""
     context = fork_server.context()
     ours, theirs = context.Pipe()
-    with fork_server.main_hidden():
+    with fork_server.main_hidden(), fork_server.interrupts_held():
         process: BaseProcess = context.Process(target=target, args=(argument, theirs), name=name)  # type: ignore[attr-defined]
         process.start()
     theirs.close()
