@@ -38,6 +38,8 @@ SHORT_RUN = 100
 """Steps below which LoRA's best rate lies about 15 times above full fine-tuning's, and not 10."""
 MAX_HELD = {True: 2000, False: 500}
 """Sequences that a split cut from train takes, about, where it has enough units with that."""
+FEW_UNITS = 50
+"""Of a test split, below which one item is worth more than two points of a share."""
 MIN_UNITS = 8
 """Units that a split cut from train has, where there are enough."""
 MAX_GENERATED = {True: 1000, False: 100}
@@ -120,6 +122,8 @@ def choose_shares(survey: Survey, num_sequences: int, *, has_gpu: bool) -> Choic
         unit = f"about {max(1, round(share * units)):,} of {units:,} {unit_name(survey.kind)}"
         what = "a stretch at the end of the one document" if is_one else unit
         reasons.append(f"{' and '.join(cut)} {'is' if len(cut) == 1 else 'are'} cut from train: {what} each")
+        if "test" in cut and not is_one and round(share * units) < FEW_UNITS:
+            reasons.append("so few tell large differences alone; a larger test file of your own tells more")
     if share < 0.1 and cut:
         reasons.append(f"more than some {MAX_HELD[has_gpu]:,} sequences would cost time at every validation")
     return Choice(splits, "; ".join(reasons))
@@ -195,7 +199,7 @@ def choose_ranks(num_target_tokens: int, widths: Sequence[int]) -> Choice[tuple[
     return Choice(
         ranks,
         f"a small one, and four times that, to see whether capacity limits: train has about {num_target_tokens:,}"
-        " target tokens, and a rule asks for as many parameters; `tuneoff plan` says how many each rank has",
+        " target tokens; a rule takes as many trainable parameters, and `tuneoff plan` says what each rank has",
     )
 
 
