@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -27,7 +28,9 @@ def server_of(pid: int) -> psutil.Process | None:
 def test_an_interrupt_at_the_start_is_the_parents_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tuneoff.cli", "run", "demo", "--out", str(tmp_path / "runs")]
     with (tmp_path / "said").open("w+") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+        # where the tests run in the background Ctrl-C may be ignored, and what is started inherits that
+        hears = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, preexec_fn=hears)
         deadline = time.monotonic() + 120
         while (server := server_of(process.pid)) is None and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
