@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tuneoff import fork_server
+from tuneoff.running.executors import in_child
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals are of Unix"),
@@ -45,3 +48,8 @@ def test_an_interrupt_at_the_start_is_the_parents_alone(tmp_path: Path) -> None:
         said.seek(0)
         assert said.read().strip() == "stopped; the same command goes on from the last checkpoints"
     assert not (tmp_path / "runs").exists()
+
+
+def test_children_keep_large_tensors_in_pages_of_their_own() -> None:
+    name, wanted = fork_server.ALLOCATOR
+    assert in_child(os.getenv, name) == os.environ.get(name, wanted)

@@ -279,9 +279,10 @@ def _run(
     ends_at = None if time is None else monotonic() + api.seconds_of(time)
     study = api.load(source, overrides or (), smoke=smoke)
     fork_server.start_early()
-    from tuneoff.planning.render import module_listing
-    from tuneoff.report.live import Live
-    from tuneoff.report.to_go import what_is_left
+    with fork_server.interrupts_held():  # in the middle of its imports Transformers makes other errors of Ctrl-C
+        from tuneoff.planning.render import module_listing
+        from tuneoff.report.live import Live
+        from tuneoff.report.to_go import what_is_left
 
     console = Console()
     study, changed = api.fit(study, out, fit)

@@ -87,6 +87,23 @@ def test_a_model_takes_the_same_operations_to_the_same_ends(kind: str, dtype: to
         assert own == other, number
 
 
+def test_what_was_asked_before_is_not_asked_of_pytorch_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, own = [], FakeTensorMode.dispatch
+
+    def counted(self: FakeTensorMode, func: Any, *rest: Any) -> Any:
+        if func is not torch.ops.prim.device.default:
+            asked.append(func)
+        return own(self, func, *rest)
+
+    mode = ShapesMode()
+    with mode:
+        model = small("gpt2")
+    written(mode, lambda: steps(model, torch.float32))
+    monkeypatch.setattr(FakeTensorMode, "dispatch", counted)
+    rows = written(mode, lambda: steps(model, torch.float32))
+    assert len(asked) < 0.5 * len(rows)
+
+
 def twice(work: Callable[[], Any]) -> tuple[Any, Any]:
     with ShapesMode():
         return work(), work()

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
-from torch.utils._pytree import tree_iter
+
+from tuneoff.planning.operations import TensorSpec, tensors_in
 
 _OF_NUMBERS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view})
 """Marks of operations that give what depends on numbers, or change the form of what they are given."""
@@ -144,7 +145,7 @@ def _answer(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any)
     if any(one is not None and not isinstance(one, FakeTensor) for one in parts):
         return None
     storages = {one.untyped_storage()._cdata: number for number, one in enumerate(args) if isinstance(one, Tensor)}
-    given = {one.untyped_storage()._cdata for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)}
+    given = {one.untyped_storage()._cdata for one in tensors_in((*args, *kwargs.values()))}
     forms = [None if one is None else _form(one, storages, given) for one in parts]
     if any(form is None and one is not None for form, one in zip(forms, parts, strict=True)):
         return None
@@ -167,7 +168,7 @@ def _form(tensor: FakeTensor, storages: Mapping[int, int], given: Collection[int
         return None
     shape, strides = tuple(tensor.shape), tensor.stride()
     if viewed is None:
-        spanned = 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+        spanned = TensorSpec(tensor.dtype, shape, strides).num_spanned
         if tensor.storage_offset() or storage.nbytes() != spanned * tensor.dtype.itemsize:
             return None
     return _Form(shape, strides, int(tensor.storage_offset()), tensor.dtype, tensor.fake_device, viewed)
