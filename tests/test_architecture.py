@@ -73,6 +73,33 @@ def test_a_command_that_should_start_at_once_imports_nothing_heavy(code: str, al
     assert "Usage" in done.stdout or code != HELP
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "demo", "--device-memory", "much"),
+        ("plan", "demo", "--device", "abacus"),
+        ("plan", "demo", "--fit=sorcery"),
+        ("plan", "demo", "-o", "small.yaml"),
+        ("run", "demo", "--fit=sorcery"),
+        ("run", "demo", "--only", "nonesuch"),
+        ("run", "demo", "--cohort", "many"),
+        ("run", "demo", "--time", "soon"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_words_are_refused_before_anything_heavy_is_imported(words: tuple[str, ...], tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'numpy')));"
+        f"from tuneoff.cli import main; sys.argv = ['tuneoff', *{words!r}]; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("error: ")) == (2, "", 1), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_lazy_names_are_found() -> None:
     assert tuneoff.errors.TuneoffError.exit_code == 2
     assert set(tuneoff.__all__) <= set(dir(tuneoff))

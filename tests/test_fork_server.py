@@ -46,7 +46,7 @@ def test_an_interrupt_at_the_start_is_the_parents_alone(tmp_path: Path) -> None:
             server.kill()  # it would end by itself, once it has done its imports
         server.wait(60)
         said.seek(0)
-        assert said.read().strip() == "stopped; the same command goes on from the last checkpoints"
+        assert said.read().strip() == "stopped; the same command goes on from what is done"
     assert not (tmp_path / "runs").exists()
 
 

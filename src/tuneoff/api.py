@@ -192,6 +192,21 @@ def plan(
     return foretell(study, basis_of(named, memory, anew=recalibrate), kinds=kinds, is_fitted=fit is not None)
 
 
+def check_run(study: Study, only: Sequence[str] = (), cohort: int | str = "auto", fit: str | None = None) -> None:
+    """Refuse words of a run that are not known, before the libraries are loaded that train.
+
+    Raises:
+        StudyError: an arm, a size of a cohort or a change that is not known.
+    """
+    from tuneoff.running.cohorts import asked_size
+    from tuneoff.running.fitting import allowed_kinds
+    from tuneoff.running.schedule import select_arms
+
+    select_arms(study, only)
+    asked_size(cohort)
+    allowed_kinds(fit)
+
+
 def check_plan(device: str | None, device_memory: str | None, fit: str | None) -> None:
     """Refuse words of a plan that are not known, before the libraries are loaded that make one.
 

@@ -104,7 +104,8 @@ def plan(
         api.check_fitted(fit)
     api.check_plan(device, device_memory, fit)
     fork_server.start_early(fork_server.FOR_PLANS)
-    from tuneoff.planning.render import render
+    with fork_server.interrupts_held():  # in the middle of its imports Transformers makes other errors of Ctrl-C
+        from tuneoff.planning.render import render
 
     with Console(stderr=True).status(f"looking at the data and at a step of each of {len(loaded.arms)} arms"):
         found = api.plan(loaded, device=device, device_memory=device_memory, fit=fit, recalibrate=recalibrate)
@@ -257,7 +258,7 @@ def _stoppable() -> Iterator[None]:
         code = TERMINATED
     else:
         return
-    Console(stderr=True).print("stopped; the same command goes on from the last checkpoints")
+    Console(stderr=True).print("stopped; the same command goes on from what is done")
     raise typer.Exit(code)
 
 
@@ -278,8 +279,9 @@ def _run(
 
     ends_at = None if time is None else monotonic() + api.seconds_of(time)
     study = api.load(source, overrides or (), smoke=smoke)
+    api.check_run(study, only, cohort, fit)
     fork_server.start_early()
-    with fork_server.interrupts_held():  # in the middle of its imports Transformers makes other errors of Ctrl-C
+    with fork_server.interrupts_held():
         from tuneoff.planning.render import module_listing
         from tuneoff.report.live import Live
         from tuneoff.report.to_go import what_is_left

@@ -127,4 +127,4 @@ def test_stopped_by_hand(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuneoff.api.check", stopped)
     found = place.run(place.write())
     assert found.code == 130
-    assert found.errors == "stopped; the same command goes on from the last checkpoints\n"
+    assert found.errors == "stopped; the same command goes on from what is done\n"

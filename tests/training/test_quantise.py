@@ -1,9 +1,10 @@
 """Quantised bases: what is computed, what is held, what is trained, and that PEFT on bitsandbytes computes the same."""
 
 import copy
+import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,50 @@ def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch: pytest
         quantise(make_model("gpt2"), INT8)
     finally:
         module._bitsandbytes.cache_clear()
+
+
+IMPORT = """
+import sys
+import torch
+from tuneoff.training.quantise import _bitsandbytes
+
+marked = torch.compile
+functional = _bitsandbytes().functional
+assert torch.compile is marked
+x = torch.randn(1, 128)
+packed, state = functional.quantize_4bit(x, blocksize=64, quant_type="nf4")
+assert (functional.dequantize_4bit(packed, state) - x).abs().max() < 0.5
+print("torch._inductor.compile_fx" in sys.modules)
+"""
+
+
+def test_bitsandbytes_is_used_without_pytorchs_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_what_is_marked_meanwhile_is_compiled_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_now(function: Callable[..., int], **options: object) -> Callable[..., int]:
+        compiled.append(options)
+        return lambda *numbers: -function(*numbers)
+
+    monkeypatch.setattr(torch, "compile", compile_now)
+    with module._compiling_when_called():
+
+        @torch.compile
+        def plain(number: int) -> int:
+            return number
+
+        @torch.compile(dynamic=False)
+        def total(first: int, second: int) -> int:
+            return first + second
+
+    assert torch.compile is compile_now
+    assert not compiled
+    assert [total(1, 2), total(3, 4), plain(5)] == [-3, -7, -5]
+    assert compiled == [{"dynamic": False}, {}]
 
 
 def test_a_plan_looks_for_bitsandbytes_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:

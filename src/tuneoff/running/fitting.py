@@ -47,16 +47,16 @@ def fit(study: Study, folder: Path, kinds: str | None) -> tuple[Study, list[str]
         folder: where its results are, or will be.
         kinds: changes that may be made; none makes no others than those that were kept, `off` drops those.
     """
-    from tuneoff.planning.fit import fitted, parse_kinds
+    from tuneoff.planning.fit import fitted
 
     if kinds == OFF:
         with suppress(OSError):  # a folder that cannot be written to is told of where the study begins
             (folder / FIT_FILE).unlink()
         return study, []
-    if kinds is None:
+    allowed = allowed_kinds(kinds)
+    if allowed is None:
         changes = _kept(study, folder)
         return (fitted(study, changes), [_goes_on(changes)]) if changes else (study, [])
-    allowed = parse_kinds(kinds)
     kept = _kept(study, folder)
     if kept is None or not set().union(*(change.kinds for change in kept.values())) <= set(allowed):
         found: dict[str, Change] = in_child(_changes, (study, allowed))
@@ -66,6 +66,17 @@ def fit(study: Study, folder: Path, kinds: str | None) -> tuple[Study, list[str]
         write_synced(folder / FIT_FILE, json.dumps(body, sort_keys=True).encode())
         kept = found
     return fitted(study, kept), [f"changed to fit: {name}: {change.text()}" for name, change in kept.items()]
+
+
+def allowed_kinds(kinds: str | None) -> "tuple[Kind, ...] | None":
+    """Return the changes that may be made; none of `off`, and where no others may be made than those that were kept.
+
+    Raises:
+        StudyError: a change that is not known.
+    """
+    from tuneoff.planning.fit import parse_kinds
+
+    return None if kinds in (None, OFF) else parse_kinds(kinds)
 
 
 def _goes_on(changes: "Mapping[str, Change]") -> str:

@@ -17,7 +17,9 @@ Shapes: O outputs, I inputs, both of one layer; weights are O x I also where the
 import logging
 import math
 import warnings
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +213,7 @@ def check_quantisable(model: nn.Module, kind: str) -> dict[str, AdaptableLayer]:
     Raises:
         UnsupportedError: bitsandbytes is not there, or the model has no such layer.
     """
-    if kind == NF4 and find_spec("bitsandbytes") is None:  # a plan looks for it alone: its import takes seconds
+    if kind == NF4 and find_spec("bitsandbytes") is None:  # a plan looks for it alone
         raise _missing("it is not installed")
     found = quantisable_layers(model)
     if not found:
@@ -256,12 +258,34 @@ def _bitsandbytes() -> Any:
     # of kernels that it looks for on the hub and does without
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _compiling_when_called():
             warnings.simplefilter("ignore")  # of what it uses of PyTorch
-            import bitsandbytes  # here, because it takes seconds and only QLoRA needs it
+            import bitsandbytes  # here, because only QLoRA needs it
     except ImportError as error:
         raise _missing(str(error)) from None
     return bitsandbytes
+
+
+@contextmanager
+def _compiling_when_called() -> Iterator[None]:
+    """Let what is marked with `torch.compile` meanwhile import PyTorch's compiler when it is first called.
+
+    bitsandbytes marks functions as it is imported, and runs have kernels in place of them: without the compiler its
+    import takes a twentieth of the time (docs/performance.md, "bitsandbytes without the compiler").
+    """
+    compile_now = torch.compile
+
+    def compile_later(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+        if function is None:
+            return partial(compile_later, **options)
+        compiled = cache(lambda: compile_now(function, **options))
+        return lambda *args, **kwargs: compiled()(*args, **kwargs)
+
+    torch.compile = compile_later  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_now
 
 
 def _missing(why: str) -> UnsupportedError:
