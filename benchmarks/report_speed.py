@@ -20,8 +20,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.table import Table
 from tests.report.fakes import (
@@ -31,17 +33,17 @@ from tests.report.fakes import (
     make_explained,
     make_items,
     make_record,
-    make_study,
     make_test,
+    study_file,
 )
 
 from tuneoff.analysis.selection import choose_rate
 from tuneoff.files import file_sha256
-from tuneoff.report.reproduce import study_yaml
 from tuneoff.running.index import EXPLAINED_INDEX_FILE, INDEX_FILE
 from tuneoff.running.store import CURVE_FILE, ITEMS_FILE, Store
 from tuneoff.study.expand import chosen_runs, trials
 from tuneoff.study.identity import Run
+from tuneoff.study.loading import study_from
 from tuneoff.study.spec import Arm, Study
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -63,8 +65,8 @@ class Cost:
     peak_bytes: int
 
 
-def large_study(num_arms: int, num_rates: int, num_seeds: int) -> Study:
-    """Return a study of zero-shot, full and `num_arms` (rounded up to whole sets of ranks) LoRA arms."""
+def large_file(num_arms: int, num_rates: int, num_seeds: int) -> dict[str, Any]:
+    """Return the file of a study of zero-shot, full and `num_arms` (rounded up to whole sets of ranks) LoRA arms."""
     rates = [float(f"{rate:.3g}") for rate in np.geomspace(LOWEST_RATE, HIGHEST_RATE, num_rates)]
     dropouts = [round(0.001 * place, 3) for place in range(math.ceil(num_arms / len(RANKS)))]
     lora = {"method": "lora", "alpha": 16, "targets": ["c_attn"], "rank": list(RANKS), "dropout": dropouts}
@@ -73,7 +75,7 @@ def large_study(num_arms: int, num_rates: int, num_seeds: int) -> Study:
         "full": {"method": "full", "tune": {"lr": [rate / 10 for rate in rates]}},
         "lora": {**lora, "tune": {"lr": rates}},
     }
-    return make_study(name="large", seeds=list(range(num_seeds)), arms=arms)
+    return study_file(name="large", seeds=list(range(num_seeds)), arms=arms)
 
 
 def write_runs(study: Study, store: Store, num_explained: int) -> int:
@@ -141,11 +143,12 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory(prefix="tuneoff-report-speed-") as scratch:
         out = options.keep or Path(scratch)
-        study = large_study(options.arms, options.rates, options.seeds)
+        raw = large_file(options.arms, options.rates, options.seeds)
+        study = study_from(raw, Path())
         folder = out / study.name
         num_runs = write_runs(study, Store(folder), options.explained)
         file = out / "large.yaml"
-        file.write_text(study_yaml(study), encoding="utf-8")
+        file.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
         table = Table(
             "command",
             "seconds",

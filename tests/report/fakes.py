@@ -38,8 +38,8 @@ SHAPES = {"full": (3e-5, 2.31), "lora-rank2": (4e-4, 2.47), "lora-rank8": (3e-4,
 BOWL = 0.22
 
 
-def make_study(**changes: Any) -> Study:
-    """A study as its file would give it; `changes` replace whole keys."""
+def study_file(**changes: Any) -> dict[str, Any]:
+    """What a study's file holds; `changes` replace whole keys."""
     lora = {"method": "lora", "alpha": 16, "targets": ["c_attn"], "dropout": 0.05}
     raw: dict[str, Any] = {
         "name": "dolly-gpt2",
@@ -54,7 +54,12 @@ def make_study(**changes: Any) -> Study:
             "lora": {**lora, "rank": [2, 8, 32], "tune": {"lr": [1e-4, 3e-4, 1e-3]}, "assumed": ["dropout"]},
         },
     }
-    return study_from(raw | changes, Path())
+    return raw | changes
+
+
+def make_study(**changes: Any) -> Study:
+    """A study as its file would give it; `changes` replace whole keys."""
+    return study_from(study_file(**changes), Path())
 
 
 EVERY_METHOD: dict[str, dict[str, Any]] = {

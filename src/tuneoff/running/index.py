@@ -109,7 +109,7 @@ class Index:
 
     @staticmethod
     def _key(path: Path) -> str:
-        return f"{path.parent.name}/{path.name}"
+        return "/".join(path.parts[-2:])
 
 
 def _checksum(content: bytes) -> bytes:

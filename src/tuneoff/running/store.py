@@ -89,6 +89,8 @@ class Store:
         """Those of them that are there and that the disk does not give."""
         self._index: Index | None = None
         """While all records are read at once."""
+        self._folders: dict[str, Path] = {}
+        """Of runs; a report asks several times for each of ten thousand, and making a path takes longer than a stat."""
 
     def create(self, study: Study) -> None:
         """Make the folder and write down the study.
@@ -109,7 +111,10 @@ class Store:
 
     def run_folder(self, run_id: str) -> Path:
         """Return the folder of a run, which need not be there."""
-        return self.folder / run_id
+        found = self._folders.get(run_id)
+        if found is None:
+            found = self._folders[run_id] = self.folder / run_id
+        return found
 
     def check_links(self) -> None:
         """Refuse a folder with links in it: what is written and removed through one lies elsewhere.

@@ -52,7 +52,8 @@ class Likelihood(Value):
     def _drop_derived(cls, value: Any) -> Any:
         """Written for readers of the JSON; worked out again when it is read back, so that the two cannot disagree."""
         if isinstance(value, dict):
-            return {key: item for key, item in value.items() if key not in cls.model_computed_fields}
+            derived = cls.model_computed_fields  # gathered anew each time that it is asked for
+            return {key: item for key, item in value.items() if key not in derived}
         return value
 
     @computed_field
