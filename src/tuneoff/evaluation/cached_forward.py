@@ -7,12 +7,14 @@ Shapes: R rows, T new positions, C positions in the cache, V vocabulary.
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+
+from tuneoff.methods.surgery import output_head_names
 
 
 class CachedForward:
@@ -64,9 +66,9 @@ class CachedForward:
             if positions is None:
                 positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             options["position_ids"] = positions
-        getter = getattr(self.module, "get_output_embeddings", None)
-        head = getter() if callable(getter) else None
-        with nullcontext() if head is None else head.register_forward_pre_hook(_side_by_side):
+        with ExitStack() as hooks:
+            for name in output_head_names(self.module):
+                hooks.enter_context(self.module.get_submodule(name).register_forward_pre_hook(_side_by_side))
             out = self.module(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
         logits: Tensor = out.logits[:, -1]
         return logits

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneoff.errors import UnsupportedError
-from tuneoff.methods.heads import head_names
-from tuneoff.methods.surgery import features
+from tuneoff.methods.surgery import features, output_head_names
 
 ATTENTION, FEED_FORWARD = "attention", "feed-forward"
 """The two sub-layers of a Transformer block."""
@@ -72,9 +71,7 @@ def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     Raises:
         UnsupportedError: no head, or more than one part that could be it.
     """
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    names = head_names(model) or tuple(name for name, child in model.named_modules() if child is head)
+    names = output_head_names(model)
     if len(names) != 1:
         raise UnsupportedError(f"{type(model).__name__}: expected one output head, found {', '.join(names) or 'none'}")
     return names[0], model.get_submodule(names[0])

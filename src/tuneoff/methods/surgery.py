@@ -60,11 +60,11 @@ def match_targets(model: nn.Module, patterns: Sequence[str]) -> dict[str, Adapta
         MethodError: a pattern that matches nothing, or a layer whose weight another module shares (a tied output head).
     """
     layers = adaptable_layers(model)
-    head = _output_head(model)
+    heads = output_head_names(model)
     chosen: set[str] = set()
     for pattern in patterns:
         if pattern == ALL_LINEAR:
-            found = {name for name, layer in layers.items() if layer is not head}
+            found = layers.keys() - set(heads)
         else:
             found = {name for name in layers if matches(pattern, name)}
         if not found:
@@ -91,12 +91,11 @@ def swap(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         setattr(model.get_submodule(parent) if parent else model, last, layer)
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
-    for name in head_names(model):
-        return model.get_submodule(name)
+def output_head_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of what makes logits, of classes or of tokens, out of hidden states; mostly it is one."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
-    return head if isinstance(head, nn.Module) else None
+    return head_names(model) or tuple(name for name, child in model.named_modules() if child is head)
 
 
 def _no_match(pattern: str, model: nn.Module, layers: Mapping[str, AdaptableLayer]) -> str:

@@ -22,7 +22,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tuneoff.data.batching import Batch
 from tuneoff.errors import ModelError
-from tuneoff.methods.heads import head_names, is_classifier
+from tuneoff.methods.heads import is_classifier
+from tuneoff.methods.surgery import output_head_names
 from tuneoff.training.head_loss import summed_nll, target_nll
 from tuneoff.training.layout import Layout, packed, padded
 from tuneoff.training.masks import Masks, current_masks, masked
@@ -149,12 +150,8 @@ class Forward:
 
     def _head_name(self) -> str | None:
         """Return the name of the module that makes logits of hidden states; none where there is no single one."""
-        if self.is_classifier:
-            names = head_names(self.module)
-            return names[0] if len(names) == 1 else None
-        getter = getattr(self.module, "get_output_embeddings", None)
-        head = getter() if callable(getter) else None
-        return next((name for name, module in self.module.named_modules() if module is head), None)
+        names = output_head_names(self.module)
+        return names[0] if len(names) == 1 else None
 
     @torch.no_grad()
     def check(self, input_ids: Tensor) -> bool:
