@@ -55,9 +55,10 @@ test-long: env
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "long and not gpu"
 
 bench: env
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.scoring --sequences 64
+	$(BIN)/python -m benchmarks.report_speed
+	$(BIN)/python -m benchmarks.scoring --sequences 64 --precision fp32
 	$(BIN)/python -m benchmarks.decoding --prompts 60
+	$(BIN)/python -m benchmarks.speed --warmup 1 --steps 3
 
 format: env
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""Prints how long `tuneoff status` and `tuneoff report` take over a large study, in which memory, and the page's size.
+"""Prints what `tuneoff --help`, a plan of Llama 3 8B, and `status` and `report` of a large study take: time, memory.
 
 Run from the repository's root: `.venv/bin/python -m benchmarks.report_speed`. The runs are made up, and written by the
 store itself as real ones are: records and tests with checksums, learning curves of 200 steps, scores of 500 test items,
@@ -63,6 +63,10 @@ class Cost:
     wall_s: float
     cpu_s: float
     peak_bytes: int
+
+    def cells(self) -> tuple[str, str, str]:
+        """Return what a row of the table shows."""
+        return f"{self.wall_s:.2f}", f"{self.cpu_s:.2f}", f"{self.peak_bytes / MEBIBYTE:.0f}"
 
 
 def large_file(num_arms: int, num_rates: int, num_seeds: int) -> dict[str, Any]:
@@ -156,13 +160,13 @@ def main() -> None:
             "peak memory, MiB",
             title=f"{len(study.arms)} arms, {num_runs:,} runs",
         )
+        for command in (("--help",), ("plan", "dolly-llama3", "--device-memory", "24GB")):
+            table.add_row(" ".join(command[:2]), *measure(*command).cells())
         for verb in ("status", "report"):
             for name in (INDEX_FILE, EXPLAINED_INDEX_FILE):
                 (folder / name).unlink(missing_ok=True)
             for reading in ("first", "again"):
-                cost = measure(verb, str(file), "--out", str(out))
-                numbers = (f"{cost.wall_s:.1f}", f"{cost.cpu_s:.1f}", f"{cost.peak_bytes / MEBIBYTE:.0f}")
-                table.add_row(f"{verb}, {reading}", *numbers)
+                table.add_row(f"{verb}, {reading}", *measure(verb, str(file), "--out", str(out)).cells())
         Console().print(table)
         for path in sorted(folder.glob("report.*")):
             Console().print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
