@@ -12,7 +12,7 @@ from tuneoff.analysis.explanation import NOTHING
 from tuneoff.analysis.summary import summarise
 from tuneoff.report import page
 from tuneoff.report.drawn import MAX_ARMS, NUM_DRAWN, drawn_part
-from tuneoff.report.tables import study_table
+from tuneoff.report.tables import study_table, to_json
 
 NUM_ARMS = MAX_ARMS + 10
 
@@ -50,6 +50,13 @@ def test_the_page_draws_the_best_and_says_so(fakes: Fakes, monkeypatch: pytest.M
     assert drawn <= names
     assert len(drawn) >= NUM_DRAWN
     assert all(f'data-value="{arm.name}"' in html for arm in summary.arms)
+
+
+def test_json_has_every_arm_and_no_spaces_between(fakes: Fakes) -> None:
+    summary = summarise(fakes.study, fakes.records, fakes.tests)
+    content = to_json(fakes.study, summary, fakes.records, fakes.tests)
+    assert b"\n" not in content
+    assert len(json.loads(content)["rows"]) == NUM_ARMS + 2
 
 
 def test_the_terminal_lists_the_same_and_says_so(fakes: Fakes) -> None:

@@ -19,7 +19,7 @@ from tuneoff.report.auditing import audit_line, comparable
 from tuneoff.report.columns import ArmColumn, Cell, Column, Raw, Row, columns_of, shown_columns
 from tuneoff.report.comparisons import against, comparison_fields, comparison_tables, comparisons_markdown
 from tuneoff.report.decoding import Texts, decoding_columns, decoding_rows, narrow_columns, texts_note, texts_of
-from tuneoff.report.drawn import WHICH, drawn_part
+from tuneoff.report.drawn import MAX_ARMS, WHICH, drawn_part
 from tuneoff.report.explaining import explanation_fields, explanation_lines, explanation_markdown
 from tuneoff.report.text import clean, markdown, spreadsheet
 from tuneoff.study.records import Record, TestRecord
@@ -236,6 +236,8 @@ def to_json(
 ) -> bytes:
     """Return the study, what is known of it, the table's rows and every run's scores as JSON, NaN as null.
 
+    It is indented, but for a study of which a page draws a part alone: four tenths of its file would be spaces.
+
     Args:
         study: the question.
         summary: what is known.
@@ -259,7 +261,7 @@ def to_json(
         **explanation_fields(explanation),
         "runs": runs,
     }
-    return write_json(facts, indent=2, inf_nan_mode="null")
+    return write_json(facts, indent=2 if len(summary.arms) <= MAX_ARMS else None, inf_nan_mode="null")
 
 
 def _run(arm: ArmSummary, record: Record, test: TestRecord | None) -> dict[str, Any]:
