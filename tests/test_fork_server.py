@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -28,8 +29,12 @@ def server_of(pid: int) -> psutil.Process | None:
     return None
 
 
-def test_an_interrupt_at_the_start_is_the_parents_alone(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tuneoff.cli", "run", "demo", "--out", str(tmp_path / "runs")]
+@pytest.mark.parametrize(
+    ("words", "line"), [(("run",), "stopped; the same command goes on from what is done"), (("plan",), "stopped")]
+)
+def test_an_interrupt_at_the_start_is_the_parents_alone(words: tuple[str, ...], line: str, tmp_path: Path) -> None:
+    more = ("--out", str(tmp_path / "runs")) if words == ("run",) else ()
+    command = [sys.executable, "-m", "tuneoff.cli", *words, "demo", *more]
     with (tmp_path / "said").open("w+") as said:
         # where the tests run in the background Ctrl-C may be ignored, and what is started inherits that
         hears = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
@@ -46,8 +51,32 @@ def test_an_interrupt_at_the_start_is_the_parents_alone(tmp_path: Path) -> None:
             server.kill()  # it would end by itself, once it has done its imports
         server.wait(60)
         said.seek(0)
-        assert said.read().strip() == "stopped; the same command goes on from what is done"
+        assert said.read().strip() == line
     assert not (tmp_path / "runs").exists()
+
+
+def wait_long(folder: str) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def test_an_interrupt_ends_the_child_that_is_waited_for(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_child(wait_long, str(tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    (child,) = tmp_path.iterdir()
+    with suppress(psutil.NoSuchProcess):  # it is the server's to bury
+        psutil.Process(int(child.name)).wait(60)
 
 
 def test_children_keep_large_tensors_in_pages_of_their_own() -> None:

@@ -29,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+STOPPED = "stopped; the same command goes on from what is done"
 TERMINATED = 143
 """Exit code of a command that SIGTERM ended, as a shell gives it."""
 PLAN_WIDTH = 120
@@ -104,7 +105,7 @@ def plan(
         api.check_fitted(fit)
     api.check_plan(device, device_memory, fit)
     fork_server.start_early(fork_server.FOR_PLANS)
-    with fork_server.interrupts_held():  # in the middle of its imports Transformers makes other errors of Ctrl-C
+    with fork_server.interrupts_end_it("stopped"):
         from tuneoff.planning.render import render
 
     with Console(stderr=True).status(f"looking at the data and at a step of each of {len(loaded.arms)} arms"):
@@ -258,7 +259,7 @@ def _stoppable() -> Iterator[None]:
         code = TERMINATED
     else:
         return
-    Console(stderr=True).print("stopped; the same command goes on from what is done")
+    Console(stderr=True).print(STOPPED)
     raise typer.Exit(code)
 
 
@@ -281,7 +282,7 @@ def _run(
     study = api.load(source, overrides or (), smoke=smoke)
     api.check_run(study, only, cohort, fit)
     fork_server.start_early()
-    with fork_server.interrupts_held():
+    with fork_server.interrupts_end_it(STOPPED):
         from tuneoff.planning.render import module_listing
         from tuneoff.report.live import Live
         from tuneoff.report.to_go import what_is_left

@@ -7,15 +7,19 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 
 FOR_RUNS = ("tuneoff.running.preload",)
 FOR_PLANS = ("tuneoff.planning.side_by_side",)
 """Modules that the server imports, for what it was started for first; the other's children import the rest."""
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as a shell gives it."""
 SPIN = ("GOMP_SPINCOUNT", "10000")
 """How long an idle thread of GNU OpenMP spins before it sleeps.
 
@@ -55,6 +59,22 @@ def start_early(preloaded: Sequence[str] = FOR_RUNS) -> None:
         _started_early = True
 
 
+def start(process: BaseProcess) -> None:
+    """Start a child of `context`, which never hears of Ctrl-C: whoever started it does, and sees to it.
+
+    Whoever waits for the server, whose imports take seconds, can be interrupted.
+    """
+    is_served = isinstance(process, getattr(multiprocessing.context, "ForkServerProcess", ()))
+    with main_hidden():
+        with interrupts_held():
+            if is_served:
+                forkserver.ensure_running()
+            else:
+                process.start()
+        if is_served:
+            process.start()
+
+
 def was_started_early() -> bool:
     """Whether children start at once, so that even a second's work is worth one."""
     return _started_early
@@ -69,6 +89,29 @@ def main_hidden() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def interrupts_end_it(line: str) -> Iterator[None]:
+    """Within the context Ctrl-C says a line and ends the process at once: for imports, before anything is begun.
+
+    In the middle of its imports Transformers makes other errors of a `KeyboardInterrupt`. Where Ctrl-C is ignored, or
+    handled in a way of its own, it is left so.
+    """
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(_number: int, _frame: types.FrameType | None) -> None:
+        os.write(sys.stderr.fileno(), f"{line}\n".encode())
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

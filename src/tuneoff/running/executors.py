@@ -227,6 +227,9 @@ def in_child(function: Callable[[Any], Any], argument: Any) -> Any:
                 "tries again."
             ) from None
         raise RuntimeError(what) from None
+    except BaseException:  # Ctrl-C: on its way out the interpreter would wait for an answer that nobody wants
+        process.kill()
+        raise
     process.join()
     if kind == "error":
         raise body
@@ -239,9 +242,8 @@ def _fork(target: Callable[..., None], argument: Any, name: str) -> tuple[BasePr
     """Start a child with one argument and our end of a pipe to it."""
     context = fork_server.context()
     ours, theirs = context.Pipe()
-    with fork_server.main_hidden(), fork_server.interrupts_held():
-        process: BaseProcess = context.Process(target=target, args=(argument, theirs), name=name)  # type: ignore[attr-defined]
-        process.start()
+    process: BaseProcess = context.Process(target=target, args=(argument, theirs), name=name)  # type: ignore[attr-defined]
+    fork_server.start(process)
     theirs.close()
     return process, ours
 
