@@ -53,6 +53,7 @@ def test_peft_loads_an_export_with_equal_logits(finished: api.Result, tmp_path: 
     record = find_tested(finished, "lora")
     said = export_run(out_of(finished), record.run_id, tmp_path / "adapter")
     assert "PeftModel.from_pretrained" in said
+    assert said.endswith("prompts that are written so: 'INSTRUCTION:'")  # the study's own template
     peft = PeftModel.from_pretrained(base_of(finished), tmp_path / "adapter")
     found = logits(peft)
     # PEFT adds the same products in the same order; a bound for another matrix library.

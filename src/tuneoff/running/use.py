@@ -22,7 +22,7 @@ from tuneoff.running.store import STUDY_FILE, Store
 from tuneoff.study.expand import chosen_runs
 from tuneoff.study.methods import BitfitMethod, FullMethod, HeadMethod, NoneMethod
 from tuneoff.study.records import Record
-from tuneoff.study.spec import NAME_PATTERN, Arm, Study
+from tuneoff.study.spec import NAME_PATTERN, Arm, Study, TaskSpec
 from tuneoff.study.streams import GENERATION, stream_seed
 from tuneoff.study.testing import Decoding, GenerateSpec
 from tuneoff.training.model_files import resolve
@@ -116,7 +116,8 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
         if not merge and not isinstance(run.method, FullMethod | BitfitMethod | HeadMethod):
             _write_adapter(adapted, folder, str(resolve(run.model, place.root)))
             how = f"PeftModel.from_pretrained(base, {str(folder)!r})"
-            return f"PEFT adapter of run {record.run_id} written to {folder}; load it with {how}"
+            what = f"PEFT adapter of run {record.run_id} written to {folder}; load it with {how}"
+            return what + _as_prompted(run.task, tokenizer)
         module = adapted.merge()
         assert isinstance(module, PreTrainedModel)
         if record.classes:
@@ -129,7 +130,14 @@ def export_run(out: Path, name: str, folder: Path, *, merge: bool = False) -> st
         raise StoreError(f"{folder} cannot be written to ({error.strerror})") from None
     auto_class = "AutoModelForSequenceClassification" if record.classes else "AutoModelForCausalLM"
     how = f"{auto_class}.from_pretrained({str(folder)!r})"
-    return f"model of run {record.run_id} written to {folder}; load it with {how}"
+    return f"model of run {record.run_id} written to {folder}; load it with {how}" + _as_prompted(run.task, tokenizer)
+
+
+def _as_prompted(task: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a sentence that says how prompts were written in training, which other tools have to do as well."""
+    asked = {"instruction": "INSTRUCTION", "qa": "QUESTION"}.get(task.kind, "TEXT")
+    written = render_prompt(task, tokenizer, asked, "CONTEXT" if task.kind == "qa" else "")
+    return "" if written == asked else f". It was trained on prompts that are written so: {written!r}"
 
 
 def _write_adapter(adapted: AdaptedModel, folder: Path, base_name: str) -> None:
