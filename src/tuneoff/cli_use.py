@@ -60,7 +60,7 @@ def generate(
     decoding = api.decoding(temperature=temperature, top_k=top_k, top_p=top_p, beams=beams)
     for who, text in compare_on_prompt(out, run_name, prompt, max_new_tokens, decoding, context=context):
         console.rule(Text(who), align="left")
-        console.print(Text(clean_lines(text)))
+        console.print(Text(clean_lines(text)), soft_wrap=True)  # what is piped keeps its own lines
 
 
 def score(

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.cli import shell
 from tests.cli.shell import tuneoff
 from tests.running.world import THREE, body
 
 import tuneoff as package
 from tuneoff.api import Result
+from tuneoff.report.text import clean_lines
+from tuneoff.running.use import compare_on_prompt
 from tuneoff.study.loading import recipe_names
 
 VERBS = {
@@ -181,6 +184,15 @@ class TestFinished:
         assert (found.code, found.errors) == (0, "")
         assert "base" in found.text
         assert run_id in found.text
+
+    def test_a_text_keeps_its_own_lines(self, finished: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+        run_id = next(iter(finished.records()[1]))
+        out = finished.store.folder.parent
+        texts = [text for _, text in compare_on_prompt(out, run_id, "Say 3", 24)]
+        monkeypatch.setattr(shell, "WIDTH", "10")
+        found = tuneoff("generate", run_id, "Say 3", "--max-new-tokens", "24", "--out", str(out))
+        assert any(len(line) > 10 for text in texts for line in text.splitlines())
+        assert all(clean_lines(text) in found.text for text in texts)
 
     def test_other_settings_do_not_write_over_the_page(self, finished: Result, study_file: str, tmp_path: Path) -> None:
         shutil.copytree(finished.store.folder, tmp_path / "three")
