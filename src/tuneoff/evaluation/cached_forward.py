@@ -27,6 +27,7 @@ class CachedForward:
 
     def __init__(self, module: nn.Module, pad_id: int) -> None:
         self.module = module
+        self._head_names = output_head_names(module)  # once: it looks through all modules, and a call is one token
         self._pad_id = pad_id
         names = inspect.signature(module.forward).parameters
         self.has_positions = "position_ids" in names
@@ -67,7 +68,7 @@ class CachedForward:
                 positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             options["position_ids"] = positions
         with ExitStack() as hooks:
-            for name in output_head_names(self.module):
+            for name in self._head_names:
                 hooks.enter_context(self.module.get_submodule(name).register_forward_pre_hook(_side_by_side))
             out = self.module(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
         logits: Tensor = out.logits[:, -1]
