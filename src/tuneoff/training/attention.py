@@ -28,12 +28,25 @@ class _Drop(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, keep: Tensor, factor: float) -> Tensor:
         ctx.save_for_backward(keep)
         ctx.factor = factor
-        return torch.where(keep, x, 0.0).mul_(factor)
+        return _zeroed(x, keep).mul_(factor)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (keep,) = ctx.saved_tensors
-        return torch.where(keep, gradients[0], 0.0).mul_(ctx.factor), None, None
+        return _zeroed(gradients[0], keep).mul_(ctx.factor), None, None
+
+
+def _zeroed(x: Tensor, keep: Tensor) -> Tensor:
+    """Return x where `keep` and 0 elsewhere, as a tensor of its own.
+
+    On a CPU as a product: PyTorch picks by flags one element at a time, several times slower.
+    """
+    return x * _ones(keep, x.dtype) if x.device.type == "cpu" else torch.where(keep, x, 0.0)
+
+
+def _ones(keep: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return flags as ones and zeros; as bytes they are converted by vector instructions."""
+    return keep.view(torch.uint8).to(dtype)
 
 
 def drop(x: Tensor, keep: Tensor, factor: float) -> Tensor:
@@ -131,7 +144,8 @@ class _Attention(torch.autograd.Function):
                 if segment.is_padding:
                     continue
                 q, k, v = (widened(_part(tensor, segment)) for tensor in (query, key, value))
-                weights = _weights(q, k, scale).masked_fill_(~keep(segment), 0.0).mul_(factor)
+                weights = _weights(q, k, scale)
+                weights.mul_(_ones(keep(segment), weights.dtype)).mul_(factor)
                 _part(out, segment).copy_(weights.to(v.dtype) @ v)
         return out
 
@@ -143,12 +157,12 @@ class _Attention(torch.autograd.Function):
             if segment.is_padding:
                 continue
             q, k, v, g = (widened(_part(tensor, segment)) for tensor in (query, key, value, gradients[0]))
-            g, dropped = g.to(v.dtype), ~ctx.keep(segment)
-            weights = _weights(q, k, ctx.scale)
-            kept = weights.masked_fill(dropped, 0.0).mul_(ctx.factor).to(v.dtype)
-            d_weights = (g @ v.transpose(-2, -1)).to(weights.dtype).masked_fill_(dropped, 0.0).mul_(ctx.factor)
-            d_scores = d_weights.sub_((d_weights * weights).sum(-1, keepdim=True)).mul_(weights).mul_(ctx.scale)
-            d_scores = d_scores.to(q.dtype)
+            g, weights = g.to(v.dtype), _weights(q, k, ctx.scale)
+            factors = _ones(ctx.keep(segment), weights.dtype).mul_(ctx.factor)
+            kept = (weights * factors).to(v.dtype)
+            d_weights = (g @ v.transpose(-2, -1)).to(weights.dtype).mul_(factors)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_scores = d_scores.mul_(ctx.scale).to(q.dtype)
             own = (d_scores @ k, d_scores.transpose(-2, -1) @ q, kept.transpose(-2, -1) @ g)
             for whole, part in zip(found, own, strict=True):
                 _part(whole, segment).copy_(part)
@@ -163,5 +177,5 @@ def _part(tensor: Tensor, segment: Segment) -> Tensor:
 def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """Return the causal attention weights (H, L, L), in fp32 at least."""
     scores = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32)).mul_(scale)
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
-    return scores.masked_fill_(future, float("-inf")).softmax(dim=-1)
+    future = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=q.device).triu_(1)
+    return scores.add_(future).softmax(dim=-1)

@@ -55,6 +55,16 @@ def draw_words(parts: tuple[int, ...], num_words: int, device: torch.device) -> 
     return torch.empty(num_words, dtype=torch.int64, device=device).random_(-(1 << 63), None, generator=generator)
 
 
+def _at_least(numbers: Tensor, level: int) -> Tensor:
+    """Return which int16 numbers are at least `level`, bool.
+
+    On a CPU by whole numbers, for which PyTorch has vector instructions where it compares one element at a time.
+    """
+    if numbers.device.type != "cpu" or level == -LEVELS // 2:  # below the least number there is none
+        return numbers >= level
+    return torch.clamp(numbers, level - 1, level).sub_(level - 1).to(torch.uint8).view(torch.bool)
+
+
 _CURRENT: ContextVar["Masks | None"] = ContextVar("masks", default=None)
 
 
@@ -117,7 +127,7 @@ class Masks(TorchFunctionMode):
         assert self.step is not None, "where nothing is dropped nothing is drawn"
         number = int(np.prod(shape))
         words = draw_words((segment.stream, self.step, segment.slot, place), -(-number // LANES), self.device)
-        return (words.view(torch.int16)[:number] >= threshold - LEVELS // 2).view(shape)
+        return _at_least(words.view(torch.int16)[:number], threshold - LEVELS // 2).view(shape)
 
     def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0.0 or self.step is None:
