@@ -55,10 +55,7 @@ test-long: env
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "long and not gpu"
 
 bench: env
-	$(BIN)/python -m benchmarks.report_speed
-	$(BIN)/python -m benchmarks.scoring --sequences 64 --precision fp32
-	$(BIN)/python -m benchmarks.decoding --prompts 60
-	$(BIN)/python -m benchmarks.speed --warmup 1 --steps 3
+	$(BIN)/python -m benchmarks.table
 
 format: env
 	$(BIN)/ruff format .

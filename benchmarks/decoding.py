@@ -66,11 +66,12 @@ Ids = list[list[int]]
 
 @dataclass
 class Took:
-    """What a contender took, round by round, and wrote in the last."""
+    """What a contender took, round by round, and wrote."""
 
     clock_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     written: list[list[tuple[int, ...]]] = field(default_factory=list)
+    """Of each strategy the texts after all prompts."""
 
 
 def drawn_prompts(number: int, seed: int = 0) -> Ids:
@@ -201,6 +202,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shared-out", action="store_true", help="each round takes its own part of the prompts")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -208,6 +210,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--endless", action="store_true", help="no text ends before the limit")
     parser.add_argument("--data", type=Path, help="a SQuAD file")
     parser.add_argument("--tokenizer", type=Path, help="folder of its tokenizer")
+    parser.add_argument("--json", type=Path, help="write what was measured here, too")
     options = parser.parse_args()
     sampled = ({"temperature": 0.7}, {"top_k": 50}, {"top_p": 0.9})
     options.decodings = [Decoding(), *(Decoding(samples=options.samples, **own) for own in sampled)]
@@ -238,17 +241,24 @@ def main() -> None:
     peers = options.against or list(PEERS)
     contenders = {OURS: ours} | {PEERS[name]: partial(theirs, is_sorted=name == "sorted") for name in peers}
     took = {name: Took() for name in contenders}
-    for _ in range(options.rounds):
+    size = -(-len(prompts) // options.rounds) if options.shared_out else len(prompts)
+    for number in range(options.rounds):
+        start = number * size if options.shared_out else 0
         for name, write in contenders.items():
             clock, cpu = time.perf_counter(), time.process_time()
-            took[name].written = write(model, prompts, options, autocast)
+            texts = write(model, prompts[start : start + size], options, autocast)
             took[name].clock_s.append(time.perf_counter() - clock)
             took[name].cpu_s.append(time.process_time() - cpu)
-    show(model, prompts, options, took)
+            before = took[name].written if options.shared_out and number else [[] for _ in texts]
+            took[name].written = [[*old, *new] for old, new in zip(before, texts, strict=True)]
+    unlike = show(model, prompts, options, took)
+    if options.json is not None:
+        times = {name: {"clock_s": own.clock_s, "cpu_s": own.cpu_s} for name, own in took.items()}
+        options.json.write_text(json.dumps({"took": times, "unlike": unlike}), encoding="utf-8")
 
 
-def show(model: Any, prompts: Ids, options: argparse.Namespace, took: dict[str, Took]) -> None:
-    """Print the table, and whether the work was equal."""
+def show(model: Any, prompts: Ids, options: argparse.Namespace, took: dict[str, Took]) -> dict[str, int]:
+    """Print the table, and return how many greedy texts are unlike each peer's without a near tie."""
     console = Console(width=150)
     console.print(
         f"{platform.machine()}, {options.device}, {options.threads} threads, {options.precision}; "
@@ -267,11 +277,14 @@ def show(model: Any, prompts: Ids, options: argparse.Namespace, took: dict[str, 
         spread = f"{min(own.clock_s):.2f} to {max(own.clock_s):.2f}"
         table.add_row(name, f"{statistics.median(own.clock_s):.2f}", spread, *ratios, *lengths)
     console.print(table)
+    unlike = {}
     for name in list(took)[1:]:
         num, num_wrong = num_unequal(model, prompts, took[OURS].written[0], took[name].written[0])
         console.print(
             f"greedy texts unlike those of {name}: {num} of {len(prompts)}, {num_wrong} of them without a near tie"
         )
+        unlike[name] = num_wrong
+    return unlike
 
 
 if __name__ == "__main__":

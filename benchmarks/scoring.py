@@ -211,7 +211,9 @@ def measure(contender: str, options: argparse.Namespace) -> Took:
     Raises:
         RuntimeError: it failed; with the end of what it said.
     """
-    given = {name: value for name, value in vars(options).items() if name not in ("rounds", "contender", "against")}
+    given = {
+        name: value for name, value in vars(options).items() if name not in ("rounds", "contender", "against", "json")
+    }
     command = [sys.executable, "-m", "benchmarks.scoring", "--contender", contender]
     command += [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -281,6 +283,7 @@ def main() -> None:
     parser.add_argument("--against", choices=PEERS, action="append", help="can be repeated; all of them by default")
     parser.add_argument("--data", type=Path, help="a file of prompts with replies, or of sentences with classes")
     parser.add_argument("--tokenizer", type=Path, help="folder of GPT-2's tokenizer; with --data")
+    parser.add_argument("--json", type=Path, help="write what was measured here, too")
     parser.add_argument("--contender", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if (options.data is None) != (options.tokenizer is None):
@@ -292,6 +295,8 @@ def main() -> None:
     for _ in range(options.rounds):
         for name in took:
             took[name].append(measure(name, options))
+    if options.json is not None:
+        options.json.write_text(json.dumps(took), encoding="utf-8")
     sys.exit(0 if show(took, options) else 1)
 
 

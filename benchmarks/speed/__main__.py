@@ -14,7 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", choices=CASES, action="append", help="can be repeated; all of them by default")
     parser.add_argument("--against", choices=PEERS, action="append", help="can be repeated; all of them by default")
+    parser.add_argument("--alone", action="store_true", help="beside no peer: the share of products is what is asked")
     parser.add_argument("--model", default="gpt2", help="a shape that ships with the package")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=3, help="steps that are not counted")
@@ -100,16 +101,19 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--data", type=Path, help="a SQuAD file")
     parser.add_argument("--tokenizer", type=Path, help="folder of its tokenizer")
+    parser.add_argument("--json", type=Path, help="write what was measured here, too")
     options = parser.parse_args()
     console = Console(width=WIDTH)
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, {options.precision}")
-    for name in options.case or CASES:
-        compare(CASES[name], options, console)
+    found = {name: compare(CASES[name], options, console) for name in options.case or CASES}
+    if options.json is not None:
+        options.json.write_text(json.dumps(found), encoding="utf-8")
 
 
-def compare(case: Case, options: argparse.Namespace, console: Console) -> None:
-    """Measure a case, all contenders in turn, and print it."""
-    peers = [peer for peer in options.against or PEERS if case.has_lora or peer != "loralib"]
+def compare(case: Case, options: argparse.Namespace, console: Console) -> dict[str, list[dict[str, Any]]]:
+    """Measure a case, all contenders in turn, print it, and return of each contender what it took in each round."""
+    peers = [] if options.alone else options.against or PEERS
+    peers = [peer for peer in peers if case.has_lora or peer != "loralib"]
     if case.is_supervised:
         peers = [peer for peer in peers if peer != "trainer-fixed"]  # every sequence has the full length anyhow
     took: dict[str, list[Took]] = {name: [] for name in (OURS, *peers)}
@@ -138,6 +142,7 @@ def compare(case: Case, options: argparse.Namespace, console: Console) -> None:
         console.print(
             f"[bold]final losses differ by more than {LARGEST_LOSS_DIFFERENCE} nats: {', '.join(apart)}[/bold]"
         )
+    return {name: [asdict(one) for one in rounds] for name, rounds in took.items()}
 
 
 if __name__ == "__main__":
