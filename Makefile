@@ -6,6 +6,9 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# With it every process would compile the libraries anew, which are installed without being compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-fast test-slow test-long check bench format lock clean
 
