@@ -10,7 +10,6 @@ nothing. What a GPU is to show is measured by `benchmarks.gpu`.
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -246,15 +245,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="what was measured goes here")
     parser.add_argument("--resume", action="store_true", help="keep what is there, and measure the rest")
-    parser.add_argument("--only", choices=[part.name for part in PARTS], action="append", help="can be repeated")
     parser.add_argument("--small", action="store_true", help="narrow models and few runs: tries the script out")
     options = parser.parse_args()
-    if not options.resume:
-        shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        for part in PARTS:
+            (options.out / f"{part.name}.json").unlink(missing_ok=True)
     console, machines, failed = Console(width=WIDTH, soft_wrap=True), [machine()], []
     for part in PARTS:
-        if (options.only and part.name not in options.only) or (options.out / f"{part.name}.json").exists():
+        if (options.out / f"{part.name}.json").exists():
             continue
         command, start = part.command(options.out, is_small=options.small), time.monotonic()
         console.print(f"$ python {' '.join(command[1:])}", markup=False, highlight=False)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from tuneoff.training.layout import Layout, Segment, packed, padded
-from tuneoff.training.masks import Masks, masked
+from tuneoff.training.masks import Masks, _at_least, masked
 
 CPU = torch.device("cpu")
 HALF = 1 << 15
@@ -51,6 +51,12 @@ def test_the_share_dropped_and_its_spread_are_those_of_a_fair_coin() -> None:
         mean = n / count * 6554 / 65536
         chi2 = float(((dropped - mean) ** 2 / (mean * (1 - 6554 / 65536))).sum())
         assert 1e-4 < stats.chi2.sf(chi2, count) < 1 - 1e-4
+
+
+@pytest.mark.parametrize("level", [-32768, -32767, -26214, 0, 32767])
+def test_flags_are_those_of_a_comparison(level: int) -> None:
+    numbers = torch.arange(-32768, 32768).to(torch.int16)
+    assert torch.equal(_at_least(numbers, level), numbers >= level)
 
 
 def test_neighbours_are_not_correlated() -> None:
