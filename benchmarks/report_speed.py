@@ -13,10 +13,8 @@ that of the processor, which other work on the machine does not stretch as much.
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,6 +54,17 @@ MODULES = tuple(
 MEBIBYTE = 1 << 20
 NUM_HELPS = 5
 """It is so short that one alone tells little; of these the median is taken."""
+LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+wall_s = time.perf_counter() - start
+cpu_s = usage.ru_utime + usage.ru_stime
+print(json.dumps([os.waitstatus_to_exitcode(status), wall_s, cpu_s, usage.ru_maxrss * 1024]))
+"""
+"""Starts a command and measures it from a process that is small itself: Linux counts to a command's peak what the
+process that starts it had resident."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +137,12 @@ def measure(*arguments: str) -> Cost:
     Raises:
         RuntimeError: it failed.
     """
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "tuneoff.cli", *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    wall_s = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"tuneoff {' '.join(arguments)} ended with {process.returncode}")
-    return Cost(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    command = [sys.executable, "-m", "tuneoff.cli", *arguments]
+    launched = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *command], stdout=subprocess.PIPE, check=True)
+    returncode, *took = json.loads(launched.stdout)
+    if returncode:
+        raise RuntimeError(f"tuneoff {' '.join(arguments)} ended with {returncode}")
+    return Cost(*took)
 
 
 def main() -> None:
